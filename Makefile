@@ -1,0 +1,37 @@
+# make demo: install, train a small model on this machine, measure it, ask it.   make test: lint, types and tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
+FOLDERS := models checkpoints inference training training/data
+
+.PHONY: demo test format clean
+
+demo: $(INSTALLED)
+	$(BIN)/mull train --config configs/demo.yaml
+	$(BIN)/mull evaluate checkpoints/demo --iterations 1,2,4,8,16,32,64 --difficulty 16,32,64 --output checkpoints/demo
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 1
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 32
+	@echo "the picture: checkpoints/demo/evaluation.png"
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p mull
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# torch first and from the constraints, so that nothing else pulls another build of it.
+$(INSTALLED): pyproject.toml constraints.txt $(FOLDERS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet --constraint constraints.txt torch
+	rm -rf build
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]" --config-settings editable_mode=strict
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,54 @@
+"""mull: latent-reasoning language models that think longer by iterating.
+
+    model = mull.load("checkpoints/parity")
+    out = model(input_ids, iterations=32)          # depth is an argument, per call
+
+Everything here is imported when first used, so that `import mull` costs nothing and a user who only runs a model
+never loads the trainer.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mull.checkpoints.store import load, save
+    from mull.inference.generate import generate
+    from mull.models import (
+        ModelConfig,
+        ModelOutput,
+        RecurrentDepthConfig,
+        RecurrentDepthTransformer,
+        Transformer,
+        TransformerConfig,
+    )
+
+HOMES = {
+    "load": "mull.checkpoints.store",
+    "save": "mull.checkpoints.store",
+    "generate": "mull.inference.generate",
+    "ModelConfig": "mull.models",
+    "ModelOutput": "mull.models",
+    "RecurrentDepthConfig": "mull.models",
+    "RecurrentDepthTransformer": "mull.models",
+    "Transformer": "mull.models",
+    "TransformerConfig": "mull.models",
+}
+
+__version__ = "0.1.0"
+__all__ = [
+    "ModelConfig",
+    "ModelOutput",
+    "RecurrentDepthConfig",
+    "RecurrentDepthTransformer",
+    "Transformer",
+    "TransformerConfig",
+    "generate",
+    "load",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'mull' has no attribute {name!r}")

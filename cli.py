@@ -1,0 +1,241 @@
+"""The `mull` command: train, evaluate, generate, inspect.
+
+A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
+MULL_TRACEBACK=1 to see where it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from mull.models import LanguageModel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = sys.argv[1:] if arguments is None else arguments
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+        COMMANDS[args[0]](args[1:])
+    except BrokenPipeError:  # `mull inspect FOLDER | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("MULL_TRACEBACK") or not is_users(error):
+            raise
+        print("mull: error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def is_users(error: Exception) -> bool:
+    """Whether an error is the user's to mend; everything else is a defect and keeps its traceback.
+
+    The trainer's own two are known by name, so as not to import it: a training that has left the numbers, and settings
+    or hardware that are not to be had.
+    """
+    trainers = ("NonFiniteLossError", "MisconfigurationException")
+    return isinstance(error, ValueError | OSError | ArgumentError) or type(error).__name__ in trainers
+
+
+def usage() -> str:
+    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "usage: mull COMMAND ... (each has --help)\n\n" + "\n".join(lines)
+
+
+def train(args: list[str]) -> None:
+    """Train a model from a YAML file: mull train --config FILE [--output FOLDER] [--any.field VALUE ...]"""
+    from mull.training.run import train as run
+
+    run(args)
+
+
+def evaluate(args: list[str]) -> None:
+    """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
+    from mull.inference.evaluate import evaluate as measure
+    from mull.inference.plots import write_plot
+    from mull.inference.rows import to_csv, to_json
+    from mull.inference.table import print_table
+    from mull.training.evaluation import data_of
+
+    parser = new_parser("evaluate")
+    parser.add_argument("folder", help="checkpoint folder")
+    parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
+    parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
+    parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
+    parser.add_argument("--seed", type=int, default=0, help="of the test items")
+    parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
+    parser.add_argument("--output", type=str | None, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    options = parser.parse_args(args)
+    model = load(options)
+    data = data_of(options.folder, options.paths)
+    batches = data.evaluation_batches(
+        options.difficulty, options.examples, min(options.batch_size, options.examples), options.seed
+    )
+    if options.output:
+        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    rows = measure(model, batches, depths(model, options.iterations), bytes_per_token=data.bytes_per_token)
+    if options.json:
+        print(to_json(rows))
+    else:
+        print_table(rows, title=options.folder)
+    if options.output:
+        output = Path(options.output)
+        (output / "evaluation.json").write_text(to_json(rows) + "\n")
+        (output / "evaluation.csv").write_text(to_csv(rows))
+        trained = model.config.default_iterations
+        if trained is not None:  # a picture against iterations needs some
+            write_plot(
+                rows,
+                output / "evaluation.png",
+                title=Path(options.folder).resolve().name,
+                trained_iterations=trained,
+                difficulty_name=getattr(data, "difficulty_name", "difficulty"),
+            )
+
+
+def generate(args: list[str]) -> None:
+    """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
+    parser = new_parser("generate")
+    parser.add_argument("folder", help="checkpoint folder")
+    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early")
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    parser.add_argument("--top-k", type=int | None, help="sample among the k likeliest")
+    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    options = parser.parse_args(args)
+
+    import torch
+    from tokenizers.decoders import DecodeStream
+
+    from mull.checkpoints import load_tokenizer
+    from mull.inference.generate import stream
+
+    model, tokenizer = load(options), load_tokenizer(options.folder)
+    prompt = encode(tokenizer, options.prompt)
+    decoded, count, thought, start = DecodeStream(skip_special_tokens=True), 0, 0, time.perf_counter()
+    positions = stream(
+        model,
+        torch.tensor([prompt]),
+        options.iterations,
+        options.exit,
+        options.max_new_tokens,
+        options.temperature,
+        torch.Generator(options.device).manual_seed(options.seed),
+        top_k=options.top_k,
+        top_p=options.top_p,
+    )
+    for tokens, iterations in positions:
+        print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
+        count, thought = count + 1, thought + int(iterations)
+    print(flush=True)
+    seconds = time.perf_counter() - start
+    print(f"[{count} tokens, {thought / count:.1f} iterations each, {count / seconds:.1f} tokens/s]", file=sys.stderr)
+
+
+def inspect(args: list[str]) -> None:
+    """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
+    parser = new_parser("inspect")
+    parser.add_argument("folder", help="checkpoint folder")
+    options = parser.parse_args(args)
+
+    from mull.inference.inspect import inspection
+
+    print(inspection(options.folder))
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "inspect": inspect,
+}
+
+
+def new_parser(command: str) -> ArgumentParser:
+    return ArgumentParser(prog=f"mull {command}", description=COMMANDS[command].__doc__, exit_on_error=False)
+
+
+def counts(text: str | list[int]) -> list[int]:
+    """`1,2,4` as a sorted list of integers of at least 1."""
+    values = []
+    for word in text if isinstance(text, list) else str(text).split(","):
+        try:
+            values.append(int(word))
+        except ValueError:
+            raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
+    if min(values) < 1:
+        raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
+    return sorted(set(values))
+
+
+def at_least(limit: int) -> Callable[[Any], int]:
+    def parse(text: Any) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
+        if value < limit:
+            raise ValueError(f"{value} is below the limit of {limit}")
+        return value
+
+    parse.__name__ = f"an integer of at least {limit}"
+    return parse
+
+
+def load(options: Any) -> LanguageModel:
+    import mull
+
+    return mull.load(options.folder, device=options.device)
+
+
+def depths(model: LanguageModel, asked: list[int] | None) -> list[int] | None:
+    """The counts to measure at: those asked for, or around the trained mean; None for a model without a loop."""
+    from mull.models.loop import counts_around
+
+    mean = model.config.default_iterations
+    return asked if asked is not None or mean is None else counts_around(mean)
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a prompt. Raises ValueError for an empty one, and for symbols the tokenizer does not know."""
+    if not text:
+        raise ValueError("the prompt is empty; give at least one symbol")
+    encoded = tokenizer.encode(text)
+    unknown = tokenizer.token_to_id("<unk>")
+    if unknown is not None and unknown in encoded.ids:
+        start, end = encoded.offsets[encoded.ids.index(unknown)]
+        known = [symbol for symbol in sorted(tokenizer.get_vocab()) if not symbol.startswith("<")]
+        raise ValueError(
+            f"the prompt holds the unknown symbol {text[start:end]!r}; known are {' '.join(known[:40])}, "
+            "with blanks between them"
+        )
+    return encoded.ids
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What a checkpoint folder holds: its shape, its cost by iteration count, where it comes from, what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mull.checkpoints.store import DEPTH, TRAINING, WEIGHTS, read_config, read_json, read_yaml
+from mull.models import ModelConfig, cost
+from mull.models.loop import counts_around
+
+
+def inspection(path: str | Path) -> str:
+    """A page of text about a checkpoint folder; reads the configuration, not the weights."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
+    config, _ = read_config(folder)
+    size = (folder / WEIGHTS).stat().st_size / 1e6
+    sections = [
+        f"{folder}: {config.model_type}, {cost.parameters(config):,} parameters, {size:.1f} MB",
+        "  " + ", ".join(f"{name} {value}" for name, value in asdict(config).items()),
+        "",
+        *cost_lines(config),
+        *training_lines(folder / TRAINING),
+        *depth_lines(folder / DEPTH),
+    ]
+    return "\n".join(sections)
+
+
+def cost_lines(config: ModelConfig, length: int = 128) -> list[str]:
+    """FLOPs and cache bytes per token by iteration count, at `length` positions."""
+    mean = config.default_iterations
+    counts: list[int | None] = [None] if mean is None else list[int | None](counts_around(mean))
+    lines = [
+        f"per token, at {min(length, config.max_length)} positions, fp32:",
+        "  iterations       FLOPs  cache bytes",
+    ]
+    for count in counts:
+        flops = cost.flops_per_token(config, count, min(length, config.max_length))
+        lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {cost.cache_bytes_per_token(config, count):>11,}")
+    return lines
+
+
+def training_lines(file: Path) -> list[str]:
+    """Where the weights come from. training.yaml is JSON or the trainer's YAML; only its plain lines are shown."""
+    if not file.is_file():
+        return ["", "training: unknown (no training.yaml)"]
+    found = read_yaml(file)
+    trainer, model, data = found.get("trainer") or {}, found.get("model") or {}, found.get("data") or {}
+    shown = {
+        "data": describe(data),
+        "steps": trainer.get("max_steps"),
+        "seed": found.get("seed_everything"),
+        "iterations": describe(model.get("iterations")),
+        "backprop_iterations": model.get("backprop_iterations"),
+        "optimizer": describe(model.get("optimizer")),
+    }
+    return ["", "training:", *(f"  {name}: {value}" for name, value in shown.items() if value is not None)]
+
+
+def describe(node: Any) -> str | None:
+    """`Class(option=value, ...)` for a class_path entry."""
+    if not isinstance(node, dict) or "class_path" not in node:
+        return None if node is None else str(node)
+    arguments = node.get("init_args") or {}
+    inner = ", ".join(f"{name}={describe(value)}" for name, value in arguments.items() if value is not None)
+    return f"{node['class_path'].rsplit('.', 1)[-1]}({inner})"
+
+
+def depth_lines(file: Path) -> list[str]:
+    """The measured table of depth.json."""
+    if not file.is_file():
+        return []
+    found = read_json(file)
+    if not {"command", "rows"} <= found.keys():
+        raise ValueError(f"{file} lacks command or rows; measure again with `mull evaluate`")
+    lines = ["", f"measured by `{found['command']}`:", "  difficulty  iterations  accuracy    loss  bits/byte"]
+    for row in found["rows"]:
+        values = [row.get(name) for name in ("difficulty", "iterations", "accuracy", "loss", "bits_per_byte")]
+        text = ["-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values]
+        lines.append(f"  {text[0]:>10}  {text[1]:>10}  {text[2]:>8}  {text[3]:>6}  {text[4]:>9}")
+    return lines

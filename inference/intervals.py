@@ -1,0 +1,58 @@
+"""95 % intervals for what an evaluation reports. Examples are independent draws; the tokens of one example are not.
+
+    wilson          a share of examples (exact match): Wilson's score interval
+    clustered_share a share of tokens (accuracy): every example is one cluster
+    clustered_mean  a mean over tokens that has no upper bound (loss): every example is one cluster
+
+z is the 97.5 % point of the normal distribution; with few examples (below about 10) all three are approximations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z = 1.959963984540054
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Wilson's score interval of a share of n >= 1 independent trials (Wilson 1927); never of zero width."""
+    share, z2 = successes / n, Z**2
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
+    return Interval(max(0.0, center - half), min(1.0, center + half))
+
+
+def clustered_share(sums: Sequence[float], sizes: Sequence[int]) -> Interval:
+    """Interval of sum(sums) / sum(sizes), where example i has `sums[i]` right tokens out of `sizes[i]` scored ones.
+
+    The spread is that of the examples' own shares x_i, weighted by w_i = sizes[i] / mean(sizes). It would be zero when
+    all are right, which says no more than that a failing example is rare. So, as Agresti and Coull (1998) do for single
+    trials, z^2 examples are added, half of them all right and half all wrong: at accuracy 1 in n examples the interval
+    reaches down to about 1 - 4.6 / n, and with one token an example it is Agresti and Coull's. It contains the share.
+    """
+    n, extra = len(sums), Z**2
+    mean_size = sum(sizes) / n
+    weighted = [(size / mean_size, right / size) for right, size in zip(sums, sizes, strict=True)]
+    center = (sum(w * x for w, x in weighted) + extra / 2) / (n + extra)
+    spread = sum((w * (x - center)) ** 2 for w, x in weighted) + extra / 2 * (center**2 + (1 - center) ** 2)
+    half = Z * math.sqrt(spread) / (n + extra)
+    return Interval(max(0.0, center - half), min(1.0, center + half))
+
+
+def clustered_mean(sums: Sequence[float], sizes: Sequence[int]) -> Interval | None:
+    """Interval of m = sum(sums) / sum(sizes) from the residuals sums[i] - m sizes[i] (the ratio estimator's
+    linearised variance, Cochran 1977, section 6.4); None for a single example, whose spread is unknown."""
+    n, total = len(sums), sum(sizes)
+    if n == 1:
+        return None
+    mean = sum(sums) / total
+    squares = sum((value - mean * size) ** 2 for value, size in zip(sums, sizes, strict=True))
+    half = Z * math.sqrt(squares * n / (n - 1)) / total
+    return Interval(mean - half, mean + half)

@@ -1,0 +1,192 @@
+"""The picture of an evaluation: accuracy (bits per byte for text) against iterations, and against FLOPs per token.
+
+One line a difficulty, with its 95 % band; colours run from light to dark violet (viridis, which the colour-blind read
+in order). matplotlib is imported when a picture is drawn, and through its objects only: no global figure, no display.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mull.inference.rows import Row, headline, is_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE, DPI = (10.0, 4.4), 150  # inches, pixels per inch
+MARKERS = "XPD"  # of baselines, as the styles are; lines of the model itself are solid, with dots
+BASELINE_STYLES: Sequence[Any] = ("--", "-.", (0, (4, 1, 1, 1, 1, 1)))
+MOST_TICKS = 10
+
+
+def write_plot(
+    rows: Sequence[Row],
+    path: str | Path,
+    *,
+    title: str | None = None,
+    chance: float | None = None,
+    trained_iterations: float | None = None,
+    baselines: Mapping[str, Sequence[Row]] | None = None,
+    difficulty_name: str = "difficulty",
+) -> None:
+    """Write the picture of `draw` as a PNG of 1500 x 660 pixels; nothing is written unless it could be drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = draw(
+        rows,
+        title=title,
+        chance=chance,
+        trained_iterations=trained_iterations,
+        baselines=baselines,
+        difficulty_name=difficulty_name,
+    )
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    Path(path).write_bytes(png.getvalue())
+
+
+def draw(
+    rows: Sequence[Row],
+    *,
+    title: str | None = None,
+    chance: float | None = None,
+    trained_iterations: float | None = None,
+    baselines: Mapping[str, Sequence[Row]] | None = None,
+    difficulty_name: str = "difficulty",
+) -> Figure:
+    """Two panels with one vertical axis: against iterations (log2, left), and against FLOPs per token (log, right).
+
+    Args:
+        rows: of a model with a loop, with at least one count.
+        title: above both panels.
+        chance: where guessing lands, in the unit of the vertical axis (0 .. 1 for accuracy); a dotted line.
+        trained_iterations: mean count in training; a vertical mark on the left.
+        baselines: rows of other models by name; one without a loop is a level line on the left, a point on the right.
+            Their difficulties take the colours of `rows`; those that `rows` lacks are left out.
+        difficulty_name: what the difficulty counts, for the legend, e.g. "length".
+
+    Raises:
+        ValueError: no row has an iteration count.
+    """
+    from matplotlib.figure import Figure
+
+    counts = sorted({row.iterations for row in rows if row.iterations is not None})
+    if not counts:
+        raise ValueError("nothing to draw: no row has an iteration count; evaluate a model with a loop")
+    figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    colors = difficulty_colors(rows)
+    for difficulty, line in by_difficulty(rows):
+        draw_line((left, right), line, colors[difficulty], "-", "o")
+    for index, others in enumerate((baselines or {}).values()):
+        style = BASELINE_STYLES[index % len(BASELINE_STYLES)]
+        for difficulty, line in by_difficulty(others):
+            if difficulty in colors:
+                draw_baseline((left, right), line, colors[difficulty], style, MARKERS[index % len(MARKERS)])
+    dress(left, right, counts, text=is_text(rows))
+    mark(left, right, chance, trained_iterations)
+    add_legend(figure, colors, list(baselines or {}), difficulty_name)
+    if title is not None:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def by_difficulty(rows: Sequence[Row]) -> Iterator[tuple[int | None, list[Row]]]:
+    """(difficulty, its rows by ascending count), in the order in which difficulties first occur."""
+    for difficulty in dict.fromkeys(row.difficulty for row in rows):
+        yield difficulty, sorted((r for r in rows if r.difficulty == difficulty), key=lambda row: row.iterations or 0)
+
+
+def difficulty_colors(rows: Sequence[Row]) -> dict[int | None, Any]:
+    """A colour for every difficulty, darker where it is harder; the pale end of viridis is left out."""
+    from matplotlib import colormaps
+
+    difficulties = sorted({row.difficulty for row in rows}, key=lambda difficulty: difficulty or 0)
+    share = {d: i / max(1, len(difficulties) - 1) for i, d in enumerate(difficulties)}
+    return {d: colormaps["viridis"](0.78 * (1 - share[d]) if len(share) > 1 else 0.3) for d in difficulties}
+
+
+def draw_line(axes: tuple[Axes, Axes], line: Sequence[Row], color: Any, style: Any, marker: str) -> None:
+    """One difficulty on both panels: the values, and the band of their intervals where these are known."""
+    line = [row for row in line if row.iterations is not None]
+    values = [headline(row) for row in line]
+    low = [value.value if value.low is None else value.low for value in values]
+    high = [value.value if value.high is None else value.high for value in values]
+    counts = [float(row.iterations) for row in line if row.iterations is not None]
+    for panel, x in zip(axes, (counts, [row.flops_per_token for row in line]), strict=True):
+        panel.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
+        panel.plot(x, [value.value for value in values], color=color, linestyle=style, marker=marker, markersize=5)
+
+
+def draw_baseline(axes: tuple[Axes, Axes], line: Sequence[Row], color: Any, style: Any, marker: str) -> None:
+    """Another model at one difficulty: a level line and a point without a loop, otherwise a line on both panels."""
+    left, right = axes
+    for row in line:
+        if row.iterations is None:
+            left.axhline(headline(row).value, color=color, linestyle=style, linewidth=1.4)
+            right.plot(
+                row.flops_per_token, headline(row).value, color=color, marker=marker, markersize=9, markeredgecolor="k"
+            )
+    if any(row.iterations is not None for row in line):
+        draw_line(axes, line, color, style, marker)
+
+
+def dress(left: Axes, right: Axes, counts: Sequence[int], text: bool) -> None:
+    """Axes, ticks and names of both panels."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+
+    left.set_xscale("log", base=2)
+    # many counts would overlap: then the powers of two among them stand for all
+    few = counts if len(counts) <= MOST_TICKS else [count for count in counts if count & (count - 1) == 0]
+    left.set_xticks(few, [str(count) for count in few])
+    left.xaxis.set_minor_locator(NullLocator())
+    left.set_xlabel("iterations")
+    right.set_xscale("log")
+    low, high = right.get_xlim()
+    right.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
+    right.xaxis.set_minor_locator(NullLocator())
+    right.xaxis.set_major_formatter(EngFormatter())
+    right.set_xlabel("FLOPs per token")
+    left.set_ylabel("bits per byte" if text else "accuracy per scored token")
+    if not text:
+        left.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    for panel in (left, right):
+        panel.grid(True, color="0.9", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+
+
+def mark(left: Axes, right: Axes, chance: float | None, trained_iterations: float | None) -> None:
+    """The level of chance on both panels, and the mean trained count on the left one, each named where it stands."""
+    if chance is not None:
+        for panel in (left, right):
+            panel.axhline(chance, color="0.35", linestyle=":", linewidth=1.2)
+        right.annotate(
+            "chance", (1, chance), xycoords=right.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
+            ha="right", color="0.35", fontsize=9,
+        )  # fmt: skip
+    if trained_iterations is not None:
+        left.axvline(trained_iterations, color="0.35", linestyle="-", linewidth=0.9)
+        left.annotate(
+            "trained mean", (trained_iterations, 1), xycoords=left.get_xaxis_transform(), xytext=(0, 2),
+            textcoords="offset points", ha="center", color="0.35", fontsize=9,
+        )  # fmt: skip
+
+
+def add_legend(
+    figure: Figure, colors: Mapping[int | None, Any], baselines: Sequence[str], difficulty_name: str
+) -> None:
+    """One legend under the panels: a colour for each difficulty, a style for each baseline; none for one bare line."""
+    from matplotlib.lines import Line2D
+
+    names = {"this model" if d is None else f"{difficulty_name} {d}": color for d, color in colors.items()}
+    entries = [Line2D([], [], color=color, marker="o", markersize=5, label=name) for name, color in names.items()]
+    for index, name in enumerate(baselines):
+        style, marker = BASELINE_STYLES[index % len(BASELINE_STYLES)], MARKERS[index % len(MARKERS)]
+        entries.append(Line2D([], [], color="0.3", linestyle=style, marker=marker, markersize=7, label=name))
+    if list(colors) != [None] or baselines:
+        figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=min(len(entries), 4))

@@ -1,0 +1,105 @@
+"""Row: one line of an evaluation, a model at one iteration count and one difficulty; and its JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured at one iteration count. `_low` and `_high` bound the 95 % interval (see `intervals`).
+
+    Attributes:
+        iterations: the count; None for a model without a loop.
+        difficulty: the task's knob; None where there is none, as for text.
+        accuracy: share of the scored tokens that are the most likely one.
+        exact_match: share of the examples with every scored token right; None for text, whose windows are no answers.
+        loss: cross entropy, nats per scored token; its bounds are None for a single example.
+        bits_per_byte: the loss in bits per byte of text; None without a bytes_per_token.
+        examples: number of examples with a scored token.
+        flops_per_token: forward FLOPs per position of one pass at this count.
+        seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
+    """
+
+    iterations: int | None
+    difficulty: int | None
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    exact_match: float | None
+    exact_match_low: float | None
+    exact_match_high: float | None
+    loss: float
+    loss_low: float | None
+    loss_high: float | None
+    bits_per_byte: float | None
+    examples: int
+    flops_per_token: float
+    seconds: float
+
+
+class Headline(NamedTuple):
+    """The one number a row is shown by, with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def is_text(rows: Sequence[Row]) -> bool:
+    """Whether rows are shown by bits per byte (text) rather than by accuracy (tasks)."""
+    return any(row.bits_per_byte is not None for row in rows)
+
+
+def headline(row: Row) -> Headline:
+    """Bits per byte where there are such, otherwise accuracy."""
+    if row.bits_per_byte is None:
+        return Headline(row.accuracy, row.accuracy_low, row.accuracy_high)
+    if row.loss_low is None or row.loss_high is None:
+        return Headline(row.bits_per_byte, None, None)
+    scale = row.bits_per_byte / row.loss if row.loss else 0.0
+    return Headline(row.bits_per_byte, scale * row.loss_low, scale * row.loss_high)
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """`{"rows": [...]}` with the fields of Row as keys; null where a column does not apply or is not finite."""
+    return json.dumps({"rows": [finite(row) for row in rows]}, indent=2, allow_nan=False)
+
+
+def from_json(text: str) -> list[Row]:
+    """The rows of `to_json` or of a depth.json; other keys are left aside, and a null loss comes back as NaN.
+
+    Raises:
+        ValueError: the text is no such JSON, or a row lacks a field.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
+        raise ValueError('an evaluation is one JSON object with a list "rows"; this is something else')
+    rows = []
+    for values in found["rows"]:
+        lacking = [field.name for field in fields(Row) if field.name not in values]
+        if lacking:
+            raise ValueError(f"a row of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
+        known = {field.name: values[field.name] for field in fields(Row)}
+        rows.append(Row(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))
+    return rows
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """One line a row under a line of names; empty where JSON has null."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(finite(row) for row in rows)
+    return text.getvalue()
+
+
+def finite(row: Row) -> dict[str, float | None]:
+    """A row as plain values, None instead of NaN and infinity, which JSON has no word for."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(row).items()}

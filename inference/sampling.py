@@ -1,0 +1,106 @@
+"""From logits to tokens: greedy, or a draw after temperature, top-k, top-p and min-p, in this order.
+
+    p = softmax(logits / temperature)
+    top_k   keep the k most likely tokens
+    top_p   keep the smallest set of most likely tokens whose mass reaches p     (Holtzman et al., arXiv 1904.09751)
+    min_p   keep tokens at least min_p times as likely as the most likely one    (Nguyen et al., arXiv 2407.01082)
+
+Each works on what the one before left, renormalised. All are pure functions; randomness comes from the caller's
+generator and from nowhere else. Of equally likely tokens the smaller id counts as the more likely one.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """One token for every row.
+
+    Args:
+        logits: (B, V).
+        temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
+        generator: source of the draw, on any device; one draw serves all rows, so a row's token depends on its place.
+        top_k, top_p, min_p: filters, None for none; see the head of this file.
+
+    Returns:
+        (B,) int64 token ids, on the logits' device.
+
+    Raises:
+        ValueError: an option out of range, a draw without a generator, or logits that are not numbers.
+    """
+    check_sampling(temperature, generator, top_k, top_p, min_p)
+    if bool(logits.isnan().any()):
+        raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    assert generator is not None  # check_sampling saw to it
+    p = probabilities(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    drawn = torch.multinomial(p.to(generator.device), num_samples=1, generator=generator)
+    return drawn.squeeze(-1).to(logits.device)
+
+
+def probabilities(
+    logits: Tensor,
+    temperature: float,
+    *,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+) -> Tensor:
+    """(B, V) logits -> (B, V) probabilities that a draw at temperature > 0 follows, in fp32 or better."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    # the largest logit becomes 0 before the division, so that a tiny temperature sharpens instead of overflowing
+    p = torch.softmax((wide - wide.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
+    if top_k is None and top_p is None and min_p is None:
+        return p
+    ranked, token_ids = p.sort(dim=-1, descending=True, stable=True)  # every filter keeps a head of this list
+    if top_k is not None:
+        ranked = renormalized(ranked, torch.arange(ranked.shape[-1], device=ranked.device) < top_k)
+    if top_p is not None and top_p < 1:
+        mass_before = ranked.cumsum(dim=-1) - ranked
+        ranked = renormalized(ranked, mass_before < top_p)  # the token that reaches top_p is kept
+    if min_p is not None:
+        ranked = renormalized(ranked, ranked >= min_p * ranked[..., :1])
+    return torch.zeros_like(p).scatter(-1, token_ids, ranked)
+
+
+def renormalized(p: Tensor, keep: Tensor) -> Tensor:
+    """(B, V) probabilities with those outside `keep` at zero and the others scaled to sum to 1."""
+    kept = p * keep
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def check_sampling(
+    temperature: float,
+    generator: torch.Generator | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> None:
+    """Raise a ValueError that names the value, the limit and the remedy if these options cannot be used."""
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature {temperature} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")
+    if temperature > 0 and generator is None:
+        raise ValueError(
+            f"temperature {temperature} draws at random, which needs a generator: "
+            "pass generator=torch.Generator().manual_seed(seed), or temperature=0"
+        )
+    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+        raise ValueError(f"top_k {top_k} is not an integer of at least 1; leave it out to keep every token")
+    for name, value in (("top_p", top_p), ("min_p", min_p)):
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name} {value} lies outside 0 < {name} <= 1; leave it out to keep every token")

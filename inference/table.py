@@ -1,0 +1,89 @@
+"""An evaluation as a table for people: iterations down, difficulties across. Rich is imported when a table is made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mull.inference.rows import Headline, Row, headline, is_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Key = tuple[int | None, int | None]  # (iterations, difficulty)
+
+
+def print_table(rows: Sequence[Row], *, title: str | None = None, console: Console | None = None) -> None:
+    """Print `table(rows)` to the console, by default on standard output."""
+    from rich.console import Console
+
+    (console or Console()).print(table(rows, title=title))
+
+
+def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
+    """Iterations down; across: accuracy in percent (bits per byte for text) with its 95 % interval for each
+    difficulty, exact match and loss when there is one difficulty only, FLOPs per token, and seconds of the sweep.
+
+    FLOPs per token are those of the last difficulty (they grow with length), seconds those of all together.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    shown = "bits per byte" if is_text(rows) else "accuracy in %"
+    made = Table(
+        title=title,
+        caption=f"{shown} ± 95 % interval; loss in nats; sec: the sweep so far",
+        box=SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    at = {(row.iterations, row.difficulty): row for row in rows}
+    difficulties = list(dict.fromkeys(row.difficulty for row in rows))
+    for name in ["iterations", *headers(rows, difficulties)]:
+        made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
+    for count in dict.fromkeys(row.iterations for row in rows):
+        made.add_row("-" if count is None else str(count), *cells(at, count, difficulties))
+    return made
+
+
+def headers(rows: Sequence[Row], difficulties: Sequence[int | None]) -> list[str]:
+    """Names of the columns after the first."""
+    if len(difficulties) == 1:
+        shown = "bits per byte" if is_text(rows) else "accuracy %"
+        at = "" if difficulties[0] is None else f" at {difficulties[0]}"
+        exact = [] if is_text(rows) else ["exact match %"]
+        return [shown + at, *exact, "loss", "FLOPs/token", "sec"]
+    return [*(f"at {d}" for d in difficulties), f"FLOPs/token ({difficulties[-1]})", "sec"]
+
+
+def cells(at: dict[Key, Row], count: int | None, difficulties: Sequence[int | None]) -> list[str]:
+    """The cells of one count, after the first; a blank where nothing was measured."""
+    found = [at.get((count, difficulty)) for difficulty in difficulties]
+    measured = [row for row in found if row is not None]
+    text = is_text(measured)
+    shown = ["" if row is None else with_interval(headline(row), percent=not text) for row in found]
+    if len(difficulties) == 1:
+        row = measured[0]
+        if row.exact_match is not None:
+            exact = Headline(row.exact_match, row.exact_match_low, row.exact_match_high)
+            shown.append(with_interval(exact, percent=True))
+        shown.append(f"{row.loss:.4f}")
+    return [*shown, si(measured[-1].flops_per_token), f"{sum(row.seconds for row in measured):.2f}"]
+
+
+def with_interval(shown: Headline, percent: bool) -> str:
+    """`97.1 ±1.0` in percent, or `1.234 ±0.033`; the larger side of an interval that is not symmetric."""
+    scale, digits = (100, 1) if percent else (1, 3)
+    value = f"{scale * shown.value:.{digits}f}"
+    if shown.low is None or shown.high is None:
+        return value
+    return f"{value} ±{scale * max(shown.high - shown.value, shown.value - shown.low):.{digits}f}"
+
+
+def si(value: float) -> str:
+    """A number of at least 0 with three digits and a metric prefix: 1234567 -> `1.23 M`."""
+    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * limit:
+            return f"{value / limit:.3g} {prefix}" if value < 999.5 * limit else f"{value / limit:.0f} {prefix}"
+    return f"{value:.3g}"

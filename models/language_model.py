@@ -1,0 +1,137 @@
+"""What every family does around its layers: embed tokens, place them, read answers out, and start the weights.
+
+    x = sqrt(D) E[tokens];   logits = E . norm(h)   (or an untied head)
+
+Initialisation follows Takase et al. (arXiv 2312.16903) as Huginn uses it, in one function, `initialize`.
+
+Shapes: B batch, T positions of this call, S positions attended to, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mull.models.cache import Cache
+from mull.models.config import ModelConfig
+from mull.models.layers import Frame, RMSNorm, rotation_angles
+from mull.models.loop import Iterations
+from mull.models.output import Reading
+
+
+class LanguageModel(nn.Module):
+    """Embedding, final norm and head; the families add the layers between and `forward`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, T) token ids -> (B, T, D)."""
+        return math.sqrt(self.config.d_model) * self.embedding(input_ids)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, V)."""
+        return F.linear(self.final_norm(x), self.embedding.weight if self.head is None else self.head.weight)
+
+    def new_cache(self, batch_size: int, max_length: int) -> Cache:
+        """An empty cache for `batch_size` sequences of up to `max_length` tokens."""
+        if max_length > self.config.max_length:
+            raise ValueError(
+                f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
+            )
+        c = self.config
+        return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, self.dtype)
+
+    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+        """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""
+        raise NotImplementedError
+
+    def frame(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None, iterations: Iterations | None
+    ) -> Frame:
+        """Place the tokens of this call: their positions, and which keys each of them sees.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 where there is a token and 0 where there is padding, on either side; positions
+                count tokens only. Outputs at padding are meaningless.
+            cache: holds the tokens before these.
+            iterations: depth of the call, which a cache must match.
+
+        Raises:
+            ValueError: ids, mask or cache of the wrong shape, or more positions than the model's limit.
+        """
+        if input_ids.dim() != 2 or input_ids.shape[1] == 0:
+            raise ValueError(f"input_ids must have shape (batch, positions >= 1), not {tuple(input_ids.shape)}")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
+            )
+        if cache is not None and cache.batch_size != len(input_ids):
+            raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
+        n_tokens, start = input_ids.shape[1], 0 if cache is None else cache.length
+        if start + n_tokens > self.config.max_length:
+            raise ValueError(
+                f"{start + n_tokens} positions are more than the model's limit of {self.config.max_length}"
+            )
+        valid = None if attention_mask is None else attention_mask.bool()
+        if cache is not None:
+            cache.reserve(valid, n_tokens, iterations)
+            valid = cache.valid[:, : start + n_tokens] if cache.padded else None
+        columns = torch.arange(start + n_tokens, device=input_ids.device)
+        positions, mask = columns[start:], None
+        if valid is not None:
+            positions = (valid.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+            mask = padded_causal_mask(valid, columns[start:], columns)[:, None]
+        elif start and n_tokens > 1:
+            mask = columns[start:, None] >= columns
+        rotation = None
+        if self.config.positions == "rotary":
+            table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+            rotation = rotation_angles(positions, self.config.head_dim, self.config.rope_base, table_dtype)
+        return Frame(rotation=rotation, mask=mask, cache=cache)
+
+
+def padded_causal_mask(valid: Tensor, queries: Tensor, columns: Tensor) -> Tensor:
+    """(B, S) bool, T columns of queries, S columns of keys -> (B, T, S): a query sees the tokens up to itself; padding
+    sees itself, since a softmax over nothing is NaN."""
+    causal = queries[:, None] >= columns
+    itself = queries[:, None] == columns
+    return (causal & valid[:, None, :]) | itself
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is drawn at random and decays in training: no vector, bias, or matrix that starts at one."""
+    return parameter.dim() == 2 and not name.endswith(("qk_bias", "injection.write"))
+
+
+def initialize(model: LanguageModel) -> None:
+    """Start the weights, scaled by effective depth (Takase et al., arXiv 2312.16903; Huginn, section 4.2).
+
+    Truncated normals (cut at 3 standard deviations): std sqrt(2 / 5D) for every matrix and the embedding, divided by
+    sqrt(2 L) for the two matrices that write to the residual stream (`out`, `down`), L the layers executed at the
+    trained depth. Norms start at 1, biases at 0; other parameters keep the start that their module gives them.
+    """
+    std = math.sqrt(2 / (5 * model.config.d_model))
+    std_out = std / math.sqrt(2 * model.config.effective_depth)
+    for name, parameter in model.named_parameters():
+        if not is_matrix(name, parameter):
+            continue
+        own_std = std_out if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
+        nn.init.trunc_normal_(parameter, std=own_std, a=-3 * own_std, b=3 * own_std)

@@ -1,0 +1,79 @@
+"""The loop: think about a state again and again. The function this library is about.
+
+    s_i = think(s_{i-1}),  i = 1 .. R                          (Huginn, arXiv 2502.05171, section 3)
+
+Depth is data: R is an argument, an integer or one count per row. The loop is a generator, so whoever drives it reads
+answers out at any count of one unroll, and stops early by leaving it.
+
+Two things it does besides counting:
+
+- Gradient window. With `backprop_iterations = k` the first R - k iterations keep no graph, so that memory does not
+  grow with R (truncated backpropagation through depth; the injected input keeps its graph through the last k).
+- Rows with a count of their own. A row holds its state while it does not iterate. Rows *begin* late rather than end
+  early: all reach their last iteration together, hence "the last k" are the same k iterations for every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+Iterations = int | Tensor
+
+
+def iterate(
+    think: Callable[[Tensor, int], Tensor],
+    state: Tensor,
+    iterations: Iterations,
+    backprop_iterations: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (count, state) after each iteration, 1 .. R.
+
+    Args:
+        think: (state, index) -> state; the index 0 .. R-1 only says where keys and values are kept.
+        state: s_0, (B, T, D).
+        iterations: R >= 1, or (B,) int64 with one count per row (R is then the largest).
+        backprop_iterations: gradients flow through the last k iterations; None means through all.
+    """
+    total = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
+    window = total if backprop_iterations is None else min(backprop_iterations, total)
+    first = total - iterations if isinstance(iterations, Tensor) else None  # (B,): the index at which a row begins
+    for index in range(total):
+        if index == total - window:
+            torch.clear_autocast_cache()  # casts made without gradient would be reused, and cut the weights' gradient
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= total - window):
+            advanced = think(state, index)
+            state = advanced if first is None else torch.where((index >= first)[:, None, None], advanced, state)
+        yield index + 1, state
+
+
+def counts_around(mean: int) -> list[int]:
+    """1, r/2, r, 2r, 4r: the counts at which a model trained at a mean of r is looked at."""
+    return sorted({1, max(1, mean // 2), mean, 2 * mean, 4 * mean})
+
+
+def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
+    """Return the counts if they can be used; otherwise raise a ValueError that names them."""
+    if isinstance(iterations, Tensor):
+        if iterations.dim() == 0:
+            return check_count("iterations", iterations.item())  # type: ignore[arg-type]  # says so if it is none
+        if iterations.shape != (batch_size,) or iterations.is_floating_point() or iterations.dtype == torch.bool:
+            raise ValueError(
+                f"iterations must be an integer or one integer per row, shape ({batch_size},); "
+                f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
+            )
+        if int(iterations.min()) < 1:
+            raise ValueError(f"iterations must be at least 1 in every row, not {int(iterations.min())}")
+        return iterations
+    return check_count("iterations", iterations)
+
+
+def check_count(name: str, value: int) -> int:
+    """Return the value if it is an integer of at least 1; otherwise raise a ValueError that names both."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
+    return value

@@ -1,0 +1,33 @@
+"""What a model returns: the same fields in every mode and for every family.
+
+Shapes: B batch, T positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """An answer read out of one state."""
+
+    logits: Tensor  # (B, T, V)
+    exit_logit: Tensor | None = None  # (B, T): the exit gate before its sigmoid; None without a gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOutput(Reading):
+    """The answer after the last iteration, and those asked for on the way.
+
+    Attributes:
+        state: (B, T, D), what the loop carries after its last iteration (before the final norm).
+        iterations: (B, T) int64, iterations that each position used.
+        readings: the answer at each count in `read_at`, from the same unroll.
+    """
+
+    state: Tensor
+    iterations: Tensor
+    readings: dict[int, Reading] = field(default_factory=dict)

@@ -1,0 +1,88 @@
+"""Transformer: the untied baseline, n_layers different layers of the same kind that the other families loop over.
+
+    h = Layer_n(... Layer_1(sqrt(D) E[x]));   logits = E . norm(h)
+
+It has no loop, so `iterations` is refused rather than ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mull.models.cache import Cache
+from mull.models.config import ModelConfig
+from mull.models.language_model import LanguageModel, initialize
+from mull.models.layers import Layer
+from mull.models.output import ModelOutput, Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(ModelConfig):
+    """Configuration of the untied baseline; see `ModelConfig` for the shared fields.
+
+    Args:
+        n_layers: number of layers, each with weights of its own.
+    """
+
+    model_type: ClassVar[str] = "transformer"
+
+    n_layers: int = 4
+
+    @property
+    def effective_depth(self) -> int:
+        return self.n_layers
+
+    def issues(self) -> list[str]:
+        return super().issues() + ([f"n_layers must be at least 1, not {self.n_layers}"] if self.n_layers < 1 else [])
+
+
+class Transformer(LanguageModel):
+    """The untied baseline. See the head of this file."""
+
+    config: TransformerConfig
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        initialize(self)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        iterations: None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> ModelOutput:
+        """Next-token logits.
+
+        Args:
+            input_ids: (B, T) int64.
+            iterations: refused; a Transformer has no loop.
+            attention_mask: (B, T), 0 at padding (left or right).
+            cache: keys and values of earlier tokens; a cached call keeps no gradients.
+
+        Returns:
+            logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), all 1.
+        """
+        if iterations is not None:
+            raise ValueError(f"a Transformer has no loop: iterations={iterations} is refused, leave it out")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            frame = self.frame(input_ids, attention_mask, cache, None)
+            x = self.embed(input_ids)
+            for index, layer in enumerate(self.layers):
+                x = layer(x, frame, (index, 0))
+            logits = self.logits(x)
+            if cache is not None:
+                cache.advance(input_ids.shape[1])
+        return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids))
+
+    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+        if list(counts) != [None]:
+            raise ValueError(f"a Transformer has no loop: iterations={counts} is refused, leave it out")
+        yield None, self(input_ids)

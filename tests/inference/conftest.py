@@ -1,0 +1,49 @@
+"""Tiny random models of odd shape: whatever assumes square, even or power-of-two shapes fails on them.
+
+At their usual start such models hardly look back and repeat one token, which would make any two texts equal. Here the
+head is untied and attention is strong, so that the next token depends on all tokens and where they stand."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer, Transformer, TransformerConfig
+
+SHAPE = {
+    "tie_embeddings": False,
+    "vocab_size": 11,
+    "d_model": 24,
+    "n_heads": 3,
+    "n_kv_heads": 1,
+    "d_ff": 20,
+    "max_length": 32,
+}
+
+
+def build(family: str, seed: int = 0, **changes: object) -> LanguageModel:
+    torch.manual_seed(seed)
+    fields = {**SHAPE, **changes}
+    model: LanguageModel
+    if family == "transformer":
+        model = Transformer(TransformerConfig(n_layers=3, **fields))  # type: ignore[arg-type]
+    else:
+        shape = {"n_prelude": 1, "n_core": 3, "n_coda": 2, "mean_iterations": 3}
+        model = RecurrentDepthTransformer(RecurrentDepthConfig(**shape, **fields))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("attention.out.weight", "attention.qkv.weight")):
+                weight.mul_(4)
+    return model.double().eval()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., LanguageModel]:
+    """make_model("recurrent" | "transformer", seed=0, **config fields) -> a model in fp64, eval mode."""
+    return build
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """On small shared machines two threads are slower than one."""
+    torch.set_num_threads(1)

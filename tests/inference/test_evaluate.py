@@ -1,0 +1,210 @@
+"""Evaluation against its slow twin, one separate run of the model for each count and example."""
+
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mull.inference.evaluate import evaluate
+from mull.inference.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.rows import Row
+from mull.models import LanguageModel, RecurrentDepthTransformer, cost
+
+MakeModel = Callable[..., LanguageModel]
+Batch = tuple[Tensor, Tensor]
+
+
+def examples(n: int, length: int, seed: int = 0) -> Batch:
+    """Inputs and labels (n, length); about a third of the labels are not scored, the first of each row always is."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(11, (n, length), generator=generator)
+    labels = torch.randint(11, (n, length), generator=generator)
+    hidden = torch.rand(n, length, generator=generator) < 0.3
+    hidden[:, 0] = False
+    return ids, labels.masked_fill(hidden, -100)
+
+
+def learnable(model: LanguageModel, n: int, length: int, iterations: int | None) -> Batch:
+    """As `examples`, with the model's own answers for labels in half of the rows, so that some exact matches exist."""
+    ids, labels = examples(n, length)
+    with torch.no_grad():
+        answers = model(ids, iterations).logits.argmax(dim=-1)
+    own = (torch.arange(n) % 2 == 0)[:, None] & (labels != -100)
+    return ids, torch.where(own, answers, labels)
+
+
+def slow(model: LanguageModel, batch: Batch, iterations: int | None) -> dict[str, Any]:
+    """The same numbers, one example and one full run at a time, by the definitions."""
+    right, nats, sizes = [], [], []
+    for ids, labels in zip(*batch, strict=True):
+        with torch.no_grad():
+            logits = model(ids[None], iterations).logits[0]
+        scored = labels != -100
+        right.append(int((logits.argmax(dim=-1) == labels)[scored].sum()))
+        nats.append(float(F.cross_entropy(logits[scored], labels[scored], reduction="sum")))
+        sizes.append(int(scored.sum()))
+    exact = sum(r == s for r, s in zip(right, sizes, strict=True))
+    accuracy, exact_match, loss = clustered_share(right, sizes), wilson(exact, len(right)), clustered_mean(nats, sizes)
+    assert loss is not None
+    return {
+        "accuracy": sum(right) / sum(sizes), "accuracy_low": accuracy.low, "accuracy_high": accuracy.high,
+        "exact_match": exact / len(right), "exact_match_low": exact_match.low, "exact_match_high": exact_match.high,
+        "loss": sum(nats) / sum(sizes), "loss_low": loss.low, "loss_high": loss.high, "examples": len(right),
+    }  # fmt: skip
+
+
+def measured(row: Row) -> dict[str, Any]:
+    """What a row says, without its clock and the columns that do not apply."""
+    return {name: value for name, value in vars(row).items() if name != "seconds" and value is not None}
+
+
+def test_one_sweep_equals_separate_runs(make_model: MakeModel) -> None:
+    model = make_model("recurrent")
+    batch = learnable(model, 10, 7, 4)
+    rows = evaluate(model, {7: [batch]}, [4, 1, 6, 4])
+    assert [row.iterations for row in rows] == [1, 4, 6]
+    assert rows[1].exact_match == 0.5 > rows[0].exact_match  # type: ignore[operator]
+    for row in rows:
+        assert row.difficulty == 7
+        for name, value in slow(model, batch, row.iterations).items():
+            assert getattr(row, name) == pytest.approx(value, rel=1e-9), name
+        assert row.flops_per_token == cost.flops_per_token(model.config, row.iterations, 7)
+        assert row.bits_per_byte is None
+
+
+def test_a_transformer_has_one_row(make_model: MakeModel) -> None:
+    model = make_model("transformer")
+    batch = learnable(model, 6, 5, None)
+    (row,) = evaluate(model, {None: [batch]})
+    assert row.iterations is None
+    for name, value in slow(model, batch, None).items():
+        assert getattr(row, name) == pytest.approx(value, rel=1e-9), name
+    assert row.flops_per_token == cost.flops_per_token(model.config, None, 5)
+
+
+def test_exactly_one_unroll_and_one_readout_a_count(make_model: MakeModel) -> None:
+    model = make_model("recurrent")
+    calls = {"core": 0, "coda": 0}
+    for name in calls:
+        layer = getattr(model, name)[0]
+        layer.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+    evaluate(model, {None: [examples(3, 5), examples(3, 5, seed=1)]}, [1, 2, 8])
+    assert calls == {"core": 2 * 8, "coda": 2 * 3}
+
+
+def test_readings_are_let_go_one_by_one_and_keep_no_graph(make_model: MakeModel) -> None:
+    """When a count is read, at most the logits of the one before still live: memory is flat in the number of counts."""
+    model, alive = make_model("recurrent"), list[weakref.ref[Tensor]]()
+    assert isinstance(model, RecurrentDepthTransformer)
+    read = model.read
+
+    def watched(*args: Any) -> Any:
+        assert sum(ref() is not None for ref in alive) <= 1  # the loop variable still names the previous one
+        reading = read(*args)
+        assert not reading.logits.requires_grad
+        alive.append(weakref.ref(reading.logits))
+        return reading
+
+    model.read = watched  # type: ignore[assignment]
+    evaluate(model, {None: [examples(3, 5)]}, [1, 2, 3, 4, 5, 6])
+    assert len(alive) == 6
+
+
+def test_batching_changes_nothing(make_model: MakeModel) -> None:
+    """Guards sums against means of batch means; examples without a scored token do not count, wherever they stand."""
+    model, (ids, labels) = make_model("recurrent"), examples(7, 6)
+    labels[3] = -100
+
+    def split(size: int) -> Iterator[Batch]:
+        return ((ids[i : i + size], labels[i : i + size]) for i in range(0, 7, size))
+
+    whole = evaluate(model, {6: split(7)}, [1, 3])
+    assert whole[0].examples == 6
+    for size in (1, 2, 5):
+        for one, other in zip(whole, evaluate(model, {6: split(size)}, [1, 3]), strict=True):
+            assert measured(one) == pytest.approx(measured(other), rel=1e-9)
+
+
+def test_right_padding_changes_nothing(make_model: MakeModel) -> None:
+    model, (ids, labels) = make_model("recurrent"), examples(4, 6)
+    padded = F.pad(ids, (0, 3)), F.pad(labels, (0, 3), value=-100)
+    one, other = (evaluate(model, {None: [batch]}, [3])[0] for batch in ((ids, labels), padded))
+    assert one.loss == pytest.approx(other.loss, rel=1e-12)
+    assert one.accuracy == other.accuracy
+
+
+def test_difficulties_stay_apart_and_in_order(make_model: MakeModel) -> None:
+    model = make_model("recurrent")
+    rows = evaluate(model, {8: [examples(3, 8)], 4: [examples(5, 4)]}, [2, 1])
+    assert [(row.difficulty, row.iterations, row.examples) for row in rows] == [
+        (8, 1, 3),
+        (8, 2, 3),
+        (4, 1, 5),
+        (4, 2, 5),
+    ]
+    alone = evaluate(model, {4: [examples(5, 4)]}, [1, 2])
+    assert [measured(row) for row in rows[2:]] == [measured(row) for row in alone]
+
+
+def test_text_is_measured_in_bits_per_byte(make_model: MakeModel) -> None:
+    (row,) = evaluate(make_model("recurrent"), {None: [examples(4, 6)]}, [2], bytes_per_token=2.5)
+    assert row.bits_per_byte == pytest.approx(row.loss / 0.6931471805599453 / 2.5, rel=1e-12)
+    assert (row.exact_match, row.exact_match_low, row.exact_match_high) == (None, None, None)
+
+
+def test_defaults_and_what_is_left_alone(make_model: MakeModel) -> None:
+    model = make_model("recurrent").train()
+    rows = evaluate(model, {None: [examples(1, 6)]})
+    assert [row.iterations for row in rows] == [3]  # the config's mean_iterations
+    assert rows[0].loss_low is None  # one example has no spread
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_seconds_grow_with_the_count_and_cover_all_batches(make_model: MakeModel) -> None:
+    rows = evaluate(make_model("recurrent"), {None: [examples(4, 6)] * 3}, [1, 2, 30])
+    assert 0 < rows[0].seconds < rows[1].seconds < rows[2].seconds
+
+
+def test_a_position_without_a_number_is_not_right(make_model: MakeModel) -> None:
+    """argmax of NaN is token 0: a diverged model would be right wherever the answer is 0."""
+    model = make_model("recurrent")
+    torch.nn.init.constant_(model.coda[0].mlp.down.weight, float("nan"))  # type: ignore[index, union-attr]
+    ids = examples(4, 6)[0]
+    (row,) = evaluate(model, {None: [(ids, torch.zeros_like(ids))]}, [2])
+    assert row.accuracy == row.exact_match == 0
+    assert row.loss != row.loss
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": [2, 0]}, "iterations must be at least 1, not 0"),
+        ({"iterations": ["abc"]}, "iterations must be an integer of at least 1, not 'abc'"),
+        ({"iterations": []}, "iterations is empty"),
+        ({"bytes_per_token": 0.0}, "bytes_per_token must be more than 0, not 0.0"),
+        ({"batches": {16: []}}, "difficulty 16 has no scored token"),
+        (
+            {"batches": {None: [(torch.ones(2, 3).long(), torch.full((2, 3), -100))]}},
+            "the batches have no scored token",
+        ),
+        ({"batches": {None: [(torch.ones(2, 3).long(), torch.ones(2, 4).long())]}}, "(2, 3) and labels (2, 4)"),
+        ({"batches": {None: [(torch.full((2, 3), 11), torch.ones(2, 3).long())]}}, "input_ids has token 11, outside"),
+        ({"batches": {None: [(torch.ones(2, 3).long(), torch.full((2, 3), 12))]}}, "labels has token 12, outside"),
+    ],
+)
+def test_bad_values_are_refused_in_one_line(make_model: MakeModel, options: dict[str, Any], message: str) -> None:
+    arguments = {"batches": {None: [examples(2, 3)]}, "iterations": [1], **options}
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        evaluate(make_model("recurrent"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_counts_for_a_transformer_are_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="a Transformer has no loop"):
+        evaluate(make_model("transformer"), {None: [examples(2, 3)]}, [1, 2])

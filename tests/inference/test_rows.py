@@ -1,0 +1,118 @@
+"""What an evaluation is written as: JSON that other programs read, CSV, and a table for people."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from mull.inference.rows import Row, from_json, headline, to_csv, to_json
+from mull.inference.table import print_table, si
+
+KEYS = ["iterations", "difficulty", "accuracy", "exact_match", "loss", "examples", "flops_per_token", "seconds"]
+TASK = Row(
+    iterations=8, difficulty=32, accuracy=0.971, accuracy_low=0.962, accuracy_high=0.98, exact_match=0.9,
+    exact_match_low=0.87, exact_match_high=0.93, loss=0.1, loss_low=0.08, loss_high=0.12, bits_per_byte=None,
+    examples=512, flops_per_token=1.2e6, seconds=0.8,
+)  # fmt: skip
+TEXT = replace(
+    TASK, difficulty=None, exact_match=None, exact_match_low=None, exact_match_high=None, loss=1.4, loss_low=1.3,
+    loss_high=1.5, bits_per_byte=2.0,
+)  # fmt: skip
+BASELINE = replace(TASK, iterations=None, accuracy=0.5)
+
+
+def test_json_holds_the_agreed_keys_and_comes_back() -> None:
+    rows = [TASK, TEXT, BASELINE]
+    found = json.loads(to_json(rows))
+    assert list(found) == ["rows"]
+    assert all(set(KEYS) <= set(row) for row in found["rows"])
+    assert found["rows"][1]["exact_match"] is None
+    assert from_json(to_json(rows)) == rows
+    assert from_json(json.dumps({"command": "mull evaluate", **found})) == rows
+
+
+def test_json_has_null_where_a_number_is_not_finite() -> None:
+    """NaN in a file is no JSON, and a strict reader would lose all the other rows."""
+    text = to_json([replace(TASK, loss=math.nan, loss_high=math.inf)])
+    row = json.loads(text, parse_constant=pytest.fail)["rows"][0]
+    assert row["loss"] is None
+    assert row["loss_high"] is None
+    assert math.isnan(from_json(text)[0].loss)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("[]", 'a list "rows"'), ('{"rows": [{"loss": 1}]}', "lacks iterations"), ("{", "Expecting")]
+)
+def test_json_of_something_else_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_json(text)
+
+
+def test_csv_holds_every_value() -> None:
+    lines = list(csv.DictReader(io.StringIO(to_csv([TASK, TEXT]))))
+    assert [float(line["accuracy_low"]) for line in lines] == [0.962, 0.962]
+    for line, row in zip(lines, [TASK, TEXT], strict=True):
+        assert {name: None if value == "" else float(value) for name, value in line.items()} == vars(row)
+
+
+def test_headline_of_text_is_bits_per_byte_with_its_own_interval() -> None:
+    assert headline(TASK) == (0.971, 0.962, 0.98)
+    assert headline(TEXT) == pytest.approx((2.0, 2.0 * 1.3 / 1.4, 2.0 * 1.5 / 1.4))
+    assert headline(replace(TEXT, loss_low=None, loss_high=None)) == (2.0, None, None)
+
+
+def printed(rows: list[Row], width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_table(rows, title="a title", console=console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_table_of_one_difficulty() -> None:
+    text = printed([replace(TASK, iterations=1, accuracy=0.5), TASK], width=80)
+    (line,) = [line.split() for line in text.splitlines() if line.strip().startswith("8 ")]
+    assert " ".join(line) == "8 97.1 ±0.9 90.0 ±3.0 0.1000 1.2 M 0.80"
+    assert "a title" in text
+    assert "at 32" in text
+
+
+def test_table_of_several_difficulties_has_one_column_each_and_leaves_gaps() -> None:
+    text = printed([TASK, replace(TASK, difficulty=64, accuracy=0.8), replace(TASK, difficulty=64, iterations=16)])
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "8 97.1 ±0.9 80.0 ±18.0 1.2 M 1.60" in lines
+    assert "16 97.1 ±0.9 1.2 M 0.80" in lines
+
+
+def test_table_of_text_and_of_a_model_without_a_loop() -> None:
+    text = printed([TEXT, replace(TEXT, iterations=None)])
+    assert "bits per byte" in text
+    assert "accuracy" not in text
+    assert "2.000 ±0.143" in text
+    assert any(line.strip().startswith("- ") for line in text.splitlines())
+
+
+def test_a_narrow_terminal_breaks_cells_and_loses_nothing() -> None:
+    rows = [replace(TASK, difficulty=difficulty) for difficulty in (8, 16, 32, 64)]
+    text = printed(rows, width=60)
+    assert "…" not in text
+    assert "".join(text.split()).count("±0.9") == 4
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (999, "999"),
+        (999.9, "1 k"),
+        (1.234e6, "1.23 M"),
+        (999.9e6, "1 G"),
+        (4.5e12, "4.5 T"),
+        (2e16, "20000 T"),
+    ],
+)
+def test_numbers_with_a_prefix(value: float, text: str) -> None:
+    assert si(value) == text

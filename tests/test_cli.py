@@ -1,0 +1,259 @@
+"""The `mull` command as a person meets it: what works prints what was asked for, and every mistake is one clear line.
+
+A mistake ends with exit status 2, one line on stderr that names the value, the limit and the remedy, and nothing
+half-written (design: contracts of the command line).
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import mull
+from mull.cli import main
+from mull.training.data import Parity
+
+TASK = {
+    "class_path": "mull.training.data.TaskData",
+    "init_args": {"task": {"class_path": "mull.training.data.Parity", "init_args": {"length": 8}}, "batch_size": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random parity model as a checkpoint folder."""
+    torch.manual_seed(0)
+    task, path = Parity(8), tmp_path_factory.mktemp("checkpoints") / "tiny"
+    config = mull.RecurrentDepthConfig(
+        vocab_size=6, d_model=16, n_heads=2, mean_iterations=2, max_length=24, stop_tokens=task.stop_tokens
+    )
+    mull.save(mull.RecurrentDepthTransformer(config), path, tokenizer=task.tokenizer, training={"data": TASK})
+    return path
+
+
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail the agreed way; return its line."""
+    status = main(arguments)
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert status == 2, captured
+    assert len(lines) == 1 and lines[0].startswith("mull: error: "), captured.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["dream"], "'dream'"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["generate", "nowhere", "--prompt", "1"], "nowhere"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["generate", "FOLDER", "--prompt", "1", "--iterations", "0"], "0"),
+        (["generate", "FOLDER", "--prompt", "1", "--iterations", "-1"], "-1"),
+        (["generate", "FOLDER", "--prompt", "1", "--iterations", "abc"], "abc"),
+        (["evaluate", "FOLDER", "--iterations", "0"], "0"),
+        (["evaluate", "FOLDER", "--iterations", "4,-1"], "-1"),
+        (["evaluate", "FOLDER", "--iterations", "4,abc"], "abc"),
+        (["evaluate", "FOLDER", "--difficulty", "100"], "24"),
+        (["evaluate", "FOLDER", "--examples", "0"], "0"),
+        (["evaluate", "FOLDER", "--paths", "x.txt"], "paths"),
+        (["generate", "FOLDER", "--prompt", "1 7 1"], "'7'"),
+        (["generate", "FOLDER", "--prompt", ""], "empty"),
+        (["generate", "FOLDER", "--prompt", "1 " * 40], "24"),
+        (["generate", "FOLDER", "--prompt", "1", "--temperature", "-1"], "-1"),
+        (["generate", "FOLDER", "--prompt", "1", "--exit", "latent:0.03"], "latent:0.03"),
+        (["generate", "FOLDER"], "prompt"),
+        (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
+        (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["train"], "--config"),
+    ],
+)
+def test_mistakes_end_with_one_clear_line(
+    arguments: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each wrong argument is named on the one line of the error."""
+    assert says in fails([str(folder) if a == "FOLDER" else a for a in arguments], capsys)
+
+
+def damaged(folder: Path, tmp_path: Path, kind: str) -> Path:
+    """A copy of a checkpoint folder with one thing wrong."""
+    copy = tmp_path / kind
+    shutil.copytree(folder, copy)
+    weights, config = copy / "model.safetensors", copy / "config.json"
+    fields, data = json.loads(config.read_text()), bytearray(weights.read_bytes())
+    if kind == "truncated":
+        weights.write_bytes(data[: len(data) // 2])
+    elif kind == "flipped":
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif kind == "unknown":
+        config.write_text(json.dumps({**fields, "wisdom": 3}))
+    elif kind == "missing":
+        del fields["d_model"]
+        config.write_text(json.dumps(fields))
+    elif kind == "absent":
+        weights.unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("truncated", "model.safetensors"),
+        ("flipped", "model.safetensors"),
+        ("unknown", "wisdom"),
+        ("missing", "d_model"),
+        ("absent", "model.safetensors"),
+    ],
+)
+def test_damaged_folders_are_named(
+    kind: str, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Damage is found before anything is computed, and the line says where."""
+    assert says in fails(["generate", str(damaged(folder, tmp_path, kind)), "--prompt", "1"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("trainer.max_stepps", "3", "max_stepps"),
+        ("model.network.init_args.config.wiring", "sandwitch", "sandwitch"),
+        ("model.network.init_args.config.d_model", "17", "17"),
+        ("model.iterations.init_args.mean", "0", "0"),
+        ("data.init_args.batch_size", "0", "batch_size"),
+        ("model.backprop_iterations", "0", "backprop_iterations"),
+        ("model.warmup_steps", "-10", "-10"),
+        ("trainer.max_steps", "-1", "max_steps"),
+        ("threads", "0", "threads"),
+        ("save_every", "0", "save_every"),
+        ("data.class_path", "no.such.Data", "no.such.Data"),
+    ],
+)
+def test_a_wrong_field_of_a_training_is_named_and_nothing_is_written(
+    field: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration that cannot run leaves no folder behind."""
+    demo = Path(mull.__file__).parent / "configs" / "demo.yaml"
+    output = tmp_path / "run"
+    line = fails(["train", "--config", str(demo), "--output", str(output), f"--{field}", value], capsys)
+    assert says in line
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "does not exist"), (b"", "tokens"), (b"caf\xe9 " * 900, "UTF-8")],
+    ids=["missing", "empty", "unreadable"],
+)
+def test_text_that_cannot_be_trained_on_is_named(
+    content: bytes | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing, empty or undecodable text file ends the training before it begins."""
+    file, output = tmp_path / "mine.txt", tmp_path / "run"
+    if content is not None:
+        file.write_bytes(content)
+    line = fails([*text_training(file, tmp_path), "--output", str(output)], capsys)
+    assert "mine.txt" in line or says in line
+    assert not output.exists()
+
+
+def test_a_damaged_state_or_description_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What resume and evaluation read back can be damaged too: a line, no traceback, and the file stays as it is."""
+    copy = tmp_path / "described"
+    shutil.copytree(folder, copy)
+    (copy / "training.yaml").write_text("data: [unclosed")
+    assert "training.yaml" in fails(["evaluate", str(copy)], capsys)
+    assert "training.yaml" in fails(["inspect", str(copy)], capsys)
+    (copy / "training.yaml").unlink()
+    (copy / "depth.json").write_text("{}")
+    assert "depth.json" in fails(["inspect", str(copy)], capsys)
+
+    output, demo = tmp_path / "run", Path(mull.__file__).parent / "configs" / "demo.yaml"
+    small = ["--model.network.init_args.config.d_model", "16", "--data.init_args.batch_size", "2"]
+    line = ["train", "--config", str(demo), "--output", str(output), *small, "--trainer.enable_progress_bar", "false",
+            "--trainer.max_steps", "1", "--data.init_args.validation_examples", "1"]  # fmt: skip
+    assert main(line) == 0
+    capsys.readouterr()
+    (output / "training.yaml").unlink()  # as if the run had not come to its end
+    state = output / "trainer" / "last.ckpt"
+    state.write_bytes(state.read_bytes()[:1000])
+    assert "last.ckpt" in fails(line, capsys)
+    assert state.stat().st_size == 1000
+
+
+def text_training(file: Path, tmp_path: Path) -> list[str]:
+    config = Path(mull.__file__).parent / "configs" / "text.yaml"
+    small = {"d_model": 16, "n_heads": 2}
+    return [
+        "train", "--config", str(config), "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
+        *(x for name, value in small.items() for x in (f"--model.network.init_args.config.{name}", str(value))),
+        f"--data.init_args.paths=[{file}]", "--data.init_args.fields", "null", "--data.init_args.length", "16",
+        "--data.init_args.cache", str(tmp_path / "cache"),
+    ]  # fmt: skip
+
+
+def test_evaluate_prints_the_agreed_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`evaluate --json` is read by other programs: one object, a row per count and difficulty, these keys."""
+    arguments = ["evaluate", str(folder), "--iterations", "1,2", "--difficulty", "4,8", "--examples", "5", "--json"]
+    assert main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["iterations"], row["difficulty"]) for row in rows] == [(1, 4), (2, 4), (1, 8), (2, 8)]
+    keys = {"iterations", "difficulty", "accuracy", "exact_match", "loss", "examples", "flops_per_token", "seconds"}
+    assert all(keys <= row.keys() and row["examples"] == 5 for row in rows)
+    assert main(arguments) == 0  # and the same seed measures the same items
+    again = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["loss"] for row in again] == [row["loss"] for row in rows]
+
+
+def test_evaluate_writes_table_and_picture(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--output` leaves JSON, CSV and a PNG."""
+    assert main(["evaluate", str(folder), "--examples", "4", "--output", str(tmp_path / "out")]) == 0
+    assert "iterations" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"evaluation.json", "evaluation.csv", "evaluation.png"}
+    assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints the decoded tokens of mull.generate, and nothing else on standard output."""
+    model = mull.load(folder)
+    ids = Parity(8).tokenizer.encode("1 0 1").ids
+    expected = mull.generate(model, torch.tensor([ids]), iterations=3, max_new_tokens=4)
+    assert main(["generate", str(folder), "--prompt", "1 0 1", "--iterations", "3", "--max-new-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split() == Parity(8).tokenizer.decode(expected.tokens[0, len(ids) :].tolist()).split()
+    assert "3.0 iterations each" in captured.err
+
+
+def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parameters, cost by iteration count and provenance, from the folder alone."""
+    assert main(["inspect", str(folder)]) == 0
+    said = capsys.readouterr().out
+    parameters = sum(p.numel() for p in mull.load(folder).parameters())
+    assert f"{parameters:,} parameters" in said
+    assert "Parity(length=8)" in said
+    assert "cache bytes" in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "generate", "inspect", "train"])
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """--help prints and exits with 0."""
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    assert "usage" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+
+
+def test_configurations_name_claim_and_cost() -> None:
+    """The first comment of each YAML says what to expect; the rest parses."""
+    for file in sorted((Path(mull.__file__).parent / "configs").glob("*.yaml")):
+        comment = "".join(line for line in file.read_text().splitlines() if line.startswith("#"))
+        assert "Expected:" in comment and "Cost:" in comment, file.name
+        assert yaml.safe_load(file.read_text())["trainer"]["max_steps"] > 0, file.name

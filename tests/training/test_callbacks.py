@@ -1,0 +1,145 @@
+"""What is watched: loss by depth, collapse, an ignored loop, speed."""
+
+import itertools
+import types
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mull.models import ModelOutput, Reading
+from mull.training import callbacks
+from mull.training.callbacks import DepthValidation, Throughput, token_correlation
+from mull.training.iterations import Fixed
+from mull.training.module import TrainingModule
+
+
+class Staged(nn.Module):
+    """Answers as told: right with a confidence that grows with the count or does not, from spread or equal states."""
+
+    def __init__(self, used_loop, collapsed):
+        super().__init__()
+        self.used_loop, self.collapsed = used_loop, collapsed
+
+    def answer(self, input_ids, count):
+        return Reading(logits=F.one_hot(input_ids, 5) * float(count if self.used_loop else 2))
+
+    def forward(self, input_ids, iterations=1, read_at=()):
+        readings = {count: self.answer(input_ids, count) for count in read_at}
+        states = torch.randn(*input_ids.shape, 32, generator=torch.Generator().manual_seed(0))
+        if self.collapsed:
+            states = states[:, :1].expand(states.shape) + 1e-3 * states
+        return ModelOutput(
+            logits=self.answer(input_ids, iterations).logits, state=states, iterations=input_ids, readings=readings
+        )
+
+
+def validate(used_loop=True, collapsed=False, iterations=4, after_step=0, wrong=0):
+    """(metrics, warnings of ours) of a validation over two batches; the first `wrong` labels are not as predicted."""
+    ids = torch.arange(12).view(2, 6) % 5
+    labels = ids.clone()
+    labels.view(-1)[:wrong] = (labels.view(-1)[:wrong] + 1) % 5
+    labels[:, -1] = -100
+    batches = [{"input_ids": ids, "labels": labels}, {"input_ids": ids[:1], "labels": labels[:1]}]
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[DepthValidation(after_step=after_step)],
+    )  # fmt: skip
+    module = TrainingModule(Staged(used_loop, collapsed), Fixed(iterations) if iterations else None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)
+        metrics = trainer.validate(module, loader, verbose=False)[0]
+    ours = [str(w.message) for w in caught if "step 0" in str(w.message)]
+    return metrics, ours
+
+
+def test_a_healthy_model_is_left_in_peace():
+    """Guards against false alarms."""
+    assert validate()[1] == []
+
+
+def test_collapse_is_told():
+    """Guards the first quiet failure: positions that all carry one vector."""
+    metrics, told = validate(collapsed=True)
+    assert metrics["val/token_correlation"] > 0.98
+    assert len(told) == 1 and "collapsed" in told[0]
+
+
+def test_an_ignored_loop_is_told():
+    """Guards the second: the same loss at 1 iteration and at the mean."""
+    told = validate(used_loop=False)[1]
+    assert len(told) == 1 and "the loop is ignored" in told[0] and "at 4" in told[0]
+
+
+@pytest.mark.parametrize("iterations", [1, None])
+def test_no_loop_can_be_ignored_where_there_is_none(iterations):
+    """Guards runs at one iteration and without a loop against the second alarm."""
+    assert validate(used_loop=False, iterations=iterations)[1] == []
+
+
+def test_a_fresh_model_is_not_told_off():
+    """Guards after_step."""
+    assert validate(used_loop=False, collapsed=True, after_step=1)[1] == []
+
+
+def test_metrics_are_means_over_scored_positions_by_count():
+    """Guards names and values: loss and accuracy at each count over all batches, val/loss at the mean."""
+    metrics, _ = validate(wrong=2)
+    assert set(metrics) == {f"val/{what}@{count}" for what in ("loss", "accuracy") for count in (1, 2, 4, 8, 16)} | {
+        "val/loss", "val/token_correlation",
+    }  # fmt: skip
+    scored, wrong = 15, 4  # 10 positions in the first batch, 5 in the second, two of each mislabelled
+    for count in (1, 2, 4, 8, 16):
+        nats = torch.logsumexp(torch.tensor([float(count), 0, 0, 0, 0]), 0).item()
+        assert metrics[f"val/loss@{count}"] == pytest.approx(nats - count * (scored - wrong) / scored, rel=1e-5)
+        assert metrics[f"val/accuracy@{count}"] == pytest.approx((scored - wrong) / scored)
+    assert metrics["val/loss"] == metrics["val/loss@4"]
+
+
+def test_a_network_without_a_loop_has_one_loss():
+    """Guards the baseline's metrics."""
+    assert set(validate(iterations=None)[0]) == {"val/loss", "val/accuracy", "val/token_correlation"}
+
+
+def slow_correlation(state):
+    """Mean cosine of centred states over all pairs of different positions, pair by pair."""
+    cosines = []
+    for sequence in state:
+        centred = [vector - vector.mean() for vector in sequence]
+        for i, j in itertools.permutations(range(len(centred)), 2):
+            cosines.append(F.cosine_similarity(centred[i], centred[j], dim=0))
+    return torch.stack(cosines).mean()
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 5, 8), (2, 7, 4)])
+def test_token_correlation_equals_its_slow_twin(shape):
+    """Guards the closed form, shared offsets and states without direction included."""
+    state = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    torch.testing.assert_close(token_correlation(state), slow_correlation(state))
+    state[0, 0] = 7.0
+    torch.testing.assert_close(token_correlation(state), slow_correlation(state))
+
+
+def test_token_correlation_at_its_ends():
+    """Guards 1 for equal positions, whatever their size, and 0 for a single one."""
+    one = torch.randn(2, 1, 8)
+    assert token_correlation(one * torch.tensor([1.0, 2.0, 5.0])[:, None]).item() == pytest.approx(1)
+    assert token_correlation(one).item() == 0
+
+
+def test_throughput_is_tokens_over_seconds_without_validation(monkeypatch):
+    """Guards the rate: all ranks' tokens, no rate from a single batch, and validation is not the next batch's time."""
+    clock = iter([0.0, 2.0, 100.0, 102.0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(clock))
+    logged = []
+    module = types.SimpleNamespace(log=lambda name, value, **_: logged.append((name, value)))
+    trainer, batch, throughput = types.SimpleNamespace(world_size=2), {"input_ids": torch.zeros(4, 5)}, Throughput()
+    for index in range(4):
+        throughput.on_train_batch_end(trainer, module, None, batch, index)
+        if index == 1:
+            throughput.on_validation_end(trainer, module)
+    assert logged == [("train/tokens_per_second", pytest.approx(20.0))] * 2

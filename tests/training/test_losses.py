@@ -1,0 +1,149 @@
+"""Losses against slow, obvious twins in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mull.models import ModelOutput, Reading, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.training.losses import IGNORE, ExpectedOverIterations, LastIteration, exit_log_distribution
+
+SHAPES = dict(
+    batch=st.integers(1, 3), positions=st.integers(1, 5), vocabulary=st.integers(2, 6), seed=st.integers(0, 99)
+)
+
+
+def output_of(logits, exit_logits=None):
+    """A model's output with a reading for each of R counts: logits (R, B, T, V), exit_logits (R, B, T) or None."""
+    gates = [None] * len(logits) if exit_logits is None else exit_logits
+    readings = {t: Reading(logits=x, exit_logit=g) for t, (x, g) in enumerate(zip(logits, gates, strict=True), start=1)}
+    dummy = torch.zeros(logits.shape[1:3])
+    return ModelOutput(
+        logits=logits[-1], exit_logit=gates[-1], state=dummy[..., None], iterations=dummy, readings=readings
+    )
+
+
+def random_labels(generator, batch, positions, vocabulary):
+    """Labels of which about a third are not scored, never all."""
+    labels = torch.randint(vocabulary, (batch, positions), generator=generator)
+    labels[torch.rand(batch, positions, generator=generator) < 0.3] = IGNORE
+    labels[0, 0] = 1
+    return labels
+
+
+def nats(logits, label):
+    """Cross entropy of one position by its definition."""
+    values = [float(value) for value in logits]
+    return math.log(sum(math.exp(value) for value in values)) - values[label]
+
+
+def slow_expected(logits, exit_logits, labels, beta):
+    """sum_t p(t) L_t - beta H(p), position by position, without logarithms of sigmoids."""
+    total = count = 0
+    for b in range(labels.shape[0]):
+        for t in range(labels.shape[1]):
+            if labels[b, t] == IGNORE:
+                continue
+            survived, p = 1.0, []
+            for gate in exit_logits[:, b, t].tolist():
+                leave = 1 / (1 + math.exp(-gate))
+                p.append(survived * leave)
+                survived *= 1 - leave
+            p[-1] += survived  # the last takes the rest
+            assert sum(p) == pytest.approx(1)
+            entropy = -sum(q * math.log(q) for q in p if q > 0)
+            total += sum(q * nats(x[b, t], labels[b, t]) for q, x in zip(p, logits, strict=True)) - beta * entropy
+            count += 1
+    return total / count
+
+
+@given(**SHAPES)
+def test_last_iteration_is_the_mean_over_scored_positions(batch, positions, vocabulary, seed):
+    """Guards the mean: over scored positions only, of the last iteration only."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, batch, positions, vocabulary, generator=generator)
+    labels = random_labels(generator, batch, positions, vocabulary)
+    places = [(b, t) for b in range(batch) for t in range(positions) if labels[b, t] != IGNORE]
+    by_hand = sum(nats(logits[1, b, t], labels[b, t]) for b, t in places) / len(places)
+    assert LastIteration()(output_of(logits), labels).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@given(**SHAPES, iterations=st.integers(1, 6), beta=st.sampled_from([0.0, 0.1, 2.0]))
+def test_expected_loss_equals_its_slow_twin(batch, positions, vocabulary, seed, iterations, beta):
+    """Guards the exit distribution, the weighting, the entropy term and the mean, at every shape."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(iterations, batch, positions, vocabulary, generator=generator)
+    exit_logits = 2 * torch.randn(iterations, batch, positions, generator=generator)
+    labels = random_labels(generator, batch, positions, vocabulary)
+    found = ExpectedOverIterations(beta)(output_of(logits, exit_logits), labels).item()
+    assert found == pytest.approx(slow_expected(logits, exit_logits, labels, beta), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exit_distribution_sums_to_one(dtype):
+    """Guards stability: extreme gates give no NaN, and half precision gates lose no probability."""
+    gates = torch.tensor([[-60.0, 0.3, 60.0, -1.7], [0.0, -2.2, 60.0, -60.0], [5.0, 1.1, -60.0, -60.0]], dtype=dtype)
+    p = exit_log_distribution(gates).exp()
+    torch.testing.assert_close(p.sum(dim=0), torch.ones(4), rtol=1e-6, atol=1e-6)
+
+
+def test_the_last_iterations_own_gate_does_not_matter():
+    """Guards 'the last takes the rest'."""
+    gates = torch.randn(3, 2)
+    changed = torch.cat([gates[:-1], gates[-1:] + 5])
+    torch.testing.assert_close(exit_log_distribution(gates), exit_log_distribution(changed))
+
+
+def test_entropy_rewards_a_spread_out_exit():
+    """Guards the sign: at equal losses L_t the uniform p costs less, by beta times the difference in entropy."""
+    logits = torch.randn(1, 1, 1, 5).expand(2, -1, -1, -1)  # the same answer at both counts
+    labels = torch.tensor([[3]])
+    uniform, certain = torch.zeros(2, 1, 1), torch.full((2, 1, 1), 30.0)
+    spread, peaked = (ExpectedOverIterations(0.5)(output_of(logits, gates), labels) for gates in (uniform, certain))
+    assert (peaked - spread).item() == pytest.approx(0.5 * math.log(2), abs=1e-5)
+
+
+def test_gradient_moves_the_gate_towards_the_better_iteration():
+    """Guards the gate's learning signal: the first count answers better, so its exit logit must rise."""
+    labels = torch.tensor([[0]])
+    logits = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 3.0]]]])
+    gates = torch.zeros(2, 1, 1, requires_grad=True)
+    ExpectedOverIterations(0.0)(output_of(logits, gates), labels).backward()
+    assert gates.grad[0].item() < 0
+
+
+def test_gradient_reaches_the_exit_gate_and_every_other_weight_of_a_model():
+    """Guards the path from the loss through the readings to the gate's own weights."""
+    torch.manual_seed(0)
+    model = RecurrentDepthTransformer(
+        RecurrentDepthConfig(vocab_size=7, d_model=16, n_heads=2, d_ff=16, max_length=8, exit_gate=True)
+    )
+    loss = ExpectedOverIterations()
+    ids = torch.randint(7, (2, 5))
+    loss(model(ids, iterations=3, backprop_iterations=2, read_at=loss.read_at(3)), ids).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_read_at_asks_for_every_count():
+    """Guards the sum over t = 1 .. R; the plain loss asks for nothing but the last."""
+    assert list(ExpectedOverIterations().read_at(4)) == [1, 2, 3, 4]
+    assert list(LastIteration().read_at(4)) == []
+
+
+@pytest.mark.parametrize("counts", [torch.tensor([1, 2]), None])
+def test_expected_loss_refuses_counts_per_sequence_and_no_loop(counts):
+    """Guards a clear refusal where one distribution over counts does not exist."""
+    with pytest.raises(ValueError, match="one iteration count for the whole batch"):
+        ExpectedOverIterations().read_at(counts)
+
+
+@pytest.mark.parametrize("readings", [True, False])
+def test_expected_loss_needs_gate_and_readings(readings):
+    """Guards the message for a model without exit gate, and for a run without a sampler."""
+    output = output_of(torch.randn(2, 1, 3, 4), None if readings else torch.randn(2, 1, 3))
+    if not readings:
+        output.readings.clear()
+    with pytest.raises(ValueError, match="exit_gate: true"):
+        ExpectedOverIterations()(output, torch.zeros(1, 3, dtype=torch.int64))

@@ -1,0 +1,319 @@
+"""A run that was interrupted and continued by the same command line is the run without the break, bit for bit."""
+
+import copy
+import csv
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mull
+from mull.training import run as run_module
+from mull.training.callbacks import Throughput
+from mull.training.data import TaskData
+from mull.training.losses import LastIteration
+from mull.training.module import NonFiniteLossError
+from mull.training.run import make_logger, train
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
+
+STEPS, SAVED, BREAK = 6, 4, 5  # a state every 2 steps; the break comes after step 5, so step 4 is gone on from
+BASE = yaml.safe_load(
+    """
+seed_everything: 0
+save_every: 2
+trainer:
+  {max_steps: 6, accelerator: cpu, val_check_interval: 3, log_every_n_steps: 1, enable_progress_bar: false}
+model:
+  network:
+    class_path: mull.RecurrentDepthTransformer
+    init_args:
+      config: {d_model: 16, n_heads: 2, d_ff: 16, mean_iterations: 2, max_length: 16}
+  iterations: {class_path: mull.training.iterations.LogNormalPoisson, init_args: {mean: 3, maximum: 8}}
+  backprop_iterations: 2
+  warmup_steps: 2
+  decay_share: 0.5
+data:
+  class_path: mull.training.data.TaskData
+  init_args:
+    task: {class_path: mull.training.data.Parity, init_args: {length: 5}}
+    difficulty: [4, 5]
+    batch_size: 3
+    validation_examples: 6
+"""
+)
+EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+POISSON = {"class_path": "mull.training.iterations.PoissonPerSequence", "init_args": {"mean": 3}}
+VARIANTS = {
+    "adamw": {},
+    "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
+    "ema": {"trainer": {"callbacks": [EMA]}},
+    "per-sequence": {"model": {"iterations": POISSON}},
+    "accumulate": {"trainer": {"accumulate_grad_batches": 2}},
+}
+
+
+class Broken(Exception):
+    """What ends a run in these tests."""
+
+
+@dataclass
+class Runs:
+    """One variant: its folder without a break, its folder with one, and a copy of that from before it was continued."""
+
+    args: list[str]
+    whole: Path
+    broken: Path
+    unfinished: Path
+
+
+def configure(folder, changes):
+    """Write the YAML of a variant; return the arguments that train it."""
+    config = copy.deepcopy(BASE)
+    for section, values in changes.items():
+        config[section] |= values
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", str(folder / "run.yaml"), "--output"]
+
+
+def fail(*_):
+    raise Broken
+
+
+def break_after(step, error, patch):
+    """Let a run raise `error` right after optimizer step `step`."""
+    real = Throughput.on_train_batch_end
+
+    def raising(self, trainer, *rest):
+        real(self, trainer, *rest)
+        if trainer.global_step == step:
+            raise error
+
+    patch.setattr(Throughput, "on_train_batch_end", raising)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_examples():
+    """The table of the exported folder is no matter here: measure it on four examples."""
+    real = TaskData.evaluation_batches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskData, "evaluation_batches", lambda self: real(self, examples=4))
+        yield
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def runs(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    args = configure(folder, VARIANTS[request.param])
+    whole, broken, unfinished = folder / "whole", folder / "broken", folder / "unfinished"
+    train([*args, str(whole)])
+    with pytest.MonkeyPatch.context() as patch:
+        break_after(BREAK, Broken(), patch)
+        with pytest.raises(Broken):
+            train([*args, str(broken)])
+    shutil.copytree(broken, unfinished)
+    torch.manual_seed(1234)  # whatever state the process is in
+    train([*args, str(broken)])
+    return Runs(args, whole, broken, unfinished)
+
+
+def logged(folder, version):
+    """{(step, column): value} of one of the folder's logs, the clock's columns left out."""
+    with open(folder / "trainer" / "logs" / f"version_{version}" / "metrics.csv") as file:
+        return {
+            (int(row["step"]), name): value
+            for row in csv.DictReader(file)
+            for name, value in row.items()
+            if value and name not in ("epoch", "step", "train/tokens_per_second")
+        }
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_everything_after_the_break_is_logged_as_without_it(runs):
+    """Guards data, depths, initial states, optimizer and schedule: losses and gradients are equal at each step."""
+    whole, before, after = logged(runs.whole, 0), logged(runs.broken, 0), logged(runs.broken, 1)
+    assert {step for step, name in after if name == "train/loss"} == set(range(SAVED, STEPS))
+    assert {step for step, name in whole if name == "train/loss"} == set(range(STEPS))
+    assert after == {key: value for key, value in whole.items() if key[0] >= SAVED}
+    assert before.items() <= whole.items()
+    assert len({value for (_, name), value in whole.items() if name == "train/loss"}) == STEPS  # no batch seen twice
+
+
+def test_the_weights_are_bit_identical(runs):
+    """Guards the result: the exported folders hold the same weights."""
+    whole, broken = (load_file(folder / "model.safetensors") for folder in (runs.whole, runs.broken))
+    assert whole.keys() == broken.keys()
+    assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+
+
+def test_the_state_loads_without_running_code(runs):
+    """Guards the trainer's state against pickles that need more than tensors and plain values."""
+    for folder, step in ((runs.unfinished, SAVED), (runs.broken, STEPS)):
+        assert torch.load(folder / "trainer" / "last.ckpt", weights_only=True)["global_step"] == step
+
+
+def test_the_trainer_folder_holds_one_state(runs):
+    """Guards the disk: nothing but the state, the configuration and the logs is written beside the checkpoint."""
+    found = {str(path.relative_to(runs.whole)) for path in runs.whole.rglob("*") if path.is_file()}
+    assert {path for path in found if path.startswith("trainer/")} == {
+        "trainer/config.yaml", "trainer/last.ckpt", "trainer/logs/version_0/metrics.csv"
+    }  # fmt: skip
+    assert [path for path in found if path.endswith(".ckpt")] == ["trainer/last.ckpt"]
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(runs, capsys):
+    """Guards a finished checkpoint against being trained or written again."""
+    before = contents(runs.whole)
+    assert train([*runs.args, str(runs.whole)]) == runs.whole
+    assert "holds the finished run" in capsys.readouterr().out
+    assert contents(runs.whole) == before
+
+
+def test_the_exported_folder_loads(runs):
+    """Guards the end of a run: a model that answers, with the depth and vocabulary of its data."""
+    model = mull.load(runs.broken)
+    assert model.config.mean_iterations == 2
+    assert model(torch.zeros(1, 3, dtype=torch.int64), iterations=5).logits.isfinite().all()
+
+
+def test_the_average_is_exported(tmp_path, monkeypatch):
+    """Guards weight averaging: the folder holds the moving average of the weights, computed here beside the run."""
+    average = {}
+
+    def follow(self, trainer, module, *_):  # noqa: ARG001
+        for name, weight in module.network.state_dict().items():
+            mean = average.get(name)
+            average[name] = weight.clone() if mean is None else mean + 0.5 * (weight - mean)
+
+    monkeypatch.setattr(Throughput, "on_train_batch_end", follow)
+    train([*configure(tmp_path, VARIANTS["ema"]), str(tmp_path / "out")])
+    exported = load_file(tmp_path / "out" / "model.safetensors")
+    for name in exported:
+        torch.testing.assert_close(exported[name], average[name])
+
+
+@pytest.mark.parametrize("runs", ["ema"], indirect=True)
+def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, tmp_path, monkeypatch):
+    """Guards the export: it writes the averaged weights also when another process has to make up for it."""
+    whole = load_file(runs.whole / "model.safetensors")
+    for name, place in (("before", (run_module.TrainingModule, "on_train_end")), ("after", (run_module, "export"))):
+        with monkeypatch.context() as patch:  # before and after the trainer puts the average in the weights' place
+            patch.setattr(*place, fail)
+            with pytest.raises(Broken):
+                train([*runs.args, str(tmp_path / name)])
+        assert torch.load(tmp_path / name / "trainer" / "last.ckpt", weights_only=True)["global_step"] == STEPS
+        train([*runs.args, str(tmp_path / name)])
+        resumed = load_file(tmp_path / name / "model.safetensors")
+        assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], name
+
+
+def test_an_interruption_from_the_keyboard_keeps_the_state(tmp_path, monkeypatch):
+    """Guards Ctrl-C: the trainer leaves with SystemExit, the last state stays, nothing is exported."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the trainer would switch Ctrl-C off for this process
+    break_after(3, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(SystemExit):
+        train([*configure(tmp_path, {}), str(tmp_path / "out")])
+    assert torch.load(tmp_path / "out" / "trainer" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["trainer"]
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+def test_another_configuration_is_refused(runs):
+    """Guards both a finished and an unfinished run: one line that names the field, and nothing changes."""
+    for folder, option, value, said in (
+        (runs.whole, "--model.warmup_steps", "3", "model.warmup_steps: 2, now 3"),
+        (runs.unfinished, "--trainer.max_steps", "7", "trainer.max_steps: 6, now 7"),
+        (runs.unfinished, "--seed_everything", "5", "seed_everything: 0, now 5"),
+    ):
+        before = contents(folder)
+        with pytest.raises(ValueError, match=f"another configuration .*{said}") as told:
+            train([*runs.args, str(folder), option, value])
+        assert "\n" not in str(told.value) and "--output" in str(told.value)
+        assert contents(folder) == before
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+def test_what_does_not_decide_the_weights_may_change(runs, tmp_path):
+    """Guards going on with another interval between states or another log."""
+    shutil.copytree(runs.unfinished, tmp_path / "out")
+    train(
+        [*runs.args, str(tmp_path / "out"), "--save_every", "1", "--trainer.log_every_n_steps", "2", "--threads", "1"]
+    )
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+class NaN(LastIteration):
+    """A loss that is no number from the sixth batch on."""
+
+    calls = 0
+
+    def __call__(self, output, labels):
+        NaN.calls += 1
+        return super().__call__(output, labels) * (1 if NaN.calls < 6 else float("nan"))
+
+
+def test_a_nan_loss_leaves_the_last_good_state_and_no_checkpoint(tmp_path, monkeypatch):
+    """Guards the good state: it is that of step 4, byte for byte what was saved then, and the message names it."""
+    monkeypatch.setattr(NaN, "calls", 0)
+    args = configure(tmp_path, {"model": {"loss": f"{__name__}.NaN"}})
+    saved = {}
+
+    def note(self, trainer, *_):  # noqa: ARG001
+        last = tmp_path / "out" / "trainer" / "last.ckpt"
+        saved[trainer.global_step] = last.read_bytes() if last.exists() else None
+
+    monkeypatch.setattr(Throughput, "on_train_batch_start", note, raising=False)
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 5; the last good state stays in .*last\.ckpt"):
+        train([*args, str(tmp_path / "out")])
+    last = tmp_path / "out" / "trainer" / "last.ckpt"
+    assert last.read_bytes() == saved[5] != saved[3]
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == SAVED
+    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+    assert [path.name for path in last.parent.parent.iterdir()] == ["trainer"]
+
+
+def test_a_run_that_saved_nothing_can_be_corrected_in_place(tmp_path):
+    """Guards the corrected command line: a mistake found at the first step does not make the folder somebody's run."""
+    args = [*configure(tmp_path, {}), str(tmp_path / "out")]
+    with pytest.raises(ValueError, match="limit of 3"):
+        train([*args, "--model.network.init_args.config.max_length", "3"])
+    train(args)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_file_or_a_foreign_checkpoint_in_the_way_is_refused(tmp_path):
+    """Guards what is there already."""
+    args = configure(tmp_path, {})
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        train([*args, str(tmp_path / "file")])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="training is unknown"):
+        train([*args, str(tmp_path / "foreign")])
+    assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(("chosen", "mode"), [(None, "offline"), ("disabled", "disabled")])
+def test_wandb_starts_offline_unless_told_otherwise(tmp_path, monkeypatch, chosen, mode):
+    """Guards against uploading unasked, and against overriding a mode that the user did set; no process is started."""
+    import wandb
+
+    asked = {}
+    monkeypatch.setenv("WANDB_MODE", "?")  # so that the present value comes back afterwards
+    monkeypatch.delenv("WANDB_MODE") if chosen is None else monkeypatch.setenv("WANDB_MODE", chosen)
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.update(settings, mode=os.environ["WANDB_MODE"]))
+    logger = make_logger("wandb", tmp_path)
+    logger._experiment = None
+    logger.experiment  # noqa: B018 (starts the run)
+    assert asked["mode"] == mode and asked["project"] == "mull" and Path(asked["dir"]) == tmp_path

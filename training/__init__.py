@@ -1,0 +1,1 @@
+"""Everything that makes weights: data, samplers of depth, losses, optimizers, and the module that Lightning trains."""

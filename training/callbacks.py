@@ -1,0 +1,138 @@
+"""What is watched during training: loss by depth, the two ways a looped model fails quietly, and speed.
+
+A looped model can fail while its loss still falls: its state *collapses* (all positions carry the same vector: token
+correlation near 1), or it *ignores the loop* (one iteration answers as well as r). Both are cheap to see in the
+validation sweep and expensive to find out later (Huginn, arXiv 2502.05171, sections 4.2 and 4.3).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from mull.models import ModelOutput, Reading
+from mull.training.losses import scored, token_losses
+from mull.training.module import Batch, TrainingModule
+
+
+class DepthValidation(pl.Callback):
+    """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` at the mean.
+
+    Also logs `val/token_correlation` and warns of collapse and of an ignored loop.
+
+    Args:
+        collapse_above: token correlation at which the state counts as collapsed.
+        ignored_below: gap in nats between 1 iteration and the mean under which the loop counts as ignored.
+        after_step: no warnings before this optimizer step, since a fresh model does ignore its loop.
+    """
+
+    def __init__(self, collapse_above: float = 0.98, ignored_below: float = 0.005, after_step: int = 500) -> None:
+        self.collapse_above, self.ignored_below, self.after_step = collapse_above, ignored_below, after_step
+        self.sums: dict[str, float] = defaultdict(float)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.sums.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(outputs, ModelOutput)
+        labels = batch["labels"]
+        readings: dict[str, Reading] = {f"@{count}": reading for count, reading in outputs.readings.items()}
+        for name, reading in (readings or {"": outputs}).items():
+            self.sums[f"loss{name}"] += float(token_losses(reading.logits, labels).sum())
+            self.sums[f"accuracy{name}"] += int(((reading.logits.argmax(-1) == labels) & scored(labels)).sum())
+        self.sums["scored"] += int(scored(labels).sum())
+        self.sums["correlation"] += float(token_correlation(outputs.state))
+        self.sums["batches"] += 1
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if not self.sums["batches"]:
+            return
+        means = {k: v / self.sums["scored"] for k, v in self.sums.items() if k.startswith(("loss", "accuracy"))}
+        correlation = self.sums["correlation"] / self.sums["batches"]
+        mean_count = None if pl_module.iterations is None else round(pl_module.iterations.mean)
+        if f"loss@{mean_count}" in means:
+            means["loss"] = means[f"loss@{mean_count}"]
+        logged = {f"val/{name}": value for name, value in means.items()} | {"val/token_correlation": correlation}
+        pl_module.log_dict(logged, sync_dist=True)
+        if trainer.global_step >= self.after_step and not trainer.sanity_checking:
+            self.warn(trainer.global_step, correlation, means, mean_count)
+
+    def warn(self, step: int, correlation: float, means: dict[str, float], mean_count: int | None) -> None:
+        if correlation > self.collapse_above:
+            rank_zero_warn(
+                f"step {step}: the state has collapsed: token correlation {correlation:.3f} (1: all positions carry "
+                "the same vector); lower the learning rate, warm up longer, or use wiring: sandwich"
+            )
+        if mean_count is None or mean_count == 1 or not {"loss@1", "loss"} <= means.keys():
+            return
+        gap = means["loss@1"] - means["loss"]
+        if gap < self.ignored_below:
+            rank_zero_warn(
+                f"step {step}: the loop is ignored: loss {means['loss@1']:.4f} at 1 iteration and {means['loss']:.4f} "
+                f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
+            )
+
+
+def token_correlation(state: Tensor) -> Tensor:
+    """Mean cosine between the states (B, T, D) of different positions of a sequence, a scalar; 1 is collapse.
+
+    Each state is centred over its features first, as the public reference does, so that a shared offset is no
+    correlation.
+    """
+    state = state.float()
+    unit = torch.nn.functional.normalize(state - state.mean(dim=-1, keepdim=True), dim=-1)
+    positions = state.shape[1]
+    if positions < 2:
+        return torch.zeros(())
+    total = unit.sum(dim=1).square().sum(dim=-1)  # the sum of all pairwise cosines, the diagonal included
+    diagonal = unit.square().sum(dim=(1, 2))  # T ones, less those of states without direction
+    return ((total - diagonal) / (positions * (positions - 1))).mean()
+
+
+class Throughput(pl.Callback):
+    """Logs `train/tokens_per_second`, a moving average over about 20 batches."""
+
+    def __init__(self) -> None:
+        self.last: float | None = None
+        self.rate: float | None = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if self.last is not None:
+            rate = batch["input_ids"].numel() * trainer.world_size / (now - self.last)
+            self.rate = rate if self.rate is None else 0.95 * self.rate + 0.05 * rate
+            pl_module.log("train/tokens_per_second", self.rate, prog_bar=True)
+        self.last = now
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.last = None  # the time of a validation is not the next batch's
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's rich bar with short names: loss, iterations drawn, tokens per second."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "training"  # the data never ends, so there are no epochs to count
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return {name.removeprefix("train/").replace("tokens_per_second", "tokens/s"): v for name, v in items.items()}

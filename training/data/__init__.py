@@ -1,0 +1,26 @@
+"""What a model is trained on: synthetic tasks with a difficulty knob, and packed text.
+
+`TaskData` and `TextData` wrap them for Lightning's Trainer; they are imported on first use, so that whoever only
+evaluates a task needs no trainer.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from mull.training.data.addition import Addition
+from mull.training.data.p_hop import PHop
+from mull.training.data.parity import Parity
+from mull.training.data.task import IGNORE, Example, Split, Task
+from mull.training.data.text import Corpus
+
+if TYPE_CHECKING:
+    from mull.training.data.module import TaskData, TextData
+
+__all__ = ["IGNORE", "Addition", "Corpus", "Example", "PHop", "Parity", "Split", "Task", "TaskData", "TextData"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("TaskData", "TextData"):
+        from mull.training.data import module
+
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

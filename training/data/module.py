@@ -1,0 +1,254 @@
+"""Tasks and texts as Lightning data modules.
+
+What the trainer needs of a data module, your own included (give its class path in the YAML file):
+
+- `vocab_size: int` and `stop_tokens: tuple[int, ...]`, known right after construction: the network's config takes them;
+- `tokenizer: tokenizers.Tokenizer`, saved with the weights;
+- `bytes_per_token: float | None`, asked for once batches flow: turns a loss into bits per byte, None where bytes mean
+  nothing;
+- batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
+  t, or -100 where nothing is scored; labels are aligned with positions and nobody shifts them later;
+- optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and the table that a
+  finished run leaves behind.
+
+Both modules here go further: a training batch is a pure function of (seed, batch number, rank), so a resumed run sees
+exactly the batches that an uninterrupted one would have seen.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TypeAlias, get_args
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from mull.training.data.streams import Stream
+from mull.training.data.task import Task
+from mull.training.data.text import Corpus, TextSplit
+from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
+
+Batch: TypeAlias = dict[str, Tensor]  # input_ids and labels, each (B, T) int64
+Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # by difficulty, input_ids and labels
+
+
+class EndlessBatches(IterableDataset[Batch]):
+    """Batches `first()`, `first()` + 1, ... without end; `first` is asked anew whenever an epoch begins."""
+
+    def __init__(self, make: Callable[[int], Batch], first: Callable[[], int]) -> None:
+        self.make, self.first = make, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        number = self.first()
+        while True:
+            yield self.make(number)
+            number += 1
+
+
+class StreamData(pl.LightningDataModule, ABC):
+    """Loaders over batches that are functions of their number. Training never ends by itself: set `max_steps`."""
+
+    tokenizer: Tokenizer
+    stop_tokens: tuple[int, ...]
+    bytes_per_token: float | None = None
+    difficulty_name: str = "difficulty"  # what the knob counts, for legends
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, special tokens included."""
+        return vocab_size_of(self.tokenizer)
+
+    @abstractmethod
+    def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Batch `number` >= 0 of one of `world_size` ranks; ranks see different items."""
+
+    @abstractmethod
+    def validation_batches(self) -> list[Batch]:
+        """The fixed batches of the held-out split."""
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = EndlessBatches(lambda number: self.training_batch(number, rank, world_size), self._batches_done)
+        return DataLoader(batches, batch_size=None)  # no workers: a batch costs less than handing it over
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        # A list of whole batches: with several ranks the trainer deals them out.
+        return DataLoader(self.validation_batches(), batch_size=None)  # type: ignore[arg-type]
+
+    def _batches_done(self) -> int:
+        """Batches per rank before the present optimizer step, which a resumed run continues with."""
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
+
+
+class TaskData(StreamData):
+    """A synthetic task.
+
+    Args:
+        task: The task, with its default difficulty.
+        difficulty: Difficulty of all items; a list mixes: every batch draws one of them, so that its items have one
+            length, and validation takes an equal share of each. Default: the task's own.
+        curriculum: Easier items first: {150: 8, 400: 16} gives batches 0 .. 149 difficulty 8, then 16 up to batch 399,
+            then `difficulty`.
+        batch_size: Items per batch and rank.
+        validation_examples: Items of the validation split, the same ones at every validation.
+        seed: Names the streams of items; the splits are the same for every seed.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        difficulty: int | list[int] | None = None,
+        curriculum: dict[int, int] | None = None,
+        batch_size: int = 64,
+        validation_examples: int = 256,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        mixed = difficulty if isinstance(difficulty, list) else [difficulty]
+        if not mixed:
+            raise ValueError("difficulty is an empty list: name at least one difficulty")
+        require_positive(batch_size=batch_size, validation_examples=validation_examples)
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+        self.difficulties = [task.resolve(each) for each in mixed]
+        self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
+        self.validation_examples = validation_examples
+        self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
+        self.difficulty_name = task.difficulty_name
+
+    def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
+        difficulty = self.training_difficulty(number)
+        start = (number * world_size + rank) * self.batch_size
+        return to_batch(*self.task.batch("train", self.seed, range(start, start + self.batch_size), difficulty))
+
+    def training_difficulty(self, number: int) -> int:
+        """Of training batch `number`; the same one on every rank, since ranks wait for each other."""
+        for end, difficulty in self.curriculum.items():
+            if number < end:
+                return difficulty
+        if len(self.difficulties) == 1:
+            return self.difficulties[0]
+        return self.difficulties[Stream("difficulty", self.seed).at(number).integers(len(self.difficulties))]
+
+    def evaluation_batches(
+        self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 64, seed: int = 0
+    ) -> Evaluation:
+        """The test split: for each difficulty (by default those of training) batches of (input_ids, labels)."""
+
+        def batches(difficulty: int) -> Iterator[tuple[Tensor, Tensor]]:
+            for start in range(0, examples, batch_size):
+                items = range(start, min(start + batch_size, examples))
+                batch = to_batch(*self.task.batch("test", seed, items, difficulty))
+                yield batch["input_ids"], batch["labels"]
+
+        chosen = self.difficulties if difficulties is None else [self.task.resolve(each) for each in difficulties]
+        return {difficulty: batches(difficulty) for difficulty in chosen}
+
+    def validation_batches(self) -> list[Batch]:
+        share = -(-self.validation_examples // len(self.difficulties))  # rounded up
+        return [
+            to_batch(*self.task.batch("validation", self.seed, range(share)[i : i + self.batch_size], difficulty))
+            for difficulty in self.difficulties
+            for i in range(0, share, self.batch_size)
+        ]
+
+
+class TextData(StreamData):
+    """Next-token prediction on your own text, packed into windows without padding.
+
+    Args:
+        paths: Files (.txt, .jsonl) or folders of those; ~ stands for the home folder.
+        fields: For .jsonl files: the fields of a record that make its document, joined by line ends.
+        tokenizer: Path of a tokenizer.json; default: bytes.
+        length: Positions per window.
+        batch_size: Windows per batch and rank.
+        validation_windows: Windows at most of the held-out split, the same ones at every validation.
+        held_out: Share of the documents, chosen by a hash of their content, kept for validation; in (0, 1].
+        cache: Folder of the tokenized corpus; built when first needed, and anew when files or settings change.
+        seed: Names the stream of training windows; the split is the same for every seed.
+    """
+
+    def __init__(
+        self,
+        paths: list[str],
+        fields: list[str] | None = None,
+        tokenizer: str | None = None,
+        length: int = 256,
+        batch_size: int = 32,
+        validation_windows: int = 64,
+        held_out: float = 0.05,
+        cache: str = ".cache/mull",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require_positive(length=length, batch_size=batch_size, validation_windows=validation_windows)
+        self.length, self.batch_size, self.validation_windows, self.seed = length, batch_size, validation_windows, seed
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.stop_tokens = stop_tokens_of(self.tokenizer)
+        self._build = partial(Corpus.build, paths, fields, self.tokenizer, held_out, cache)
+        self._corpus: Corpus | None = None
+
+    def prepare_data(self) -> None:
+        """Tokenizes what is not in the cache yet; the trainer calls this on one rank, the others wait."""
+        corpus = self._build()
+        for split in get_args(TextSplit):
+            corpus.require_window(split, self.length)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The packed tokens, built or opened when first asked for."""
+        if self._corpus is None:
+            self._corpus = self._build()
+            self._corpus.require_window("validation", self.length)
+        return self._corpus
+
+    @property
+    def bytes_per_token(self) -> float:  # type: ignore[override]
+        """Bytes of text behind one token of the held-out split."""
+        return self.corpus.bytes("validation") / self.corpus.tokens("validation")
+
+    def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
+        start = (number * world_size + rank) * self.batch_size
+        return next_token_batch(
+            self.corpus.random_windows("train", self.seed, range(start, start + self.batch_size), self.length)
+        )
+
+    def validation_batches(self) -> list[Batch]:
+        return list(self.held_out_batches(self.validation_windows, self.batch_size))
+
+    def evaluation_batches(
+        self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 32, seed: int = 0
+    ) -> Evaluation:
+        """The held-out split as batches of (input_ids, labels), `examples` windows at most; text has no difficulty."""
+        if difficulties is not None:
+            raise ValueError(f"text has no difficulty: leave {difficulties} out")
+        del seed  # the windows are spread evenly, nothing is drawn
+        return {None: ((b["input_ids"], b["labels"]) for b in self.held_out_batches(examples, batch_size))}
+
+    def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
+        """At most `windows` windows, spread over the whole held-out split, so that every file has its share."""
+        there = self.corpus.windows("validation", self.length)
+        count = min(windows, there)
+        for start in range(0, count, batch_size):
+            chosen = [i * there // count for i in range(start, min(start + batch_size, count))]
+            yield next_token_batch(np.stack([self.corpus.window("validation", i, self.length) for i in chosen]))
+
+
+def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:
+    """Two integer arrays (B, T) as a batch."""
+    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+
+
+def next_token_batch(windows: np.ndarray) -> Batch:
+    """Windows (B, T + 1) as a batch: position t reads token t and predicts token t + 1."""
+    return to_batch(windows[:, :-1].copy(), windows[:, 1:].copy())
+
+
+def require_positive(**values: int) -> None:
+    """Raises ValueError that names the first value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be 1 or more")

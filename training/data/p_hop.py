@@ -1,0 +1,119 @@
+"""p-hop induction: from the last symbol, jump p times to "what came after this symbol the last time".
+
+Sanford et al., arXiv 2402.09268; Saunshi et al., arXiv 2502.17416, table 2: floor(log2 p) + 2 loops suffice, and a
+shallow model without loops does not. One hop is the induction head. In "a c b d a b", the last symbol b stood at
+position 2 before, so one hop leads to the d after it; d never stood before, so there is no second hop.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from mull.training.data.task import IGNORE, Task
+
+
+class PHop(Task):
+    """A first symbol such as "hop4" announces the hops, then `length` letters follow; T = length + 1.
+
+    The answer is the letter where the chain of hops from the last position ends. The same question makes sense at every
+    position, so all those whose chain stays inside the sequence are scored, not just the last.
+
+    Distribution: letters are uniform over the sequences without equal neighbours (a hop would stay on the spot there),
+    given that the chain of the last position exists: others are redrawn. A guess that ignores the sequence is right
+    1/alphabet of the time. With 4 letters, the best guess from the last letter alone is right 0.33, 0.50, 0.34, 0.27,
+    0.26 of the time at 1, 2, 4, 8, 16 hops.
+
+    Difficulty is the number of hops. A sequence stays in one split whatever the hops asked of it.
+
+    Args:
+        hops: Default difficulty.
+        length: Letters in a sequence.
+        alphabet: Number of letters, 3 to 26.
+        max_hops: Highest difficulty; it fixes the vocabulary, so one model serves every p up to it.
+    """
+
+    name: ClassVar[str] = "p_hop"
+    difficulty_name: ClassVar[str] = "hops"
+
+    def __init__(self, hops: int = 4, length: int = 64, alphabet: int = 4, max_hops: int = 16) -> None:
+        if not 3 <= alphabet <= 26:
+            raise ValueError(f"alphabet is {alphabet}: it must be between 3 and 26 letters")
+        self.length, self.alphabet, self.max_hops = length, alphabet, max_hops
+        self.default_difficulty = hops
+        self.resolve(hops)
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return (*self.stop_symbols, *(f"hop{p}" for p in range(1, self.max_hops + 1)))
+
+    @property
+    def stop_symbols(self) -> tuple[str, ...]:
+        return tuple("abcdefghijklmnopqrstuvwxyz"[: self.alphabet])  # the answer to a prompt is one letter
+
+    def options(self) -> tuple[object, ...]:
+        return (self.length, self.alphabet)
+
+    def resolve(self, difficulty: int | None) -> int:
+        hops = super().resolve(difficulty)
+        if hops > self.max_hops:
+            raise ValueError(f"{hops} hops are more than the {self.max_hops} of the vocabulary: raise max_hops")
+        needed = hops * (self.alphabet - 1) + 1  # a hop covers alphabet - 1 positions on average
+        if self.length < needed:
+            raise ValueError(f"{hops} hops over {self.alphabet} letters need a length of {needed}, not {self.length}")
+        return hops
+
+    def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
+        while True:  # about every second draw ends this at the largest difficulty that `resolve` lets pass
+            moves = rng.integers(1, self.alphabet, self.length)  # never 0, so neighbours differ
+            moves[0] = rng.integers(self.alphabet)
+            letters = (moves.cumsum() % self.alphabet).astype(np.uint8)
+            if follow(letters.tobytes(), difficulty) is not None:
+                return letters
+
+    def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(len(items))[:, None]
+        landing = hop_from(items, self.alphabet)
+        place = np.broadcast_to(np.arange(self.length), items.shape)
+        for _ in range(difficulty):
+            place = np.where(place < 0, -1, landing[rows, place])
+        announced = np.full((len(items), 1), self.symbols.index(f"hop{difficulty}"))
+        labels = np.where(place < 0, IGNORE, items.astype(np.int64)[rows, place])
+        return (
+            np.concatenate([announced, items], axis=1).astype(np.int64),
+            np.concatenate([np.full_like(announced, IGNORE), labels], axis=1),
+        )
+
+    def check(self, prompt: str, answer: str) -> bool:
+        first, *letters = prompt.split() or [""]
+        if first not in self.symbols[self.alphabet :] or not letters or not set(letters) <= set(self.stop_symbols):
+            raise ValueError(
+                f"not a p_hop prompt: {prompt!r} (expected hop1 to hop{self.max_hops}, then letters "
+                f"{self.stop_symbols[0]} to {self.stop_symbols[-1]} with blanks between them)"
+            )
+        place = follow("".join(letters).encode(), int(first.removeprefix("hop")))
+        if place is None:
+            raise ValueError(f"the chain of {first} leaves the sequence, so the prompt has no answer: {prompt!r}")
+        return answer.split() == [letters[place]]
+
+
+def follow(letters: bytes, hops: int) -> int | None:
+    """The position where the chain of hops from the last letter ends; None where it leaves the sequence."""
+    place = len(letters) - 1
+    for _ in range(hops):
+        before = letters.rfind(letters[place], 0, place)
+        if before < 0:
+            return None
+        place = before + 1
+    return place
+
+
+def hop_from(items: np.ndarray, alphabet: int) -> np.ndarray:
+    """One hop from every position: items (B, L) to positions (B, L), -1 where the letter never stood before."""
+    places = np.arange(items.shape[1])
+    landing = np.full(items.shape, -1)
+    for letter in range(alphabet):
+        here = items == letter
+        latest = np.maximum.accumulate(np.where(here, places, -1), axis=1)  # up to and with each position
+        before = np.concatenate([np.full((len(items), 1), -1), latest[:, :-1]], axis=1)
+        landing = np.where(here & (before >= 0), before + 1, landing)
+    return landing

@@ -1,0 +1,47 @@
+"""Running parity: at every position, has the number of ones so far been even or odd?
+
+The smallest task that cannot be done in constant depth: T bits need a chain of T flips, or log2 T rounds of pairing
+(Saunshi et al., arXiv 2502.17416, section 4, composition in a group). Prefix sums of Schwarzschild et al.
+(arXiv 2106.04537) are the same task.
+
+A start symbol stands before the bits, unscored. Without it the task cannot be learned exactly: in a row of ones all
+values are equal, so attention returns the same vector at every position whatever its weights, and "1" and "1 1" get
+one answer. That alone caps the accuracy at 1 - (1/4 + 1/16 + ...) / length, 0.990 at length 32.
+"""
+
+from typing import ClassVar
+
+import numpy as np
+
+from mull.training.data.task import IGNORE, START, Task
+
+
+class Parity(Task):
+    """`length` random bits in, "even" or "odd" out at every bit, all of them scored. Chance is 1/2.
+
+    Difficulty is the length. A short question can be the beginning of a longer one, so splits are disjoint per length.
+    """
+
+    name: ClassVar[str] = "parity"
+    difficulty_name: ClassVar[str] = "length"
+    symbols: ClassVar[tuple[str, ...]] = ("0", "1", "even", "odd", START)
+    stop_symbols: ClassVar[tuple[str, ...]] = ("even", "odd")  # the answer to a prompt is one symbol
+
+    def __init__(self, length: int = 32) -> None:
+        self.default_difficulty = length
+        self.resolve(length)
+
+    def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
+        return rng.integers(0, 2, difficulty)
+
+    def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
+        start, even = self.symbols.index(START), self.symbols.index("even")
+        first = np.ones((len(items), 1), dtype=np.int64)
+        parities = even + items.cumsum(axis=1) % 2
+        return np.concatenate([start * first, items], axis=1), np.concatenate([IGNORE * first, parities], axis=1)
+
+    def check(self, prompt: str, answer: str) -> bool:
+        bits = prompt.split()
+        if not bits or not {"0", "1"}.issuperset(bits):
+            raise ValueError(f"not a parity prompt: {prompt!r} (expected bits with blanks between them: 1 0 1 1)")
+        return answer.split() == ["odd" if bits.count("1") % 2 else "even"]

@@ -1,0 +1,197 @@
+"""Packed text: documents tokenized once into one binary file per split, then read by memory map.
+
+The held-out split is chosen by a hash of each document's content, so the same text never stands in both splits, in
+whatever file or place it occurs, and renaming or adding files moves nothing across. Building streams the files and
+reading maps them: a corpus may be larger than memory.
+
+A cached corpus is a folder: train.bin and validation.bin (token ids, little-endian uint16 or uint32, each document
+followed by the end token) and corpus.json (counts of tokens, bytes and documents).
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from hashlib import blake2b
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mull.training.data.documents import find_files, read_documents
+from mull.training.data.streams import Stream
+from mull.training.data.tokenizer import stop_tokens_of, vocab_size_of
+
+TextSplit = Literal["train", "validation"]
+FORMAT = 1  # part of the cache key: raise it when the same settings would give other files
+ENCODE_AT_ONCE = 1 << 20  # characters of text that are tokenized together
+
+
+class Corpus:
+    """A corpus in the cache, opened for reading. `Corpus.build` makes one."""
+
+    def __init__(self, folder: Path) -> None:
+        about = json.loads((folder / "corpus.json").read_text())
+        self._counts: dict[str, dict[str, int]] = about["splits"]
+        # An empty file cannot be mapped.
+        self._tokens = {
+            split: np.memmap(folder / f"{split}.bin", about["dtype"], "r") if counts["tokens"] else np.empty(0, "<u2")
+            for split, counts in self._counts.items()
+        }
+
+    @classmethod
+    def build(
+        cls, paths: list[str], fields: list[str] | None, tokenizer: Tokenizer, held_out: float, cache: str
+    ) -> "Corpus":
+        """The corpus of these files under these settings: from the cache, or tokenized into it.
+
+        Args:
+            paths: Files (.txt, .jsonl) or folders.
+            fields: Fields of a .jsonl record that make its document, joined by line ends; .txt files need none.
+            tokenizer: Of text; has an end token.
+            held_out: Expected share of the documents in the validation split, in (0, 1].
+            cache: Folder that holds cached corpora; made if missing.
+
+        Raises FileNotFoundError for a missing path, ValueError for anything else that is wrong; either way the cache
+        keeps no trace of the attempt.
+        """
+        if not 0 < held_out <= 1:
+            raise ValueError(f"held_out is {held_out}: it must be above 0 and at most 1, for example 0.05")
+        files = find_files(paths)
+        root = Path(cache).expanduser()
+        folder = root / _key(files, fields, tokenizer, held_out)
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as work:
+                new = Path(work, "corpus")
+                new.mkdir()
+                _write(new, files, fields, tokenizer, held_out)
+                _move(new, folder)
+        return cls(folder)
+
+    def tokens(self, split: TextSplit) -> int:
+        """Tokens of a split, end tokens included."""
+        return self._counts[split]["tokens"]
+
+    def bytes(self, split: TextSplit) -> int:
+        """UTF-8 bytes of text of a split. Bits per byte = loss in nats * tokens / bytes / ln 2."""
+        return self._counts[split]["bytes"]
+
+    def documents(self, split: TextSplit) -> int:
+        """Documents (records, or blocks of text files) of a split."""
+        return self._counts[split]["documents"]
+
+    def windows(self, split: TextSplit, length: int) -> int:
+        """How many windows of `length` predictions follow each other without overlap."""
+        return max(0, (self.tokens(split) - 1) // length)
+
+    def window(self, split: TextSplit, index: int, length: int) -> np.ndarray:
+        """Tokens (length + 1,) int64 of window `index` in order: it reads `length` tokens, and predicts each next one.
+
+        The last token of a window is the first of the next one, so all windows predict every token but the first once.
+        """
+        if not 0 <= index < self.windows(split, length):
+            raise IndexError(f"window {index} of {self.windows(split, length)} in the {split} split")
+        return self._read(split, index * length, length + 1)
+
+    def random_window(self, split: TextSplit, seed: int, index: int, length: int) -> np.ndarray:
+        """Tokens (length + 1,) int64 from a random place, a function of (split, seed, index, length)."""
+        return self.random_windows(split, seed, range(index, index + 1), length)[0]
+
+    def random_windows(self, split: TextSplit, seed: int, indices: range, length: int) -> np.ndarray:
+        """Tokens (B, length + 1) int64: `random_window` for each of B indices."""
+        self.require_window(split, length)
+        stream = Stream("text", split, seed, length)
+        places = [int(stream.at(index).integers(self.tokens(split) - length)) for index in indices]
+        return np.stack([self._read(split, place, length + 1) for place in places])
+
+    def require_window(self, split: TextSplit, length: int) -> None:
+        """Raises ValueError if a split is too short for one window."""
+        if not self.windows(split, length):
+            raise ValueError(
+                f"the {split} split has {self.tokens(split)} tokens, fewer than one window of {length + 1}: give more "
+                f"text, a smaller length{', or a larger held_out' if split == 'validation' else ''}"
+            )
+
+    def _read(self, split: TextSplit, start: int, count: int) -> np.ndarray:
+        return np.asarray(self._tokens[split][start : start + count], dtype=np.int64)
+
+
+def split_of(document: bytes, held_out: float) -> TextSplit:
+    """The split of a document, by its content alone; `held_out` is the chance of validation."""
+    draw = int.from_bytes(blake2b(document, digest_size=8).digest(), "little") / 2**64
+    return "validation" if draw < held_out else "train"
+
+
+class _Packer:
+    """Collects the documents of one split and appends them, tokenized, to its file."""
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, dtype: str) -> None:
+        self.file, self.tokenizer, self.dtype = file, tokenizer, dtype
+        self.end = stop_tokens_of(tokenizer)[0]
+        self.waiting: list[str] = []
+        self.characters = 0  # of the waiting documents
+        self.counts = {"tokens": 0, "bytes": 0, "documents": 0}
+
+    def add(self, document: str, size: int) -> None:
+        """Takes one document of `size` bytes."""
+        self.waiting.append(document)
+        self.characters += len(document)
+        self.counts["bytes"] += size
+        self.counts["documents"] += 1
+        if self.characters >= ENCODE_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tokenizes and writes what is waiting."""
+        for encoding in self.tokenizer.encode_batch_fast(self.waiting, add_special_tokens=False):
+            ids = np.array([*encoding.ids, self.end], dtype=self.dtype)
+            self.file.write(ids.tobytes())
+            self.counts["tokens"] += len(ids)
+        self.waiting, self.characters = [], 0
+
+
+def _write(folder: Path, files: list[Path], fields: list[str] | None, tokenizer: Tokenizer, held_out: float) -> None:
+    dtype = "<u2" if vocab_size_of(tokenizer) <= 1 << 16 else "<u4"
+    literal = Tokenizer.from_str(tokenizer.to_str())
+    literal.encode_special_tokens = True  # a document that spells "<end>" holds those five characters, not the token
+    with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
+        packers = {"train": _Packer(train, literal, dtype), "validation": _Packer(validation, literal, dtype)}
+        for file in files:
+            for document in read_documents(file, fields):
+                content = document.encode()
+                packers[split_of(content, held_out)].add(document, len(content))
+        for packer in packers.values():
+            packer.flush()
+    splits = {split: packer.counts for split, packer in packers.items()}
+    if not any(counts["documents"] for counts in splits.values()):
+        raise ValueError(f"the corpus is empty: no text in {', '.join(str(file) for file in files)}")
+    (folder / "corpus.json").write_text(json.dumps({"dtype": dtype, "splits": splits}, indent=2))
+
+
+def _key(files: list[Path], fields: list[str] | None, tokenizer: Tokenizer, held_out: float) -> str:
+    """The cache folder's name: changes with any file's path, size or time, and with any setting."""
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return blake2b(repr((FORMAT, stats, fields, held_out, tokenizer.to_str())).encode(), digest_size=16).hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached corpus is there, with files as long as it says."""
+    try:
+        about = json.loads((folder / "corpus.json").read_text())
+        width = np.dtype(about["dtype"]).itemsize
+        sizes = {split: (folder / f"{split}.bin").stat().st_size for split in get_args(TextSplit)}
+        return all(size == width * about["splits"][split]["tokens"] for split, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _move(new: Path, folder: Path) -> None:
+    """Puts a finished corpus in its place in one operation."""
+    try:
+        os.rename(new, folder)
+    except OSError:
+        if not _is_whole(folder):  # unless another process built the same one meanwhile
+            raise

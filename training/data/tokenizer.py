@@ -1,0 +1,62 @@
+"""Tokenizers of text: bytes by default, or any tokenizer.json of the Hugging Face tokenizers library.
+
+Synthetic tasks bring their own (task.py). Every tokenizer here has an end token: it stands after each document and
+stops generation.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from mull.training.data.task import END
+
+# Names under which published tokenizers keep their end of text; the first one present is used.
+END_NAMES = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Ids 0 to 255 are the bytes of UTF-8, 256 is <end>: any text goes in and comes out unchanged."""
+    # The ByteLevel pre-tokenizer writes each byte as a printable character (GPT-2's table): bytes that print as
+    # themselves in Latin-1 stay, the others follow from code point 256 on.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = sorted(set(range(256)) - set(printable))
+    ids = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    tokenizer = Tokenizer(BPE(ids, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
+    return tokenizer
+
+
+def load_tokenizer(path: str | None = None) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, without truncation and padding; bytes where `path` is None.
+
+    One without a known end token gets "<end>" as a new token. Raises FileNotFoundError, or ValueError if the file is
+    not a tokenizer.
+    """
+    if path is None:
+        return byte_tokenizer()
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer at {path}: name a tokenizer.json file, or none for bytes")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+    tokenizer.no_truncation()  # a limit stored with it would silently cut documents
+    tokenizer.no_padding()
+    if not stop_tokens_of(tokenizer):
+        tokenizer.add_special_tokens([END])
+    return tokenizer
+
+
+def stop_tokens_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The id of the end token, as a tuple of one; empty where no known end token exists."""
+    ids = (tokenizer.token_to_id(name) for name in END_NAMES)
+    return tuple(i for i in ids if i is not None)[:1]
+
+
+def vocab_size_of(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: some published vocabularies have holes, so counting entries would fall short."""
+    return max(tokenizer.get_vocab().values()) + 1

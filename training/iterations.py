@@ -1,0 +1,114 @@
+"""How many iterations each training batch gets: pure functions of (seed, index), so ranks and resumed runs agree.
+
+    fixed              R = mean
+    log-normal Poisson tau ~ Normal(ln(mean) - sigma^2 / 2, sigma);  R ~ Poisson(exp(tau)) + 1     (Huginn, 2502.05171)
+    Poisson            R_b ~ max(1, Poisson(mean)), one count per sequence                         (Parcae, 2604.12946)
+    linear curriculum  log-normal Poisson whose mean climbs from `start` to `mean`                 (2511.07384)
+
+Every sampler clips its draws to minimum .. maximum. `index` counts training batches (optimizer steps times
+accumulated batches), not optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from mull.models.loop import Iterations
+from mull.training.data.streams import Stream
+
+
+class IterationSampler(ABC):
+    """Base of the samplers.
+
+    Args:
+        mean: mean iteration count (of the Poisson part; Huginn's adds 1).
+        minimum, maximum: draws are clipped to these; maximum None means no cap.
+    """
+
+    def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
+        if mean < 1:
+            raise ValueError(f"mean iterations must be at least 1, not {mean}")
+        if minimum < 1 or (maximum is not None and maximum < minimum):
+            raise ValueError(f"iterations need 1 <= minimum <= maximum, not minimum={minimum}, maximum={maximum}")
+        self.mean, self.minimum, self.maximum = mean, minimum, maximum
+
+    def __call__(self, seed: int, index: int, batch_size: int) -> Iterations:
+        """The count for batch `index`: an integer, or (batch_size,) int64 for samplers that draw per sequence."""
+        drawn = np.clip(self.draw(Stream("iterations", seed).at(index), index, batch_size), self.minimum, self.maximum)
+        return int(drawn) if drawn.ndim == 0 else torch.from_numpy(drawn.astype(np.int64))
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        """Counts before clipping: a scalar, or (batch_size,)."""
+
+
+class Fixed(IterationSampler):
+    """Always `mean` iterations."""
+
+    def __init__(self, mean: int) -> None:
+        super().__init__(mean)
+
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        return np.asarray(self.mean)
+
+
+class LogNormalPoisson(IterationSampler):
+    """Huginn's heavy-tailed draw, one count per batch.
+
+    Args:
+        mean: see `IterationSampler`.
+        sigma: spread of the logarithm; 0 leaves a plain Poisson + 1.
+        minimum, maximum: see `IterationSampler`.
+    """
+
+    def __init__(self, mean: float, sigma: float = 0.5, minimum: int = 1, maximum: int | None = None) -> None:
+        super().__init__(mean, minimum, maximum)
+        if sigma < 0:
+            raise ValueError(f"sigma must be at least 0, not {sigma}")
+        self.sigma = sigma
+
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        tau = rng.normal(math.log(self.mean_at(index)) - self.sigma**2 / 2, self.sigma)
+        return np.asarray(rng.poisson(math.exp(tau)) + 1)
+
+    def mean_at(self, index: int) -> float:
+        return self.mean
+
+
+class LinearCurriculum(LogNormalPoisson):
+    """Log-normal Poisson whose mean climbs linearly: shallow, cheap batches first.
+
+    Args:
+        mean: the final mean.
+        batches: number of batches over which the mean climbs.
+        start: the first mean.
+        sigma, minimum, maximum: see `LogNormalPoisson`.
+    """
+
+    def __init__(
+        self,
+        mean: float,
+        batches: int,
+        start: float = 1.0,
+        sigma: float = 0.5,
+        minimum: int = 1,
+        maximum: int | None = None,
+    ) -> None:
+        super().__init__(mean, sigma, minimum, maximum)
+        if batches < 1 or start < 1:
+            raise ValueError(f"a curriculum needs batches >= 1 and start >= 1, not batches={batches}, start={start}")
+        self.batches, self.start = batches, start
+
+    def mean_at(self, index: int) -> float:
+        return self.start + (self.mean - self.start) * min(1.0, index / self.batches)
+
+
+class PoissonPerSequence(IterationSampler):
+    """Parcae's draw, a count of its own for every sequence of the batch."""
+
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        return np.asarray(rng.poisson(self.mean, size=batch_size))

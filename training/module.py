@@ -1,0 +1,149 @@
+"""The LightningModule: one training batch, one validation sweep, the optimizer. The Trainer does the rest.
+
+Depth and randomness are data: the iteration count and the initial state of a batch are pure functions of
+(seed, batch index), drawn here and handed to the network.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from mull.models import LanguageModel, ModelOutput
+from mull.models.loop import check_count, counts_around
+from mull.training.data.streams import Stream
+from mull.training.iterations import IterationSampler
+from mull.training.losses import LastIteration, Loss
+from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+
+Batch = dict[str, Tensor]  # input_ids and labels, both (B, T) int64; labels aligned with positions, -100 not scored
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is no longer a number; the weights of the step before are the last good ones."""
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains a network that maps (input_ids, iterations=...) to a `ModelOutput`.
+
+    Args:
+        network: a mull model, or your own by class path: (input_ids, iterations=...) -> ModelOutput. It must also take
+            backprop_iterations= if that is set, and read_at= for a loss that asks for it; with `iterations: null` it is
+            called with input_ids alone.
+        iterations: sampler of the iteration count; None for a network without a loop.
+        backprop_iterations: gradient window in iterations; None means through all.
+        loss: what is minimised; the default is the cross entropy after the last iteration.
+        optimizer: recipe of the optimizer; the default is AdamW.
+        warmup_steps: optimizer steps over which the learning rate climbs.
+        decay_share: share of max_steps, at the end, over which the learning rate falls to zero.
+        validate_at: iteration counts of the validation sweep; the default is 1, r/2, r, 2r, 4r for a mean of r.
+        seed: of the iteration counts and initial states.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        iterations: IterationSampler | None = None,
+        backprop_iterations: int | None = None,
+        loss: Loss | None = None,
+        optimizer: OptimizerRecipe | None = None,
+        warmup_steps: int = 100,
+        decay_share: float = 0.3,
+        validate_at: list[int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0 or not 0 <= decay_share <= 1:
+            raise ValueError(
+                f"warmup_steps {warmup_steps} must be at least 0, decay_share {decay_share} between 0 and 1"
+            )
+        if backprop_iterations is not None:
+            check_count("backprop_iterations", backprop_iterations)
+        self.network = network
+        self.iterations = iterations
+        self.backprop_iterations = backprop_iterations
+        self.loss = loss or LastIteration()
+        self.optimizer = optimizer or AdamW()
+        self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
+        if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
+            raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        index = self.batch_index(batch_idx)
+        output = self.think(batch["input_ids"], index)
+        loss = self.loss(output, batch["labels"])
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.iterations is not None:
+            self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
+        return loss
+
+    def batch_index(self, batch_idx: int) -> int:
+        """Number of this batch since the first step of the run, resumed or not."""
+        accumulated = self.trainer.accumulate_grad_batches
+        return self.global_step * accumulated + batch_idx % accumulated
+
+    def think(self, input_ids: Tensor, index: int) -> ModelOutput:
+        """Run the network on training batch `index` at the depth and from the state drawn for it."""
+        if self.iterations is None:
+            return self.network(input_ids)
+        generator = torch.Generator(input_ids.device)
+        generator.manual_seed(int(Stream("initial state", self.seed, self.global_rank).at(index).integers(2**63 - 1)))
+        drawn = self.iterations(self.seed, index, len(input_ids))
+        drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
+        options: dict[str, Any] = {}  # what a network of your own need not know is not handed to it
+        if self.backprop_iterations is not None:
+            options["backprop_iterations"] = self.backprop_iterations
+        if self.loss.read_at(drawn):
+            options["read_at"] = self.loss.read_at(drawn)
+        if isinstance(self.network, LanguageModel):
+            options["generator"] = generator
+        return self.network(input_ids, iterations=drawn, **options)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:  # type: ignore[override]
+        """One sweep: answers at all counts of `validate_at` from a single unroll; callbacks turn them into numbers."""
+        if self.iterations is None:
+            return self.network(batch["input_ids"])
+        if not isinstance(self.network, LanguageModel):  # a network of your own need not read answers out on the way
+            return self.network(batch["input_ids"], iterations=round(self.iterations.mean))
+        return self.network(batch["input_ids"], iterations=self.validate_at[-1], read_at=self.validate_at)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all parameters, and stop before a step that would spoil the weights."""
+        if gradient_clip_algorithm not in (None, "norm"):
+            raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
+        limit = gradient_clip_val or float("inf")  # 0 clips nothing, as everywhere in the Trainer
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
+        if not torch.isfinite(norm) and not scaled:
+            raise NonFiniteLossError(f"the gradient norm is {norm.item()} at step {self.global_step}")
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        optimizer = self.optimizer.build(self.network)
+        total = self.trainer.max_steps
+        if total < 1:
+            raise ValueError("the schedule needs trainer.max_steps of at least 1")
+
+        def factor(step: int) -> float:
+            return warmup_stable_decay(step, total, self.warmup_steps, self.decay_share)
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def validation_counts(iterations: IterationSampler | None) -> list[int]:
+    """1, r/2, r, 2r, 4r for a sampler of mean r; none without a loop."""
+    if iterations is None:
+        return []
+    return counts_around(round(iterations.mean))

@@ -1,0 +1,130 @@
+"""Optimizers and their schedule: AdamW, and Muon for the matrices with AdamW for the rest.
+
+Parameters fall into three groups: matrices inside the layers (weight decay; Muon's share), embedding and head (weight
+decay), and vectors such as norms and biases (no decay, nor for matrices that start at a value of their own).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mull.models.language_model import is_matrix
+
+
+class OptimizerRecipe(ABC):
+    """What the YAML names; builds the optimizer once the network exists."""
+
+    @abstractmethod
+    def build(self, network: nn.Module) -> torch.optim.Optimizer: ...
+
+
+class AdamW(OptimizerRecipe):
+    """torch.optim.AdamW for everything.
+
+    Args:
+        lr: learning rate at the plateau of the schedule.
+        betas: decay of the running mean and of the running square.
+        weight_decay: decoupled decay of matrices, embedding and head.
+    """
+
+    def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1) -> None:
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        matrices, embeddings, vectors = parameter_groups(network)
+        return self.over(matrices + embeddings, vectors)
+
+    def over(self, decayed: list[Tensor], vectors: list[Tensor]) -> torch.optim.Optimizer:
+        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, betas=self.betas)
+
+
+class MuonAdamW(AdamW):
+    """torch.optim.Muon for the matrices inside the layers, AdamW for embedding, head and vectors.
+
+    Args:
+        matrix_lr: learning rate of Muon, whose updates are scaled to the size of AdamW's (0.2 sqrt of the larger side).
+        momentum: of Muon.
+        lr, betas, weight_decay: as for `AdamW`; the decay is Muon's too.
+    """
+
+    def __init__(
+        self,
+        matrix_lr: float = 3e-3,
+        momentum: float = 0.95,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.1,
+    ) -> None:
+        super().__init__(lr, betas, weight_decay)
+        self.matrix_lr, self.momentum = matrix_lr, momentum
+
+    def build(self, network: nn.Module) -> torch.optim.Optimizer:
+        matrices, embeddings, vectors = parameter_groups(network)
+        muon = torch.optim.Muon(
+            matrices,
+            lr=self.matrix_lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        return Together(muon, self.over(embeddings, vectors))
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers that behave as one, so that Lightning's automatic optimisation can drive them."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for each in optimizers for group in each.param_groups], {})
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, state_dict["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        # loading replaces the groups of each optimizer, and a schedule writes to ours: they must stay the same objects
+        self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+
+
+def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """The network's parameters as (matrices, embeddings, vectors); see the head of this file."""
+    matrices: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    vectors: list[Tensor] = []
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
+    for name, parameter in network.named_parameters():
+        if not is_matrix(name, parameter):
+            vectors.append(parameter)
+        elif id(parameter) in tables or name.startswith(("head.", "exit_gate.")):
+            embeddings.append(parameter)
+        else:
+            matrices.append(parameter)
+    return matrices, embeddings, vectors
+
+
+def warmup_stable_decay(step: int, max_steps: int, warmup_steps: int, decay_share: float) -> float:
+    """Factor on the learning rate at optimizer step 0 .. max_steps - 1: linear up, flat, linear down to zero.
+
+    Args:
+        warmup_steps: length of the climb.
+        decay_share: share of max_steps, at the end, over which it falls.
+    """
+    warm = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+    decay_steps = decay_share * max_steps
+    return warm * (min(1.0, (max_steps - step) / decay_steps) if decay_steps else 1.0)
