@@ -137,7 +137,7 @@ def test_a_wrong_field_of_a_training_is_named_and_nothing_is_written(
     field: str, value: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A configuration that cannot run leaves no folder behind."""
-    demo = Path(mull.__file__).parent / "configs" / "demo.yaml"
+    demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
     output = tmp_path / "run"
     line = fails(["train", "--config", str(demo), "--output", str(output), f"--{field}", value], capsys)
     assert says in line
@@ -174,7 +174,7 @@ def test_a_damaged_state_or_description_is_named(
     (copy / "depth.json").write_text("{}")
     assert "depth.json" in fails(["inspect", str(copy)], capsys)
 
-    output, demo = tmp_path / "run", Path(mull.__file__).parent / "configs" / "demo.yaml"
+    output, demo = tmp_path / "run", Path(__file__).parents[1] / "configs" / "demo.yaml"
     small = ["--model.network.init_args.config.d_model", "16", "--data.init_args.batch_size", "2"]
     line = ["train", "--config", str(demo), "--output", str(output), *small, "--trainer.enable_progress_bar", "false",
             "--trainer.max_steps", "1", "--data.init_args.validation_examples", "1"]  # fmt: skip
@@ -188,7 +188,7 @@ def test_a_damaged_state_or_description_is_named(
 
 
 def text_training(file: Path, tmp_path: Path) -> list[str]:
-    config = Path(mull.__file__).parent / "configs" / "text.yaml"
+    config = Path(__file__).parents[1] / "configs" / "text.yaml"
     small = {"d_model": 16, "n_heads": 2}
     return [
         "train", "--config", str(config), "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false",
@@ -253,7 +253,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 def test_configurations_name_claim_and_cost() -> None:
     """The first comment of each YAML says what to expect; the rest parses."""
-    for file in sorted((Path(mull.__file__).parent / "configs").glob("*.yaml")):
+    for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
         comment = "".join(line for line in file.read_text().splitlines() if line.startswith("#"))
         assert "Expected:" in comment and "Cost:" in comment, file.name
         assert yaml.safe_load(file.read_text())["trainer"]["max_steps"] > 0, file.name

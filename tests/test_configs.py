@@ -9,7 +9,7 @@ import mull
 from mull.checkpoints import load_tokenizer
 from mull.training.run import train
 
-CONFIGS = Path(mull.__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def small(name: str, tmp_path: Path) -> list[str]:
