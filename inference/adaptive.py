@@ -11,10 +11,12 @@ Shapes: B batch, T positions of this call, N positions that are still thinking, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
-from mull.inference.exits import Exit, Memory, Thought, parse
+from mull.inference.exits import Exit, Measured, Memory, Thought, parse
 from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransformer
 from mull.models.layers import Frame
 from mull.models.loop import Iterations, check_count, iterate
@@ -30,6 +32,29 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     if rule.name == "gate" and model.exit_gate is None:
         raise ValueError("exit 'gate' needs a model with an exit gate: train with exit_gate: true, or use latent:0.03")
     return rule
+
+
+def measure(
+    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], iterations: int | None
+) -> Callable[[Exit], Measured]:
+    """What `exits.calibrate` asks: rule -> mean iterations of all positions, and accuracy of the scored ones.
+
+    Args:
+        batches: (input_ids, labels), each (B, T); labels below 0 are not scored.
+        iterations: the most that any position gets; None is the config's count.
+    """
+    kept = list(batches)
+
+    def run(exit: Exit) -> Measured:
+        used = positions = right = scored = 0
+        for input_ids, labels in kept:
+            out = think_until(model, input_ids, iterations, exit)
+            used, positions = used + int(out.iterations.sum()), positions + input_ids.numel()
+            right += int((out.logits.argmax(-1) == labels)[labels >= 0].sum())
+            scored += int((labels >= 0).sum())
+        return Measured(iterations=used / positions, accuracy=right / scored)
+
+    return run
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,7 @@ class Exit(ABC):
 
     name: ClassVar[str]
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
+    span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
@@ -147,7 +148,7 @@ class Entropy(Exit):
 class Argmax(Exit):
     """How many checks in a row the best token has stayed the same, negated."""
 
-    name, reads_logits = "argmax", True
+    name, reads_logits, span = "argmax", True, (-64.0, 0.0)
 
     def value(self, thought: Thought) -> Tensor:
         best = thought.logits().argmax(-1)
@@ -160,7 +161,7 @@ class Argmax(Exit):
 class Confidence(Exit):
     """Mass that is not on the best token. Says nothing of whether more thought would change the answer."""
 
-    name, reads_logits = "confidence", True
+    name, reads_logits, span = "confidence", True, (1e-6, 1.0)
 
     def value(self, thought: Thought) -> Tensor:
         return 1 - thought.logits().float().softmax(-1).amax(-1)
@@ -169,7 +170,7 @@ class Confidence(Exit):
 class Gate(Exit):
     """Mass that the learned exit gate has not yet halted; threshold 0.5 leaves when half is. Needs a model with one."""
 
-    name = "gate"
+    name, span = "gate", (1e-6, 1.0)
 
     def value(self, thought: Thought) -> Tensor:
         halt = torch.sigmoid(thought.halt().float())
@@ -181,7 +182,7 @@ class Gate(Exit):
 class Fixed(Exit):
     """The same number of iterations for every position: what the other rules are to be compared with."""
 
-    name = "fixed"
+    name, span = "fixed", None
 
     def value(self, thought: Thought) -> Tensor:
         return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
@@ -215,3 +216,58 @@ def parse(text: str) -> Exit:
         if threshold and "could not convert" not in str(error):
             raise
         raise ValueError(f"exit {name}: the threshold {threshold!r} is no number; write {name}:0.03") from None
+
+
+class Measured(NamedTuple):
+    """What a rule does on held-out data: mean iterations of a position, and accuracy of a scored one."""
+
+    iterations: float
+    accuracy: float
+
+
+def calibrate(
+    exit: Exit,
+    measure: Callable[[Exit], Measured],
+    *,
+    mean_iterations: float | None = None,
+    tolerated_loss: float | None = None,
+    rounds: int = 12,
+) -> tuple[Exit, Measured]:
+    """The rule with the highest threshold that keeps to a limit, by bisection: a higher one leaves sooner.
+
+    Args:
+        exit: the rule; its threshold does not matter.
+        measure: runs a rule on held-out data; see `adaptive.measure`.
+        mean_iterations: fewest iterations a position shall get on average.
+        tolerated_loss: how much accuracy may fall below that of never leaving, as a share (0.005: half a point).
+        rounds: of bisection; each measures once.
+
+    Returns:
+        The rule, and what it did. Where no threshold keeps to the limit, the rule that never leaves.
+
+    Raises:
+        ValueError: not exactly one limit is given, or the rule has nothing to find.
+    """
+    if (mean_iterations is None) == (tolerated_loss is None):
+        raise ValueError("give calibrate either mean_iterations or tolerated_loss")
+    if exit.span is None:
+        raise ValueError(f"exit {exit.name!r} has no threshold to find: it is the number of iterations itself")
+    never = replace(exit, threshold=-math.inf)
+    best, found = never, measure(never)
+    least_accuracy = found.accuracy - (tolerated_loss or 0.0)
+
+    def keeps(measured: Measured) -> bool:
+        if mean_iterations is not None:
+            return measured.iterations >= mean_iterations
+        return measured.accuracy >= least_accuracy
+
+    low, high = exit.span
+    for _ in range(rounds):
+        middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
+        rule = replace(exit, threshold=middle)
+        measured = measure(rule)
+        if keeps(measured):
+            low, best, found = middle, rule, measured
+        else:
+            high = middle
+    return best, found

@@ -142,7 +142,7 @@ class Cache:
         return read[0], read[1]
 
     def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; room is made where there is none."""
+        """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""
         views = self.views.get((layer, place))
         if views is None or views[0].shape[2] < columns:
             held = self.grow(layer, place, columns)

@@ -101,7 +101,7 @@ class RMSNorm(nn.Module):
 def rotation_angles(
     positions: Tensor, head_dim: int, base: float, layout: RotaryLayout, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """cos and signed sin of position * base^(-2j / W), j = 0 .. W/2 - 1, laid out as `rotate` takes them: (..., T, 1, W).
+    """cos and signed sin of position * base^(-2j / W), j = 0 .. W/2 - 1, as `rotate` takes them: (..., T, 1, W).
 
     Both dimensions of pair j carry its angle; the first carries -sin. Computed in every forward: it costs next to
     nothing, and a stored table comes back as garbage from some loaders.
