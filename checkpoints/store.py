@@ -31,6 +31,8 @@ from torch.overrides import TorchFunctionMode
 
 from mull.checkpoints.card import model_card
 from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
     LanguageModel,
     ModelConfig,
     RecurrentDepthConfig,
@@ -51,6 +53,7 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
 AGAIN = "copy the folder again from its source, or save the model again with mull.save"
 FAMILIES: dict[str, tuple[type[ModelConfig], type[LanguageModel]]] = {
     "recurrent_depth": (RecurrentDepthConfig, RecurrentDepthTransformer),
+    "inner_thinking": (InnerThinkingConfig, InnerThinkingTransformer),
     "transformer": (TransformerConfig, Transformer),
 }
 

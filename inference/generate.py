@@ -11,17 +11,21 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mull.inference.evaluate import routing_options
 from mull.inference.sampling import check_sampling, sample
-from mull.models import Cache, LanguageModel
+from mull.models import Cache, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
+from mull.models.routing import Capacity
+
+Think = Callable[..., ModelOutput]  # a model, with what it is called with each time
 
 
 class NewTokens(NamedTuple):
@@ -65,6 +69,7 @@ def generate(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
+    capacity: Capacity | None = None,
 ) -> Generation:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
 
@@ -78,6 +83,7 @@ def generate(
         temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.sample`.
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
+        capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
@@ -96,6 +102,7 @@ def generate(
             min_p=min_p,
             attention_mask=attention_mask,
             stop_tokens=stop_tokens,
+            capacity=capacity,
         )
     )
     new_tokens = torch.stack([position.tokens for position in positions], dim=1)
@@ -117,6 +124,7 @@ def stream(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
+    capacity: Capacity | None = None,
 ) -> Iterator[NewTokens]:
     """Like `generate`, but yields the tokens of each new position as they come. Errors are raised by this call, before
     the first token, except those of the model itself."""
@@ -131,7 +139,16 @@ def stream(
     room = model.config.max_length - prompt_ids.shape[1]
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
-    return positions(model, prompt, mask, iterations, min(max_new_tokens, room), choose, stop)
+    return positions(
+        model,
+        prompt,
+        mask,
+        iterations,
+        min(max_new_tokens, room),
+        choose,
+        stop,
+        routing_options(model, capacity=capacity),
+    )
 
 
 def positions(
@@ -142,11 +159,13 @@ def positions(
     limit: int,
     choose: Callable[[Tensor], Tensor],
     stop: Tensor,
+    options: Mapping[str, Any],
 ) -> Iterator[NewTokens]:
     """The loop: at most `limit` positions, and none after every row has met a token of `stop`."""
     batch_size, length = prompt.shape
     cache = model.new_cache(batch_size, length + limit - 1)  # the last token is never read
-    logits, used = prefill(model, prompt, mask, iterations, cache)
+    think = partial(model, **options)
+    logits, used = prefill(think, prompt, mask, iterations, cache)
     tokens, stopped = prompt[:, -1], torch.zeros(batch_size, dtype=torch.bool, device=prompt.device)
     for count in range(1, limit + 1):
         tokens = torch.where(stopped, tokens, choose(logits))
@@ -154,12 +173,12 @@ def positions(
         stopped = stopped | torch.isin(tokens, stop)
         if count == limit or bool(stopped.all()):
             return
-        logits, used = decode_position(model, tokens, iterations, cache)
+        logits, used = decode_position(think, tokens, iterations, cache)
 
 
 @torch.no_grad()
 def prefill(
-    model: LanguageModel, prompt: Tensor, mask: Tensor | None, iterations: Iterations | None, cache: Cache
+    model: Think, prompt: Tensor, mask: Tensor | None, iterations: Iterations | None, cache: Cache
 ) -> tuple[Tensor, Tensor]:
     """Read the prompt (B, P) into the cache; logits (B, V) and iterations (B,) at the last token of each row."""
     out = model(prompt, iterations, attention_mask=mask, cache=cache)
@@ -172,9 +191,7 @@ def prefill(
 
 
 @torch.no_grad()
-def decode_position(
-    model: LanguageModel, tokens: Tensor, iterations: Iterations | None, cache: Cache
-) -> tuple[Tensor, Tensor]:
+def decode_position(model: Think, tokens: Tensor, iterations: Iterations | None, cache: Cache) -> tuple[Tensor, Tensor]:
     """Read one token of each row (B,) behind the cache; logits (B, V) and iterations (B,) for the next."""
     out = model(tokens[:, None], iterations, cache=cache)
     return out.logits[:, -1], out.iterations[:, -1]

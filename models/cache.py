@@ -35,6 +35,7 @@ class Cache:
         self.valid = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)  # columns that hold a token
         self.padded = False  # whether any column in use is padding
         self.iterations: Iterations | None = None  # depth of everything stored so far
+        self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
         self.slots: dict[Slot, tuple[Tensor, Tensor]] = {}
         self.dtype = dtype
 
@@ -60,6 +61,14 @@ class Cache:
         self.iterations = iterations
         self.valid[:, self.length : end] = True if valid is None else valid
         self.padded = self.padded or (valid is not None and not bool(valid.all()))
+
+    def reserve_capacity(self, capacity: tuple[float, ...]) -> None:
+        """Check that a call routes as the stored ones did: states of one capacity cannot stand in for another's."""
+        if self.length and capacity != self.capacity:
+            raise ValueError(
+                f"the cache was filled at capacity={self.capacity} and cannot continue at {capacity}; use a new cache"
+            )
+        self.capacity = capacity
 
     def extend(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, W) behind the columns in use; return everything up to there, (B, K, length + T, W)."""

@@ -87,9 +87,13 @@ class Attention(nn.Module):
         q, k, v = (rearrange(part, "b t h w -> b h t w") for part in self.project(x, frame))
         if frame.cache is not None:
             k, v = frame.cache.extend(slot, k, v)
-        causal = frame.mask is None and q.shape[2] > 1  # one query sees every key there is
+        return self.attend(q, k, v, frame.mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Answers of queries (B, H, T, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D)."""
+        causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=frame.mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         )
         return self.out(rearrange(heads, "b h t w -> b t (h w)"))
 
@@ -106,6 +110,25 @@ class Attention(nn.Module):
             qk = rotate(qk, frame.rotation, self.layout)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
+
+    def queries(self, x: Tensor, frame: Frame) -> Tensor:
+        """Queries alone, (B, H, T, W): what `project` makes of the first rows of `qkv`."""
+        q = F.linear(x, self.qkv.weight[: self.heads * self.head_dim]).unflatten(-1, (-1, self.head_dim))
+        bias = None if self.qk_bias is None else self.qk_bias[: self.heads]
+        return self.place(q, bias, self.q_norm, frame).transpose(1, 2)
+
+    def keys_values(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Keys and values alone, (B, T, K, W) each: what `project` makes of the other rows of `qkv`."""
+        kv = F.linear(x, self.qkv.weight[self.heads * self.head_dim :]).unflatten(-1, (-1, self.head_dim))
+        k, v = kv.chunk(2, dim=2)
+        bias = None if self.qk_bias is None else self.qk_bias[self.heads :]
+        return self.place(k, bias, self.k_norm, frame), v
+
+    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, frame: Frame) -> Tensor:
+        """Bias, norm and rotation of queries or keys (B, T, heads, W)."""
+        placed = x if bias is None else x + bias.to(x.dtype)
+        placed = placed if norm is None else norm(placed).to(x.dtype)
+        return placed if frame.rotation is None else rotate(placed, frame.rotation, self.layout)
 
 
 class GatedMLP(nn.Module):
@@ -135,5 +158,9 @@ class Layer(nn.Module):
         self.mlp_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
 
     def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
-        x = self.attention_post_norm(x + self.attention(self.attention_norm(x), frame, slot))
+        return self.finish(x, self.attention(self.attention_norm(x), frame, slot))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: its residual, then the MLP with its own."""
+        x = self.attention_post_norm(x + attended)
         return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
