@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from mull.checkpoints.store import load, save
     from mull.inference.generate import generate
     from mull.models import (
+        InnerThinkingConfig,
+        InnerThinkingTransformer,
         ModelConfig,
         ModelOutput,
         RecurrentDepthConfig,
@@ -26,6 +28,8 @@ HOMES = {
     "load": "mull.checkpoints.store",
     "save": "mull.checkpoints.store",
     "generate": "mull.inference.generate",
+    "InnerThinkingConfig": "mull.models",
+    "InnerThinkingTransformer": "mull.models",
     "ModelConfig": "mull.models",
     "ModelOutput": "mull.models",
     "RecurrentDepthConfig": "mull.models",
@@ -36,6 +40,8 @@ HOMES = {
 
 __version__ = "0.1.0"
 __all__ = [
+    "InnerThinkingConfig",
+    "InnerThinkingTransformer",
     "ModelConfig",
     "ModelOutput",
     "RecurrentDepthConfig",

@@ -75,11 +75,14 @@ def evaluate(args: list[str]) -> None:
     from mull.inference.plots import write_plot
     from mull.inference.rows import to_csv, to_json
     from mull.inference.table import print_table
+    from mull.models.routing import Selection
     from mull.training.evaluation import data_of
 
     parser = new_parser("evaluate")
     parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
+    parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
+    parser.add_argument("--selection", type=Selection | None, help="of routed tokens (default: threshold)")
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
@@ -96,7 +99,14 @@ def evaluate(args: list[str]) -> None:
     )
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
-    rows = measure(model, batches, depths(model, options.iterations), bytes_per_token=data.bytes_per_token)
+    rows = measure(
+        model,
+        batches,
+        depths(model, options.iterations, options.capacity),
+        bytes_per_token=data.bytes_per_token,
+        capacity=options.capacity,
+        selection=options.selection,
+    )
     if options.json:
         print(to_json(rows))
     else:
@@ -125,6 +135,9 @@ def generate(args: list[str]) -> None:
         "--prompts", type=str | None, help="file of prompts, one a line (- is standard input): one JSON line per answer"
     )
     parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    parser.add_argument(
+        "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
+    )
     parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; then the most")
     parser.add_argument("--speculate", type=str | None, help="4:16 drafts 16 tokens at 4 iterations: same text, sooner")
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
@@ -147,10 +160,13 @@ def generate(args: list[str]) -> None:
     model, tokenizer = load(options), load_tokenizer(options.folder)
     rows = [encode(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
+    iterations = options.iterations
+    if iterations is None and isinstance(options.capacity, tuple):  # one share for each routed pass
+        iterations = len(options.capacity) + 1
     positions = stream(
         model,
         torch.tensor([[0] * (width - len(row)) + row for row in rows]),
-        options.iterations,
+        iterations,
         options.exit,
         options.max_new_tokens,
         options.temperature,
@@ -160,6 +176,7 @@ def generate(args: list[str]) -> None:
         attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
         speculate=options.speculate,
         warm_start=options.warm_start,
+        capacity=options.capacity,
     )
     if options.prompts is None:
         write_stream(positions, tokenizer)
@@ -216,11 +233,13 @@ def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     parser = new_parser("inspect")
     parser.add_argument("folder", help="checkpoint folder")
+    parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
+    parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
     options = parser.parse_args(args)
 
     from mull.inference.inspect import inspection
 
-    print(inspection(options.folder))
+    print(inspection(options.folder, options.iterations, options.capacity))
 
 
 def convert(args: list[str]) -> None:
@@ -272,6 +291,21 @@ def counts(text: str | list[int]) -> list[int]:
     return sorted(set(values))
 
 
+def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """`0.5`, or `0.9,0,0.9` with one share for each routed pass, from 0 to 1 each."""
+    values = []
+    for word in text if isinstance(text, tuple) else str(text).split(","):
+        try:
+            values.append(float(word))
+        except ValueError:
+            raise ValueError(
+                f"{word!r} is no number; write a share as 0.5, or one for each routed pass as 0.9,0,0.9"
+            ) from None
+        if not 0 <= values[-1] <= 1:
+            raise ValueError(f"{word} lies outside 0 .. 1; a capacity is the share of tokens that take a routed pass")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
 def at_least(limit: int) -> Callable[[Any], int]:
     def parse(text: Any) -> int:
         try:
@@ -292,10 +326,12 @@ def load(options: Any) -> LanguageModel:
     return mull.load(options.folder, device=options.device)
 
 
-def depths(model: LanguageModel, asked: list[int] | None) -> list[int] | None:
+def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:
     """The counts to measure at: those asked for, or around the trained mean; None for a model without a loop."""
     from mull.models.loop import counts_around
 
+    if asked is None and isinstance(capacity, tuple):  # one share for each routed pass says how many passes there are
+        return [len(capacity) + 1]
     mean = model.config.default_iterations
     return asked if asked is not None or mean is None else counts_around(mean)
 

@@ -32,7 +32,16 @@ def model_card(name: str, config: ModelConfig, depth: Mapping[str, Any] | None) 
 
 def depth_table(rows: list[Mapping[str, Any]]) -> list[str]:
     """Markdown rows of an evaluation; columns that are empty throughout are left out."""
-    columns = ["difficulty", "iterations", "accuracy", "exact_match", "loss", "bits_per_byte", "flops_per_token"]
+    columns = [
+        "difficulty",
+        "iterations",
+        "accuracy",
+        "exact_match",
+        "loss",
+        "bits_per_byte",
+        "capacity",
+        "flops_per_token",
+    ]
     used = [column for column in columns if any(row.get(column) is not None for row in rows)]
     body = ["| " + " | ".join(cell(row.get(column)) for column in used) + " |" for row in rows]
     return ["| " + " | ".join(used) + " |", "|" + "---|" * len(used), *body]

@@ -30,6 +30,8 @@ from mull.checkpoints import huginn
 from mull.checkpoints.card import model_card
 from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
 from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
     LanguageModel,
     ModelConfig,
     RecurrentDepthConfig,
@@ -49,6 +51,7 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
 )
 FAMILIES: dict[str, tuple[type[ModelConfig], type[LanguageModel]]] = {
     "recurrent_depth": (RecurrentDepthConfig, RecurrentDepthTransformer),
+    "inner_thinking": (InnerThinkingConfig, InnerThinkingTransformer),
     "transformer": (TransformerConfig, Transformer),
 }
 

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from torch.nn import functional as F
 
 from mull.inference.intervals import clustered_mean, clustered_share, wilson
 from mull.inference.rows import Row
-from mull.models import LanguageModel, cost
+from mull.models import InnerThinkingConfig, LanguageModel, ModelOutput, cost
 from mull.models.loop import check_iterations
+from mull.models.routing import Capacity, Selection
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 
@@ -38,6 +40,7 @@ class Tally:
     nats: list[float] = field(default_factory=list)  # summed loss
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
+    taken: float = 0.0  # positions that took a routed pass, on average over the passes
     seconds: float = 0.0
 
 
@@ -47,6 +50,8 @@ def evaluate(
     iterations: Sequence[int] | None = None,
     *,
     bytes_per_token: float | None = None,
+    capacity: Capacity | None = None,
+    selection: Selection | None = None,
 ) -> list[Row]:
     """Score a model at several iteration counts, one sweep per batch.
 
@@ -58,6 +63,7 @@ def evaluate(
         iterations: the counts; None is the count of the config (a Transformer has no loop and takes nothing but None).
         bytes_per_token: mean bytes of a scored token; says that this is text: bits per byte are reported, and exact
             match is not.
+        capacity, selection: of a model with routed passes; see `InnerThinkingTransformer.forward`.
 
     Returns:
         A row per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are left
@@ -69,25 +75,33 @@ def evaluate(
     if bytes_per_token is not None and not bytes_per_token > 0:
         raise ValueError(f"bytes_per_token must be more than 0, not {bytes_per_token}")
     counts = check_counts(model, iterations)
+    options = routing_options(model, capacity=capacity, selection=selection)
     rows = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
         for input_ids, labels in pairs:
             check_batch(model, input_ids, labels)
-            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies)
+            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
-        rows += [make_row(count, difficulty, tallies[count], bytes_per_token) for count in counts]
+        routed = model.config.default_capacity is not None
+        rows += [make_row(count, difficulty, tallies[count], bytes_per_token, routed) for count in counts]
     return rows
 
 
 @torch.no_grad()
-def sweep(model: LanguageModel, input_ids: Tensor, labels: Tensor, tallies: Mapping[int | None, Tally]) -> None:
+def sweep(
+    model: LanguageModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    tallies: Mapping[int | None, Tally],
+    options: Mapping[str, Any],
+) -> None:
     """Add one batch (B, T) to the tallies of all counts, from one unroll."""
     start = time.perf_counter()
     scored = (labels != IGNORE).sum(dim=1).tolist()
-    for count, reading in model.sweep(input_ids, list(tallies)):
+    for count, reading in model.sweep(input_ids, list(tallies), **options):
         correct, nats = score(reading.logits, labels)  # on the CPU: the device has finished when the clock is read
         tally = tallies[count]
         tally.seconds += time.perf_counter() - start
@@ -96,7 +110,14 @@ def sweep(model: LanguageModel, input_ids: Tensor, labels: Tensor, tallies: Mapp
             tally.correct.append(int(correct[i]))
             tally.nats.append(float(nats[i]))
         tally.positions += input_ids.numel()
-        tally.flops += input_ids.numel() * cost.flops_per_token(model.config, count, input_ids.shape[1])
+        selected = reading.selected if isinstance(reading, ModelOutput) else None  # (B, T, layers, passes)
+        if isinstance(model.config, InnerThinkingConfig) and selected is not None:
+            shares = selected.double().mean(dim=(0, 1))
+            flops = cost.executed_flops_per_token(model.config, shares.tolist(), input_ids.shape[1])
+            tally.taken += input_ids.numel() * float(shares.mean()) if shares.numel() else 0.0
+        else:
+            flops = cost.flops_per_token(model.config, count, input_ids.shape[1])
+        tally.flops += input_ids.numel() * flops
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +133,9 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
-def make_row(count: int | None, difficulty: int | None, tally: Tally, bytes_per_token: float | None) -> Row:
+def make_row(
+    count: int | None, difficulty: int | None, tally: Tally, bytes_per_token: float | None, routed: bool = False
+) -> Row:
     """The row of a finished tally."""
     n, tokens = len(tally.scored), sum(tally.scored)
     loss = sum(tally.nats) / tokens
@@ -136,7 +159,17 @@ def make_row(count: int | None, difficulty: int | None, tally: Tally, bytes_per_
         examples=n,
         flops_per_token=tally.flops / tally.positions,
         seconds=tally.seconds,
+        capacity=tally.taken / tally.positions if routed and count != 1 else None,
     )
+
+
+def routing_options(model: LanguageModel, **options: Any) -> dict[str, Any]:
+    """Those that are given, for the call; a ValueError if the model routes nothing."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and model.config.default_capacity is None:
+        name, value = next(iter(given.items()))
+        raise ValueError(f"this {type(model).__name__} has no routed passes: {name}={value} is refused, leave it out")
+    return given
 
 
 def check_counts(model: LanguageModel, iterations: Sequence[int] | None) -> list[int | None]:

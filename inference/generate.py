@@ -11,15 +11,16 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
 from mull.inference.sampling import Draw, check_sampling, sample
 from mull.inference.speculate import Speculation, check_speculation, parse_speculation
@@ -27,6 +28,7 @@ from mull.inference.speculate import speculate as speculate_rounds
 from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransformer
 from mull.models.cache import Policy
 from mull.models.loop import Iterations
+from mull.models.routing import Capacity
 
 
 class NewTokens(NamedTuple):
@@ -61,8 +63,9 @@ class Thinking:
     """How a position is thought about: the count, and what else may depart from the plain loop."""
 
     iterations: Iterations | None
-    exit: Exit | None
-    warm_start: bool
+    exit: Exit | None = None
+    warm_start: bool = False
+    routing: Mapping[str, Any] = field(default_factory=dict)  # capacity, for models that route
 
 
 def generate(
@@ -83,6 +86,7 @@ def generate(
     warm_start: bool = False,
     policy: Policy | None = None,
     ring: int = 1,
+    capacity: Capacity | None = None,
 ) -> Generation:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
 
@@ -100,6 +104,7 @@ def generate(
         warm_start: begin each new position from the state of the one before instead of the model's own start. Changes
             what is written, unless the loop comes to rest where it began or not.
         policy, ring: of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule.
+        capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
@@ -122,6 +127,7 @@ def generate(
             warm_start=warm_start,
             policy=policy,
             ring=ring,
+            capacity=capacity,
         )
     )
     new_tokens = torch.stack([position.tokens for position in positions], dim=1)
@@ -147,6 +153,7 @@ def stream(
     warm_start: bool = False,
     policy: Policy | None = None,
     ring: int = 1,
+    capacity: Capacity | None = None,
 ) -> Iterator[NewTokens]:
     """Like `generate`, but yields the tokens of each new position as they come. Errors are raised by this call, before
     the first token, except those of the model itself."""
@@ -166,7 +173,7 @@ def stream(
     if rule is not None and policy == "full":
         raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    thinking = Thinking(iterations, rule, warm_start)
+    thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
     drafts = parse_speculation(speculate)
     if drafts is None:
         cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
@@ -218,7 +225,7 @@ def think(
     if thinking.exit is not None:
         return think_until(model, input_ids, thinking.iterations, thinking.exit, mask, cache, state)
     start = {} if state is None else {"state": state}
-    return model(input_ids, thinking.iterations, attention_mask=mask, cache=cache, **start)
+    return model(input_ids, thinking.iterations, attention_mask=mask, cache=cache, **start, **thinking.routing)
 
 
 @torch.no_grad()
@@ -259,7 +266,7 @@ def speculated(
 ) -> Iterator[NewTokens]:
     """Like `positions`, out of verified drafts: a position is yielded when every row that still writes has it."""
     assert isinstance(model, RecurrentDepthTransformer)
-    logits, _, _ = prefill(model, prompt, mask, Thinking(full, None, False), cache)
+    logits, _, _ = prefill(model, prompt, mask, Thinking(full), cache)
     first = choose.token(choose.distribution(logits))
     written = [[token] for token in first.tolist()]  # by row
     ends = set(stop.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ from mull.checkpoints.files import read_json, read_yaml
 from mull.checkpoints.store import DEPTH, TRAINING, read_config
 from mull.models import ModelConfig, cost
 from mull.models.loop import counts_around
+from mull.models.routing import Capacity
 
 
-def inspection(path: str | Path) -> str:
-    """A page of text about a checkpoint folder; reads the configuration, not the weights."""
+def inspection(path: str | Path, iterations: list[int] | None = None, capacity: Capacity | None = None) -> str:
+    """A page of text about a checkpoint folder; reads the configuration, not the weights.
+
+    Args:
+        path: the folder.
+        iterations: counts whose cost is shown; None means those around the trained mean.
+        capacity: of the routed passes, for a model that has some; None means the config's.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
@@ -23,23 +31,36 @@ def inspection(path: str | Path) -> str:
         f"{folder}: {config.model_type}, {cost.parameters(config):,} parameters, {size:.1f} MB",
         "  " + ", ".join(f"{name} {value}" for name, value in asdict(config).items()),
         "",
-        *cost_lines(config),
+        *cost_lines(config, iterations, capacity),
         *training_lines(folder / TRAINING),
         *depth_lines(folder / DEPTH),
     ]
     return "\n".join(sections)
 
 
-def cost_lines(config: ModelConfig, length: int = 128) -> list[str]:
+def cost_lines(
+    config: ModelConfig, asked: list[int] | None = None, capacity: Capacity | None = None, length: int = 128
+) -> list[str]:
     """FLOPs and cache bytes per token by iteration count, at `length` positions."""
     mean = config.default_iterations
-    counts: list[int | None] = [None] if mean is None else list[int | None](counts_around(mean))
+    if mean is None and asked is not None:
+        raise ValueError(f"a {config.model_type} has no loop: iterations={asked} is refused, leave it out")
+    share = config.default_capacity if capacity is None else capacity
+    if capacity is not None and config.default_capacity is None:
+        raise ValueError(f"this {config.model_type} has no routed passes: capacity={capacity} is refused, leave it out")
+    if asked is None and isinstance(
+        capacity, Sequence
+    ):  # one share for each routed pass says how many passes there are
+        asked = [len(capacity) + 1]
+    counts: list[int | None] = [None] if mean is None else list[int | None](asked or counts_around(mean))
+    routed = "" if share is None else f", capacity {share}"
     lines = [
-        f"per token, at {min(length, config.max_length)} positions, fp32:",
+        f"per token, at {min(length, config.max_length)} positions, fp32{routed}:",
         "  iterations       FLOPs  cache bytes",
     ]
     for count in counts:
-        flops = cost.flops_per_token(config, count, min(length, config.max_length))
+        taken = capacity[: (count or 1) - 1] if isinstance(capacity, Sequence) else capacity
+        flops = cost.flops_per_token(config, count, min(length, config.max_length), taken)
         lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {cost.cache_bytes_per_token(config, count):>11,}")
     return lines
 

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import NamedTuple
 
 
@@ -24,6 +24,7 @@ class Row:
         bits_per_byte: the loss in bits per byte of text; None without a bytes_per_token.
         examples: number of examples with a scored token.
         flops_per_token: forward FLOPs per position of one pass at this count.
+        capacity: share of the tokens that a routed pass took, on average over passes; None without routed passes.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -42,6 +43,7 @@ class Row:
     examples: int
     flops_per_token: float
     seconds: float
+    capacity: float | None = None
 
 
 class Headline(NamedTuple):
@@ -82,11 +84,12 @@ def from_json(text: str) -> list[Row]:
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
         raise ValueError('an evaluation is one JSON object with a list "rows"; this is something else')
     rows = []
+    required = [field.name for field in fields(Row) if field.default is MISSING]
     for values in found["rows"]:
-        lacking = [field.name for field in fields(Row) if field.name not in values]
+        lacking = [name for name in required if name not in values]
         if lacking:
             raise ValueError(f"a row of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
-        known = {field.name: values[field.name] for field in fields(Row)}
+        known = {field.name: values[field.name] for field in fields(Row) if field.name in values}
         rows.append(Row(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))
     return rows
 

@@ -53,7 +53,8 @@ def headers(rows: Sequence[Row], difficulties: Sequence[int | None]) -> list[str
         shown = "bits per byte" if is_text(rows) else "accuracy %"
         at = "" if difficulties[0] is None else f" at {difficulties[0]}"
         exact = [] if is_text(rows) else ["exact match %"]
-        return [shown + at, *exact, "loss", "FLOPs/token", "sec"]
+        routed = ["capacity %"] if any(row.capacity is not None for row in rows) else []
+        return [shown + at, *exact, "loss", *routed, "FLOPs/token", "sec"]
     return [*(f"at {d}" for d in difficulties), f"FLOPs/token ({difficulties[-1]})", "sec"]
 
 
@@ -69,6 +70,8 @@ def cells(at: dict[Key, Row], count: int | None, difficulties: Sequence[int | No
             exact = Headline(row.exact_match, row.exact_match_low, row.exact_match_high)
             shown.append(with_interval(exact, percent=True))
         shown.append(f"{row.loss:.4f}")
+        if any(other.capacity is not None for other in at.values()):
+            shown.append("" if row.capacity is None else f"{100 * row.capacity:.1f}")
     return [*shown, si(measured[-1].flops_per_token), f"{sum(row.seconds for row in measured):.2f}"]
 
 

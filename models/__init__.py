@@ -2,6 +2,7 @@
 
 from mull.models.cache import Cache
 from mull.models.config import ModelConfig
+from mull.models.inner_thinking import InnerThinkingConfig, InnerThinkingTransformer
 from mull.models.language_model import LanguageModel
 from mull.models.loop import iterate
 from mull.models.output import ModelOutput, Reading
@@ -10,6 +11,8 @@ from mull.models.transformer import Transformer, TransformerConfig
 
 __all__ = [
     "Cache",
+    "InnerThinkingConfig",
+    "InnerThinkingTransformer",
     "LanguageModel",
     "ModelConfig",
     "ModelOutput",

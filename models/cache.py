@@ -86,6 +86,7 @@ class Cache:
         self.depth: Iterations | None = None  # of everything stored, under `full`
         self.layers: dict[int, Tensor] = {}  # layer -> (2, iterations, B, K, columns, W): keys, then values
         self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, place) -> its part of `layers`: slicing takes time
+        self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
 
     @property
     def batch_size(self) -> int:
@@ -118,6 +119,14 @@ class Cache:
                 "use a new cache, or one of policy deepest"
             )
         self.depth = iterations
+
+    def reserve_capacity(self, capacity: tuple[float, ...]) -> None:
+        """Check that a call routes as the stored ones did: states of one capacity cannot stand in for another's."""
+        if self.length and capacity != self.capacity:
+            raise ValueError(
+                f"the cache was filled at capacity={self.capacity} and cannot continue at {capacity}; use a new cache"
+            )
+        self.capacity = capacity
 
     def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
         """Store (B, T, K, W) at `cells`, or behind what all rows hold; return what is to be attended to, (B', K, S, W).

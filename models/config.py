@@ -88,6 +88,11 @@ class ModelConfig:
         return None
 
     @property
+    def default_capacity(self) -> float | None:
+        """The capacity of a call that names none; None for a model without routed passes."""
+        return None
+
+    @property
     def effective_depth(self) -> int:
         """Layers that a token passes through at the trained depth; scales the initialisation."""
         raise NotImplementedError

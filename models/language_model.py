@@ -132,7 +132,7 @@ def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Whether a parameter is drawn at random and decays in training: no vector, bias, or matrix that starts at one."""
-    return parameter.dim() == 2 and not name.endswith(("qk_bias", "injection.write"))
+    return parameter.dim() == 2 and not name.endswith(("qk_bias", "injection.write", "step_encoding"))
 
 
 def initialize(model: LanguageModel) -> None:

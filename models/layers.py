@@ -146,12 +146,19 @@ class Attention(nn.Module):
             k, v = k.transpose(1, 2), v.transpose(1, 2)
         else:
             k, v = frame.cache.extend(slot, k, v, frame.cells)
-        causal = frame.mask is None and q.shape[2] > 1  # one query sees every key there is
+        return self.attend(q, k, v, frame.mask, frame.lanes)
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lanes: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Answers of queries (B, H, T, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D), or (1, N, D) with
+        the lanes of a narrowed frame."""
+        causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=frame.mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         ).transpose(1, 2)
-        if frame.lanes is not None:
-            heads = heads[frame.lanes][None]
+        if lanes is not None:
+            heads = heads[lanes][None]
         return self.out(rearrange(heads, "b t h w -> b t (h w)"))
 
     def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,6 +174,25 @@ class Attention(nn.Module):
             qk = rotate(qk, frame.rotation, self.layout)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
+
+    def queries(self, x: Tensor, frame: Frame) -> Tensor:
+        """Queries alone, (B, H, T, W): what `project` makes of the first rows of `qkv`."""
+        q = F.linear(x, self.qkv.weight[: self.heads * self.head_dim]).unflatten(-1, (-1, self.head_dim))
+        bias = None if self.qk_bias is None else self.qk_bias[: self.heads]
+        return self.place(q, bias, self.q_norm, frame).transpose(1, 2)
+
+    def keys_values(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Keys and values alone, (B, T, K, W) each: what `project` makes of the other rows of `qkv`."""
+        kv = F.linear(x, self.qkv.weight[self.heads * self.head_dim :]).unflatten(-1, (-1, self.head_dim))
+        k, v = kv.chunk(2, dim=2)
+        bias = None if self.qk_bias is None else self.qk_bias[self.heads :]
+        return self.place(k, bias, self.k_norm, frame), v
+
+    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, frame: Frame) -> Tensor:
+        """Bias, norm and rotation of queries or keys (B, T, heads, W)."""
+        placed = x if bias is None else x + bias.to(x.dtype)
+        placed = placed if norm is None else norm(placed).to(x.dtype)
+        return placed if frame.rotation is None else rotate(placed, frame.rotation, self.layout)
 
 
 def spread(q: Tensor, frame: Frame) -> Tensor:
@@ -207,5 +233,9 @@ class Layer(nn.Module):
         self.mlp_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
 
     def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
-        x = self.attention_post_norm(x + self.attention(self.attention_norm(x), frame, slot))
+        return self.finish(x, self.attention(self.attention_norm(x), frame, slot))
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What follows the attention: its residual, then the MLP with its own."""
+        x = self.attention_post_norm(x + attended)
         return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))

@@ -26,8 +26,12 @@ class ModelOutput(Reading):
         state: (B, T, D), what the loop carries after its last iteration (before the final norm).
         iterations: (B, T) int64, iterations that each position used.
         readings: the answer at each count in `read_at`, from the same unroll.
+        selected: (B, T, N, R - 1) bool, which routed passes of N thinking layers a position took; None without routing.
+        auxiliary_loss: scalar that training adds to the loss with a weight of its own; None where there is none.
     """
 
     state: Tensor
     iterations: Tensor
     readings: dict[int, Reading] = field(default_factory=dict)
+    selected: Tensor | None = None
+    auxiliary_loss: Tensor | None = None

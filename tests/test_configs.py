@@ -25,7 +25,7 @@ def small(name: str, tmp_path: Path) -> list[str]:
         "model.network.init_args.config.n_heads": 2,
         "data.init_args.batch_size": 2,
     }
-    if name.startswith("text"):
+    if name.startswith(("text", "inner_thinking")):
         text = tmp_path / "some.txt"
         text.write_text("".join(f"Line {i} of a text about the number {i * i}.\n" for i in range(1200)))
         overrides |= {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from mull.models import ModelOutput, Reading
+from mull.models import InnerThinkingTransformer, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
 from mull.training.module import Batch, TrainingModule
 
@@ -103,6 +104,29 @@ def token_correlation(state: Tensor) -> Tensor:
     total = unit.sum(dim=1).square().sum(dim=-1)  # the sum of all pairwise cosines, the diagonal included
     diagonal = unit.square().sum(dim=(1, 2))  # T ones, less those of states without direction
     return ((total - diagonal) / (positions * (positions - 1))).mean()
+
+
+class Calibration(pl.Callback):
+    """Sets the router thresholds of an inner-thinking network before each validation, so that what is validated is what
+    will run: selection token by token. The trained weights do not depend on it."""
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        network = pl_module.network
+        if isinstance(network, InnerThinkingTransformer):
+            calibrate(network, trainer.val_dataloaders or [], n_tokens=4096)
+
+
+def calibrate(network: InnerThinkingTransformer, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
+    """Set the thresholds of a network on about n_tokens of held-out batches, all of one length."""
+    taken: list[Tensor] = []
+    for batch in batches:
+        if taken and batch["input_ids"].shape[1] != taken[0].shape[1]:
+            break
+        taken.append(batch["input_ids"])
+        if sum(ids.numel() for ids in taken) >= n_tokens:
+            break
+    if taken:
+        network.calibrate(torch.cat(taken).to(network.device))
 
 
 class Throughput(pl.Callback):

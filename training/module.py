@@ -41,6 +41,7 @@ class TrainingModule(pl.LightningModule):
         warmup_steps: optimizer steps over which the learning rate climbs.
         decay_share: share of max_steps, at the end, over which the learning rate falls to zero.
         validate_at: iteration counts of the validation sweep; the default is 1, r/2, r, 2r, 4r for a mean of r.
+        auxiliary_weight: weight of the network's auxiliary loss, where its output has one (a router's; 2507.10524).
         seed: of the iteration counts and initial states.
     """
 
@@ -54,12 +55,17 @@ class TrainingModule(pl.LightningModule):
         warmup_steps: int = 100,
         decay_share: float = 0.3,
         validate_at: list[int] | None = None,
+        auxiliary_weight: float = 0.001,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if warmup_steps < 0 or not 0 <= decay_share <= 1:
             raise ValueError(
                 f"warmup_steps {warmup_steps} must be at least 0, decay_share {decay_share} between 0 and 1"
+            )
+        if not 0 <= auxiliary_weight < float("inf"):
+            raise ValueError(
+                f"auxiliary_weight must be a number of at least 0, not {auxiliary_weight}; 0 leaves it out"
             )
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
@@ -68,6 +74,7 @@ class TrainingModule(pl.LightningModule):
         self.backprop_iterations = backprop_iterations
         self.loss = loss or LastIteration()
         self.optimizer = optimizer or AdamW()
+        self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
@@ -80,6 +87,9 @@ class TrainingModule(pl.LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
         self.log("train/loss", loss.detach(), prog_bar=True)
+        if output.auxiliary_loss is not None:
+            self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
+            loss = loss + self.auxiliary_weight * output.auxiliary_loss
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
         return loss

@@ -111,7 +111,7 @@ def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor], li
     for name, parameter in network.named_parameters():
         if not is_matrix(name, parameter):
             vectors.append(parameter)
-        elif id(parameter) in tables or name.startswith(("head.", "exit_gate.")):
+        elif id(parameter) in tables or name.startswith(("head.", "exit_gate.")) or name.endswith(".router"):
             embeddings.append(parameter)
         else:
             matrices.append(parameter)

@@ -27,9 +27,9 @@ from mull.checkpoints.store import TRAINING, family_of, save
 from mull.inference.evaluate import evaluate
 from mull.inference.rows import to_json
 from mull.inference.table import print_table
-from mull.models import LanguageModel
+from mull.models import InnerThinkingTransformer, LanguageModel
 from mull.models.loop import check_count
-from mull.training.callbacks import DepthValidation, ProgressBar, Throughput
+from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput, calibrate
 from mull.training.module import NonFiniteLossError, TrainingModule
 
 # settings of the trainer that decide what the weights become; the others only decide what is seen of it
@@ -80,7 +80,7 @@ class TrainingCLI(LightningCLI):
             dirpath=state, filename="last", every_n_train_steps=self.config.save_every, enable_version_counter=False
         )
         # beside those of the YAML; the trainer moves `saving` to the end, where it sees what the others did to a step
-        self.trainer_defaults["callbacks"] = [DepthValidation(), Throughput(), saving]
+        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), saving]
         logger = self.config_init.trainer.logger or make_logger(self.config.logger, state)
         trainer = super().instantiate_trainer(logger=logger, **kwargs)
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -162,6 +162,8 @@ def export(cli: TrainingCLI, args: list[str]) -> None:
         print(f"a {type(network).__name__} has no folder format; its weights are in {cli.folder / 'trainer'}")
         return
     network.eval()
+    if isinstance(network, InnerThinkingTransformer):
+        calibrate(network, data.val_dataloader())
     depth = None
     if hasattr(data, "evaluation_batches"):
         counts = cli.model.validate_at or None

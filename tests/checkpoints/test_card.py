@@ -68,7 +68,7 @@ def test_card_without_a_depth_table_claims_nothing() -> None:
 def test_columns_are_those_of_an_evaluation() -> None:
     """Guards the names: a column that an evaluation renames would vanish from every card without a word."""
     row = dict.fromkeys((f.name for f in fields(Row)), 1)
-    assert depth_table([row])[0].count("|") - 1 == 7
+    assert depth_table([row])[0].count("|") - 1 == 8
 
 
 @pytest.mark.parametrize(

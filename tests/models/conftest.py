@@ -11,6 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
     LanguageModel,
     ModelConfig,
     RecurrentDepthConfig,
@@ -19,7 +21,11 @@ from mull.models import (
     TransformerConfig,
 )
 
-FAMILIES = {RecurrentDepthConfig: RecurrentDepthTransformer, TransformerConfig: Transformer}
+FAMILIES = {
+    RecurrentDepthConfig: RecurrentDepthTransformer,
+    InnerThinkingConfig: InnerThinkingTransformer,
+    TransformerConfig: Transformer,
+}
 SMALL = {
     "vocab_size": 11,
     "d_model": 24,
@@ -42,6 +48,7 @@ CHOICES = [
 ]
 LAYERS = {
     RecurrentDepthConfig: [{"n_prelude": p, "n_core": c, "n_coda": q} for p, c, q in ((1, 3, 2), (0, 1, 0), (2, 1, 0))],
+    InnerThinkingConfig: [{"n_layers": 3}, {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3}],
     TransformerConfig: [{"n_layers": 3}],
 }
 CONFIGS = {  # defaults are many fields' values but one configuration, tested once

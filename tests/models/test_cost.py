@@ -8,6 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
     ModelConfig,
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
@@ -15,6 +17,7 @@ from mull.models import (
     TransformerConfig,
     cost,
 )
+from mull.models.routing import BLOCK
 
 WIDE = {"vocab_size": 50, "d_model": 48, "n_heads": 6}
 COSTED = {
@@ -58,7 +61,7 @@ def test_flops_agree_with_the_counter_within_one_percent(config):
 @given(data=st.data(), iterations=st.integers(1, 4), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
 def test_cache_bytes_are_those_of_the_tensors(any_config, build, data, iterations, dtype):
     config = data.draw(any_config)
-    looped = isinstance(config, RecurrentDepthConfig)
+    looped = config.default_iterations is not None
     model = build(config, dtype)
     cache = model.new_cache(3, 8)
     model(torch.zeros(3, 5, dtype=torch.int64), cache=cache, **({"iterations": iterations} if looped else {}))
@@ -66,6 +69,48 @@ def test_cache_bytes_are_those_of_the_tensors(any_config, build, data, iteration
     held = sum(tensor.untyped_storage().nbytes() for tensor in cache.layers.values())
     assert claimed == cache.bytes_per_token
     assert claimed * 3 * 8 == cache.nbytes == held
+
+
+ROUTED = {
+    "hold": InnerThinkingConfig(**WIDE, n_layers=4, n_kv_heads=2),
+    "literal": InnerThinkingConfig(**WIDE, n_layers=3, skipped="literal", wiring="sandwich", qk_norm=True),
+    "symmetric": InnerThinkingConfig(**WIDE, n_layers=3, weighting="symmetric", thinking_layers=(0, 2)),
+    "no connection": InnerThinkingConfig(**WIDE, n_layers=2, skipped="literal", residual_thinking=False),
+    "loop": InnerThinkingConfig(**WIDE, n_layers=2, routing=False, residual_thinking=False, step_encoding=False),
+}
+
+
+@pytest.mark.parametrize("config", ROUTED.values(), ids=ROUTED)
+@pytest.mark.parametrize("capacity", [None, 0.5, 1.0, (0.9, 0.0, 0.3), (0.0, 0.0, 1.0), 0])
+def test_routed_flops_agree_with_the_counter_within_one_percent(config, capacity):
+    """At 20 positions every capacity here is a whole number of tokens, so that what is asked for is what runs."""
+    if capacity is not None and not config.routing:
+        capacity = None
+    model = InnerThinkingTransformer(config).train()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 20, dtype=torch.int64), iterations=4, capacity=capacity)
+    assert cost.flops_per_token(config, 4, 20, capacity) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
+
+
+@pytest.mark.parametrize("capacity", [0.3, 0.7])
+def test_flops_in_eval_are_those_of_the_tokens_that_went(capacity):
+    """A single row gathers the tokens over the threshold, in blocks of eight."""
+    torch.manual_seed(0)
+    model, ids = InnerThinkingTransformer(ROUTED["hold"]).eval(), torch.arange(40)[None]
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = model(ids, iterations=4, capacity=capacity)
+    once = cost.once_flops(model.config, 40)
+    shares = ((out.selected[0].sum(dim=0) / BLOCK).ceil() * BLOCK / 40).tolist()  # by layer and pass
+    went = once + sum(cost.routed_flops(model.config, 40, layer) for layer in shares)
+    assert counter.get_total_flops() / 40 == pytest.approx(went, rel=0.01)
+    assert min(map(min, shares)) > 0 and min(map(max, shares)) < 1
+
+
+def test_training_a_routed_model_costs_three_forwards():
+    config, ids = ROUTED["hold"], torch.zeros(2, 20, dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        InnerThinkingTransformer(config).train()(ids, iterations=4).logits.sum().backward()
+    assert cost.training_flops_per_token(config, 4, 20) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
 
 
 def test_a_family_without_a_known_cost_is_refused():

@@ -5,13 +5,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.models import RecurrentDepthConfig, Transformer, TransformerConfig
+from mull.models import (
+    InnerThinkingConfig,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+    Transformer,
+    TransformerConfig,
+)
 
 
 def run(model, ids):
-    """Forward at 5 iterations with a gradient window of 2, and backward from everything that is read out."""
+    """Forward at 5 iterations, with a gradient window of 2 where there is one, and backward from what is read out."""
     looped = not isinstance(model, Transformer)
-    out = model(ids, **({"iterations": 5, "backprop_iterations": 2} if looped else {}))
+    window = {"backprop_iterations": 2} if isinstance(model, RecurrentDepthTransformer) else {}
+    out = model(ids, **({"iterations": 5, **window} if looped else {}))
     read = out.logits.float().square().mean() + (0 if out.exit_logit is None else out.exit_logit.float().mean())
     read.backward()
     return out
@@ -70,7 +77,7 @@ def test_any_combination_of_values_runs_in_an_fp64_model(any_config, build, toke
     ],
     ids=str,
 )
-@pytest.mark.parametrize("family", [RecurrentDepthConfig, TransformerConfig])
+@pytest.mark.parametrize("family", [RecurrentDepthConfig, InnerThinkingConfig, TransformerConfig])
 def test_odd_shapes_run(build, tokens, family, shape):
     config = family(**{"vocab_size": 3} | shape)
     for batch_size, length in ((1, 1), (3, 1), (1, 5)):
