@@ -119,8 +119,10 @@ def settle(
     shape, width = state.shape, state.shape[-1]
     flat_injected, settled = injected.reshape(-1, width), state.reshape(-1, width).clone()
     used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
-    narrow = frame.narrow(running)
-    think, current = model.thinker(flat_injected[running][None], narrow), settled[running][None]
+    everything = len(running) == len(settled)  # then nothing need be picked out yet
+    now = frame if everything else frame.narrow(running)
+    current = state if everything else settled[running][None]
+    think = model.thinker(injected if everything else flat_injected[running][None], now)
     memory: Memory = {}
     loop = iterate(think, current, limit)
     sent = None
@@ -135,23 +137,24 @@ def settle(
         else:
             thought = Thought(
                 count,
-                current[0],
-                previous[0],
-                lambda state=current, frame=narrow: model.read(state, frame).logits[0],  # type: ignore[misc]
-                lambda state=current: model.halt(state)[0],  # type: ignore[misc]
+                current.reshape(-1, width),
+                previous.reshape(-1, width),
+                lambda state=current, frame=now: model.read(state, frame).logits.flatten(0, 1),  # type: ignore[misc]
+                lambda state=current: model.halt(state).flatten(),  # type: ignore[misc]
                 memory,
             )
             leaves, _ = exit.leaves(thought)
             if not exit.checks(count) or not bool(leaves.any()):
                 continue
-        rows, columns = narrow.stored()
+        rows, columns = now.stored()
         frame.cache.hold(rows[leaves], columns[leaves], count)
-        settled[running[leaves]], used[running[leaves]] = current[0, leaves], count
+        flat = current.reshape(-1, width)
+        settled[running[leaves]], used[running[leaves]] = flat[leaves], count
         stays = ~leaves
-        running, current = running[stays], current[:, stays]
+        running, current = running[stays], flat[stays][None]
         if len(running):
             memory = {name: kept[stays] for name, kept in memory.items()}
-            narrow = frame.narrow(running)
-            sent = (model.thinker(flat_injected[running][None], narrow), current)
+            now = frame.narrow(running)
+            sent = (model.thinker(flat_injected[running][None], now), current)
     loop.close()
     return settled.view(shape), used

@@ -163,18 +163,21 @@ class Cache:
         held = self.layers.get(layer)
         if held is not None and place < held.shape[1] and columns <= held.shape[4]:
             return held
-        deepest = self.depth if isinstance(self.depth, int) else 1
         places = max(place + 1, 0 if held is None else held.shape[1])
-        if place:  # a layer of the loop
-            places = max(places, min(deepest, self.ring) if self.policy == "shared" else deepest)
+        if place:  # a layer of the loop: all iterations at once where all will come, otherwise as they come
+            depth = self.depth if isinstance(self.depth, int) else 1
+            few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * place}
+            places = max(places, few[self.policy])
         width = FIRST_COLUMNS if held is None else held.shape[4]
         while width < columns:
             width *= 2
         shape = (2, places, self.batch_size, self.kv_heads, min(width, self.max_length), self.head_dim)
-        grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        grown = torch.empty(shape, dtype=self.dtype, device=self.device)
+        known = 0 if held is None else held.shape[4]
+        grown[..., known:, :] = 0  # what is masked must still be a number
         if held is not None:
-            grown[:, : held.shape[1], ..., : held.shape[4], :] = held
-            grown[:, held.shape[1] :, ..., : held.shape[4], :] = held[:, -1:]  # what has stopped answers from here on
+            grown[:, : held.shape[1], ..., :known, :] = held
+            grown[:, held.shape[1] :, ..., :known, :] = held[:, -1:]  # what has stopped answers from here on
         self.layers[layer] = grown
         self.views = {slot: pair for slot, pair in self.views.items() if slot[0] != layer}
         return grown
