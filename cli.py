@@ -306,6 +306,9 @@ def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
+
+
 def at_least(limit: int) -> Callable[[Any], int]:
     def parse(text: Any) -> int:
         try:

@@ -20,6 +20,9 @@ What the paper ablates or leaves open (closed choices):
     weighting: symmetric      Y(t)_i = Y(t-1)_i + phi(t) * w(t)_i Y(t-1)_i for skipped tokens, whatever `skipped` says
     gate: tanh                in place of the sigmoid
     residual_thinking: false  Y(t)_i = phi(t) * w(t)_i f(Y(t-1))_i; skipped tokens hold (symmetric: phi * w Y(t-1)_i)
+    accumulated: update       Y(t)_i = Y(t-1)_i + phi(t) * w(t)_i (f(Y(t-1))_i - Y(t-1)_i): f holds its own residual, so
+                              the paper's sum adds the state to itself; this adds only what a pass changes, which
+                              for skipped tokens is nothing, whatever `skipped` and `weighting` say
     step_encoding: false      phi stays at its start
     routing: false            all tokens, w = 1: with the connection, the paper's equation 4; without it, Loop
 
@@ -28,7 +31,7 @@ Deliberate deviations:
 - phi(0) acts on the state itself, not on its copy in the final sum: the state after t passes is then Y(t) whatever
   follows, which is what lets depth and capacity differ from training.
 - phi starts at 1 for t = 0, and so small for t > 0 that a token that takes all passes grows by less than sqrt(e);
-  without the connection, where w scales the state, so that phi w starts near 1. The paper's alpha(t) is part of phi(t).
+  where only updates are added up, or results replace each other, phi w starts near 1. alpha(t) is part of phi(t).
 - The router reads the state at rms 1, so that its logits do not grow with the stream.
 - Selection in eval is causal; the paper is silent about decoding. The logit learns what top-k decides through an
   auxiliary loss (`auxiliary_loss` of the output), which can be kept from the stream (`detached_auxiliary`).
@@ -67,6 +70,7 @@ class InnerThinkingConfig(ModelConfig):
         gate: of the router.
         weighting: whether the router weighs selected tokens only, or skipped ones too.
         residual_thinking: results of the passes add up; otherwise each replaces the one before.
+        accumulated: what the connection adds up: whole results f(Y), or only what they change, f(Y) - Y.
         step_encoding: phi is learned.
         routing: a router selects; otherwise all tokens take every pass with weight 1.
         detached_auxiliary: the auxiliary loss trains the routers only.
@@ -83,6 +87,7 @@ class InnerThinkingConfig(ModelConfig):
     gate: Literal["sigmoid", "tanh"] = "sigmoid"
     weighting: Literal["selected", "symmetric"] = "selected"
     residual_thinking: bool = True
+    accumulated: Literal["answer", "update"] = "answer"
     step_encoding: bool = True
     routing: bool = True
     detached_auxiliary: bool = False
@@ -114,13 +119,22 @@ class InnerThinkingConfig(ModelConfig):
     @property
     def holds(self) -> bool:
         """Whether the state of a skipped token stays as it is, and its keys and values with it."""
+        if self.updates:
+            return True
         return self.weighting == "selected" and (self.skipped == "hold" or not self.residual_thinking)
+
+    @property
+    def updates(self) -> bool:
+        """Whether the passes add up what they change rather than what they say."""
+        return self.residual_thinking and self.accumulated == "update"
 
     @property
     def first_scale(self) -> float:
         """Where phi(t) starts for t > 0; see the deviations."""
-        typical = 0.5 if self.routing and self.skipped == "hold" else 1.0  # what phi is multiplied with at first
-        return 1 / typical if not self.residual_thinking else 0.5 / typical / max(1, self.mean_iterations - 1)
+        typical = 0.5 if self.routing and (self.skipped == "hold" or self.updates) else 1.0  # phi's factor at first
+        if not self.residual_thinking or self.updates:
+            return 1 / typical
+        return 0.5 / typical / max(1, self.mean_iterations - 1)
 
     def issues(self) -> list[str]:
         found = [

@@ -136,9 +136,12 @@ def choose(selected: Tensor, block: int = 1) -> Chosen | None:
     k is rounded up to a multiple of `block`. Matrix products compute the last of an odd number of rows with another
     kernel, whose sums differ in the last bit: in whole blocks a token's result does not depend on how many others go.
     """
-    count = int(selected.sum(dim=1).max())
-    if count == selected.shape[1] and bool(selected.all()):
+    least, count = selected.sum(dim=1).aminmax()
+    if int(least) == selected.shape[1]:
         return None
-    count = min(-(-count // block) * block, selected.shape[1])
-    index = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+    if int(count) == 0:  # what most positions find in decoding: nothing to sort
+        nowhere = torch.zeros(len(selected), 0, device=selected.device)
+        return Chosen(index=nowhere.long(), taken=nowhere.bool())
+    k = min(-(-int(count) // block) * block, selected.shape[1])
+    index = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
     return Chosen(index=index, taken=selected.gather(1, index))

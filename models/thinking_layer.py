@@ -173,7 +173,9 @@ class ThinkingLayer(Layer):
         return self.finish(y, self.attention.attend(queries, keys, values, frame.mask))
 
     def moved(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
-        """Y(t) of tokens that take the pass: Y + phi * w f(Y), or phi * w f(Y) without the connection."""
+        """Y(t) of tokens that take the pass: Y + phi * w f(Y), or as the options say."""
+        if self.config.updates:
+            answer = answer - y
         result = self.phi(t) * (answer if weight is None else weight * answer)
         return (y + result if self.config.residual_thinking else result).to(y.dtype)
 

@@ -27,6 +27,8 @@ VARIANTS = [
     {"weighting": "symmetric", "skipped": "literal"},
     {"residual_thinking": False},
     {"residual_thinking": False, "weighting": "symmetric"},
+    {"accumulated": "update"},
+    {"accumulated": "update", "weighting": "symmetric", "skipped": "literal"},
     {"step_encoding": False},
     {"routing": False},
     {"detached_auxiliary": True},
@@ -81,7 +83,9 @@ def slow_twin(model, ids, iterations, capacity, select):
                 w, selected = torch.ones_like(y[..., :1]), torch.ones_like(y[..., :1], dtype=torch.bool)
             gained = torch.where(selected, w * f, w * y if config.weighting == "symmetric" else y)
             kept = ~selected & (config.weighting == "selected")
-            if config.residual_thinking:
+            if config.accumulated == "update" and config.residual_thinking:
+                y = torch.where(selected, y + phi[t] * w * (f - y), y)
+            elif config.residual_thinking:
                 new = y + phi[t] * gained
                 y = torch.where(kept & (config.skipped == "hold"), y, new)
             else:

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mull.models import ModelOutput, Reading
+from mull.models import InnerThinkingConfig, InnerThinkingTransformer, ModelOutput, Reading
 from mull.training import callbacks
-from mull.training.callbacks import DepthValidation, Throughput, token_correlation
+from mull.training.callbacks import Calibration, DepthValidation, Throughput, token_correlation
 from mull.training.iterations import Fixed
 from mull.training.module import TrainingModule
 
@@ -143,3 +143,43 @@ def test_throughput_is_tokens_over_seconds_without_validation(monkeypatch):
         if index == 1:
             throughput.on_validation_end(trainer, module)
     assert logged == [("train/tokens_per_second", pytest.approx(20.0))] * 2
+
+
+def inner_thinking_run(auxiliary_weight):
+    """(module, batch, trainer) of a small inner-thinking network."""
+    torch.manual_seed(0)
+    config = InnerThinkingConfig(vocab_size=7, d_model=16, n_heads=2, d_ff=16, n_layers=2, max_length=32)
+    module = TrainingModule(InnerThinkingTransformer(config), Fixed(4), auxiliary_weight=auxiliary_weight)
+    ids = torch.randint(7, (4, 16))
+    return module, {"input_ids": ids, "labels": ids}
+
+
+def test_thresholds_are_set_before_a_validation():
+    """Guards validation at the capacity asked for: a router that has moved is calibrated first."""
+    module, batch = inner_thinking_run(0.001)
+    network = module.network
+    with torch.no_grad():
+        network.layers[1].router += 3
+    before = network.layers[1].thresholds.clone()
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Calibration()],
+    )  # fmt: skip
+    trainer.validate(module, torch.utils.data.DataLoader([batch] * 2, batch_size=None), verbose=False)
+    assert not torch.equal(before, network.layers[1].thresholds)
+    met = network.eval()(batch["input_ids"], capacity=0.5).selected.float().mean(dim=(0, 1))
+    assert (met - 0.5).abs().max() < 0.04  # 64 positions, calibrated on the same
+
+
+def test_the_auxiliary_loss_reaches_the_training_loss(monkeypatch):
+    """Guards the router's own loss: it is added with its weight, and 0 leaves it out."""
+    losses = {}
+    for weight in (0.0, 10.0):
+        module, batch = inner_thinking_run(weight)
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        monkeypatch.setattr(module, "batch_index", lambda _: 0)
+        losses[weight] = module.training_step(batch, 0)
+        auxiliary = module.think(batch["input_ids"], 0).auxiliary_loss
+    assert (losses[10.0] - losses[0.0]).item() == pytest.approx(10 * auxiliary.item(), rel=1e-4)
+    with pytest.raises(ValueError, match="auxiliary_weight must be a number of at least 0, not -1"):
+        inner_thinking_run(-1)
