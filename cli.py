@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, inspect.
+"""The `mull` command: train, evaluate, generate, inspect, convert.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -6,10 +6,11 @@ MULL_TRACEBACK=1 to see where it came from.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from mull.inference.generate import NewTokens
     from mull.models import LanguageModel
 
 
@@ -128,12 +130,17 @@ def generate(args: list[str]) -> None:
     """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
     parser = new_parser("generate")
     parser.add_argument("folder", help="checkpoint folder")
-    parser.add_argument("--prompt", required=True, help="text to continue")
+    parser.add_argument("--prompt", type=str | None, help="text to continue; the answer is streamed")
+    parser.add_argument(
+        "--prompts", type=str | None, help="file of prompts, one a line (- is standard input): one JSON line per answer"
+    )
     parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
-    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early")
+    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument("--speculate", type=str | None, help="4:16 drafts 16 tokens at 4 iterations: same text, sooner")
+    parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int | None, help="sample among the k likeliest")
@@ -141,22 +148,24 @@ def generate(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parser.parse_args(args)
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError('give either --prompt "text" or --prompts FILE')
 
     import torch
-    from tokenizers.decoders import DecodeStream
 
     from mull.checkpoints import load_tokenizer
     from mull.inference.generate import stream
 
+    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
     model, tokenizer = load(options), load_tokenizer(options.folder)
-    prompt = encode(tokenizer, options.prompt)
-    decoded, count, thought, start = DecodeStream(skip_special_tokens=True), 0, 0, time.perf_counter()
+    rows = [encode(tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, rows))
     iterations = options.iterations
     if iterations is None and isinstance(options.capacity, tuple):  # one share for each routed pass
         iterations = len(options.capacity) + 1
     positions = stream(
         model,
-        torch.tensor([prompt]),
+        torch.tensor([[0] * (width - len(row)) + row for row in rows]),
         iterations,
         options.exit,
         options.max_new_tokens,
@@ -164,14 +173,60 @@ def generate(args: list[str]) -> None:
         torch.Generator(options.device).manual_seed(options.seed),
         top_k=options.top_k,
         top_p=options.top_p,
+        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        speculate=options.speculate,
+        warm_start=options.warm_start,
         capacity=options.capacity,
     )
+    if options.prompts is None:
+        write_stream(positions, tokenizer)
+    else:
+        write_lines(positions, tokenizer, prompts)
+
+
+def write_stream(positions: Iterator[NewTokens], tokenizer: Tokenizer) -> None:
+    """Print one answer as it comes, and what it took when it ends or is interrupted."""
+    from tokenizers.decoders import DecodeStream
+
+    decoded, used, start = DecodeStream(skip_special_tokens=True), [], time.perf_counter()
+    try:
+        for tokens, iterations in positions:
+            print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
+            used.append(int(iterations))
+    finally:
+        print(flush=True)
+        print(summary(used, time.perf_counter() - start), file=sys.stderr)
+
+
+def write_lines(positions: Iterator[NewTokens], tokenizer: Tokenizer, prompts: list[str]) -> None:
+    """Print the answers to many prompts, one JSON object a line, in order."""
+    start = time.perf_counter()
+    answers: list[list[int]] = [[] for _ in prompts]
+    used: list[list[int]] = [[] for _ in prompts]
     for tokens, iterations in positions:
-        print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
-        count, thought = count + 1, thought + int(iterations)
-    print(flush=True)
-    seconds = time.perf_counter() - start
-    print(f"[{count} tokens, {thought / count:.1f} iterations each, {count / seconds:.1f} tokens/s]", file=sys.stderr)
+        for row, (token, count) in enumerate(zip(tokens.tolist(), iterations.tolist(), strict=True)):
+            if count:
+                answers[row].append(token)
+                used[row].append(count)
+    for prompt, answer, counts_used in zip(prompts, answers, used, strict=True):
+        mean = sum(counts_used) / len(counts_used)
+        text = tokenizer.decode(answer)
+        print(json.dumps({"prompt": prompt, "text": text, "tokens": len(answer), "iterations": round(mean, 2)}))
+    print(summary([count for row in used for count in row], time.perf_counter() - start), file=sys.stderr)
+
+
+def summary(used: list[int], seconds: float) -> str:
+    mean = sum(used) / max(len(used), 1)
+    return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a file, or of standard input for `-`; empty ones are left out."""
+    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{'standard input' if path == '-' else path} holds no prompt; give one a line")
+    return prompts
 
 
 def inspect(args: list[str]) -> None:
@@ -187,11 +242,35 @@ def inspect(args: list[str]) -> None:
     print(inspection(options.folder, options.iterations, options.capacity))
 
 
+def convert(args: list[str]) -> None:
+    """Between layouts, told by what SOURCE is: mull convert SOURCE DEST (public recurrent-depth folder <-> mull's)"""
+    parser = new_parser("convert")
+    parser.add_argument("source", help="checkpoint folder, of mull or of the public recurrent-depth layout")
+    parser.add_argument("destination", help="folder to write, new or empty")
+    options = parser.parse_args(args)
+
+    import mull
+    from mull.checkpoints import huginn, load_tokenizer
+    from mull.checkpoints.files import read_json
+
+    source, destination = Path(options.source), Path(options.destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} is there already; name a folder that is new or empty")
+    model = mull.load(source)
+    tokenizer = load_tokenizer(source) if (source / "tokenizer.json").is_file() else None
+    if huginn.is_huginn(read_json(source / "config.json")):
+        mull.save(model, destination, tokenizer)
+    else:
+        huginn.write(model, destination, tokenizer)
+    print(f"wrote {destination}")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
     "inspect": inspect,
+    "convert": convert,
 }
 
 

@@ -16,20 +16,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from tokenizers import Tokenizer
 from torch.overrides import TorchFunctionMode
 
+from mull.checkpoints import huginn
 from mull.checkpoints.card import model_card
+from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
 from mull.models import (
     InnerThinkingConfig,
     InnerThinkingTransformer,
@@ -50,7 +49,6 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
     "depth.json",
     "README.md",
 )
-AGAIN = "copy the folder again from its source, or save the model again with mull.save"
 FAMILIES: dict[str, tuple[type[ModelConfig], type[LanguageModel]]] = {
     "recurrent_depth": (RecurrentDepthConfig, RecurrentDepthTransformer),
     "inner_thinking": (InnerThinkingConfig, InnerThinkingTransformer),
@@ -103,31 +101,6 @@ def save(
     replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
 
 
-def replace_all(folder: Path, contents: Mapping[str, bytes], removed: Sequence[str] = ()) -> None:
-    """Put all files in place or none: written beside their place first, and the old ones kept until the last stands."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        new.mkdir()
-        old.mkdir()
-        for name, data in contents.items():
-            with open(new / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        moves = [(folder / name, old / name) for name in (*removed, *contents) if (folder / name).exists()]
-        moves += [(new / name, folder / name) for name in contents]
-        done: list[tuple[Path, Path]] = []
-        try:
-            for source, target in moves:
-                os.replace(source, target)
-                done.append((source, target))
-        except BaseException:
-            for source, target in reversed(done):
-                os.replace(target, source)
-            raise
-
-
 def family_of(model: LanguageModel) -> str:
     for model_type, (_, model_class) in FAMILIES.items():
         if type(model) is model_class:
@@ -139,7 +112,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     """Load the model of a checkpoint folder, in eval mode.
 
     Args:
-        path: the folder.
+        path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
         device: where the weights go.
         dtype: floating-point type of the weights; None keeps the stored one, and maps the file instead of copying it.
 
@@ -156,7 +129,10 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
     config, checksum = read_config(folder)
-    weights = read_weights(folder / WEIGHTS, checksum, place, dtype)
+    if checksum is None:
+        weights = huginn.read_weights(folder, config, place, dtype)  # type: ignore[arg-type]  # its read_config made it
+    else:
+        weights = read_weights(folder / WEIGHTS, checksum, place, dtype)
     try:
         with torch.device("meta"), WithoutDraws():  # shapes without memory: the weights are handed over, never copied
             model = FAMILIES[config.model_type][1](config)
@@ -182,9 +158,11 @@ def usable(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); pass 'cpu' or another") from error
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
-    """The configuration of a folder, and the checksum of its weights."""
+def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
+    """The configuration of a folder, and the checksum of its weights; None in the public layout, which has none."""
     found = read_json(folder / CONFIG)
+    if huginn.is_huginn(found):
+        return huginn.read_config(folder), None
     model_type = found.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"{folder / CONFIG}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}; {AGAIN}")
@@ -208,30 +186,6 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
         raise ValueError(f"{folder / CONFIG}: {error}; {AGAIN}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} is no checkpoint folder: {path.name} is missing; {AGAIN}") from None
-    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors; endless nesting is not
-        raise ValueError(f"{path} cannot be read as JSON: {error}; {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold one JSON object; {AGAIN}")
-    return found
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    import yaml  # only those who ask about a training pay for it
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}; {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold one YAML mapping; {AGAIN}")
-    return found
-
-
 def read_weights(path: Path, checksum: str, device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, one at a time, so that memory stays near the size of the weights."""
     if not path.is_file():
@@ -239,15 +193,7 @@ def read_weights(path: Path, checksum: str, device: torch.device, dtype: torch.d
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
             raise ValueError(f"{path} is damaged: its checksum is not the one in {CONFIG}; {AGAIN}")
-    weights = {}
-    try:
-        with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
-                tensor = stored.get_tensor(name)
-                weights[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file: {error}; {AGAIN}") from error
-    return weights
+    return read_tensors(path, device, dtype)
 
 
 def check_fit(model: LanguageModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:

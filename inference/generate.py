@@ -11,21 +11,24 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mull.inference.adaptive import choose_exit, think_until
 from mull.inference.evaluate import routing_options
-from mull.inference.sampling import check_sampling, sample
-from mull.models import Cache, LanguageModel, ModelOutput
+from mull.inference.exits import Exit
+from mull.inference.sampling import Draw, check_sampling, sample
+from mull.inference.speculate import Speculation, check_speculation, parse_speculation
+from mull.inference.speculate import speculate as speculate_rounds
+from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransformer
+from mull.models.cache import Policy
 from mull.models.loop import Iterations
 from mull.models.routing import Capacity
-
-Think = Callable[..., ModelOutput]  # a model, with what it is called with each time
 
 
 class NewTokens(NamedTuple):
@@ -55,11 +58,21 @@ class Generation:
         return self.tokens[:, -self.iterations.shape[1] :]
 
 
+@dataclass(frozen=True)
+class Thinking:
+    """How a position is thought about: the count, and what else may depart from the plain loop."""
+
+    iterations: Iterations | None
+    exit: Exit | None = None
+    warm_start: bool = False
+    routing: Mapping[str, Any] = field(default_factory=dict)  # capacity, for models that route
+
+
 def generate(
     model: LanguageModel,
     prompt_ids: Tensor,
     iterations: Iterations | None = None,
-    exit: str | None = None,
+    exit: str | Exit | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
@@ -69,6 +82,10 @@ def generate(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
+    speculate: str | Speculation | None = None,
+    warm_start: bool = False,
+    policy: Policy | None = None,
+    ring: int = 1,
     capacity: Capacity | None = None,
 ) -> Generation:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
@@ -77,12 +94,16 @@ def generate(
         model: any family; left in the mode it is in.
         prompt_ids: (B, P) integer token ids.
         iterations: how long to think at every position, one count or (B,) with one per row; None is the count of the
-            config (a Transformer has no loop and takes nothing but None).
-        exit: a rule that ends thinking early; there is none yet, so nothing but None is taken.
+            config (a Transformer has no loop and takes nothing but None). With `exit`, the most any position gets.
+        exit: a rule that ends thinking early, `latent:0.03` or an object of mull.inference.exits.
         max_new_tokens: N at most. P + N never exceeds the model's max_length: there the text ends.
         temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.sample`.
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
+        speculate: `4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
+        warm_start: begin each new position from the state of the one before instead of the model's own start. Changes
+            what is written, unless the loop comes to rest where it began or not.
+        policy, ring: of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule.
         capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
@@ -102,6 +123,10 @@ def generate(
             min_p=min_p,
             attention_mask=attention_mask,
             stop_tokens=stop_tokens,
+            speculate=speculate,
+            warm_start=warm_start,
+            policy=policy,
+            ring=ring,
             capacity=capacity,
         )
     )
@@ -114,7 +139,7 @@ def stream(
     model: LanguageModel,
     prompt_ids: Tensor,
     iterations: Iterations | None = None,
-    exit: str | None = None,
+    exit: str | Exit | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
@@ -124,77 +149,163 @@ def stream(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
+    speculate: str | Speculation | None = None,
+    warm_start: bool = False,
+    policy: Policy | None = None,
+    ring: int = 1,
     capacity: Capacity | None = None,
 ) -> Iterator[NewTokens]:
     """Like `generate`, but yields the tokens of each new position as they come. Errors are raised by this call, before
     the first token, except those of the model itself."""
-    if exit is not None:
-        raise ValueError(f"exit {exit!r} is not known: no exit rule exists yet, leave it out and set iterations")
     check_sampling(temperature, generator, top_k, top_p, min_p)
     check_prompt(model, prompt_ids, attention_mask)
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be an integer of at least 1, not {max_new_tokens}")
+    rule = choose_exit(model, exit)
+    if warm_start and not isinstance(model, RecurrentDepthTransformer):
+        raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
     stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
-    choose = partial(sample, temperature=temperature, generator=generator, top_k=top_k, top_p=top_p, min_p=min_p)
-    room = model.config.max_length - prompt_ids.shape[1]
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
-    return positions(
-        model,
-        prompt,
-        mask,
-        iterations,
-        min(max_new_tokens, room),
-        choose,
-        stop,
-        routing_options(model, capacity=capacity),
-    )
+    batch_size, length = prompt.shape
+    limit = min(max_new_tokens, model.config.max_length - length)
+    policy = policy or ("full" if rule is None else "deepest")
+    if rule is not None and policy == "full":
+        raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
+    drafts = parse_speculation(speculate)
+    if drafts is None:
+        cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
+        choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
+        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
+    if rule is not None or warm_start or policy != "full":
+        raise ValueError(
+            "speculate verifies at full depth: it goes with no exit rule, warm start or other cache policy"
+        )
+    full = check_speculation(model, drafts, iterations)
+    cache = model.new_cache(batch_size, length + limit)
+    return speculated(model, prompt, mask, full, drafts, limit, cache, Draw(generator, **sampling), stop)  # type: ignore[arg-type]
 
 
 def positions(
     model: LanguageModel,
     prompt: Tensor,
     mask: Tensor | None,
-    iterations: Iterations | None,
+    thinking: Thinking,
     limit: int,
+    cache: Cache,
     choose: Callable[[Tensor], Tensor],
     stop: Tensor,
-    options: Mapping[str, Any],
 ) -> Iterator[NewTokens]:
-    """The loop: at most `limit` positions, and none after every row has met a token of `stop`."""
-    batch_size, length = prompt.shape
-    cache = model.new_cache(batch_size, length + limit - 1)  # the last token is never read
-    think = partial(model, **options)
-    logits, used = prefill(think, prompt, mask, iterations, cache)
-    tokens, stopped = prompt[:, -1], torch.zeros(batch_size, dtype=torch.bool, device=prompt.device)
+    """The loop: at most `limit` positions, and none after every row has met a token of `stop`. Rows that have met one
+    leave the batch."""
+    logits, used, state = prefill(model, prompt, mask, thinking, cache)
+    tokens, everyones = prompt[:, -1].clone(), torch.zeros_like(prompt[:, -1])
+    writing = torch.arange(len(prompt), device=prompt.device)
     for count in range(1, limit + 1):
-        tokens = torch.where(stopped, tokens, choose(logits))
-        yield NewTokens(tokens, used.masked_fill(stopped, 0))
-        stopped = stopped | torch.isin(tokens, stop)
-        if count == limit or bool(stopped.all()):
+        tokens[writing], everyones[writing] = choose(logits), used
+        yield NewTokens(tokens.clone(), everyones.clone())
+        goes_on = ~torch.isin(tokens[writing], stop)
+        if count == limit or not bool(goes_on.any()):
             return
-        logits, used = decode_position(think, tokens, iterations, cache)
+        if not bool(goes_on.all()):
+            everyones[writing[~goes_on]] = 0
+            writing, state = writing[goes_on], state[goes_on]
+            cache = cache.fork(goes_on.nonzero().flatten().tolist())
+            if isinstance(thinking.iterations, Tensor):
+                thinking = replace(thinking, iterations=thinking.iterations[goes_on.to(thinking.iterations.device)])
+        logits, used, state = decode_position(model, tokens[writing], thinking, cache, state)
+
+
+def think(
+    model: LanguageModel, input_ids: Tensor, thinking: Thinking, cache: Cache, mask: Tensor | None, state: Tensor | None
+) -> ModelOutput:
+    """The model's answers to these tokens, behind the cache."""
+    if thinking.exit is not None:
+        return think_until(model, input_ids, thinking.iterations, thinking.exit, mask, cache, state)
+    start = {} if state is None else {"state": state}
+    return model(input_ids, thinking.iterations, attention_mask=mask, cache=cache, **start, **thinking.routing)
 
 
 @torch.no_grad()
 def prefill(
-    model: Think, prompt: Tensor, mask: Tensor | None, iterations: Iterations | None, cache: Cache
-) -> tuple[Tensor, Tensor]:
-    """Read the prompt (B, P) into the cache; logits (B, V) and iterations (B,) at the last token of each row."""
-    out = model(prompt, iterations, attention_mask=mask, cache=cache)
-    if mask is None:
-        return out.logits[:, -1], out.iterations[:, -1]
-    columns = torch.arange(prompt.shape[1], device=prompt.device)
-    last = torch.where(mask.bool(), columns, -1).amax(dim=1)
+    model: LanguageModel, prompt: Tensor, mask: Tensor | None, thinking: Thinking, cache: Cache
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read the prompt (B, P) into the cache; logits (B, V), iterations (B,) and state (B, D) at the last token."""
+    out = think(model, prompt, thinking, cache, mask, None)
+    last = torch.full_like(prompt[:, 0], prompt.shape[1] - 1)
+    if mask is not None:
+        last = torch.where(mask.bool(), torch.arange(prompt.shape[1], device=prompt.device), -1).amax(dim=1)
     rows = torch.arange(len(prompt), device=prompt.device)
-    return out.logits[rows, last], out.iterations[rows, last]
+    return out.logits[rows, last], out.iterations[rows, last], out.state[rows, last]
 
 
 @torch.no_grad()
-def decode_position(model: Think, tokens: Tensor, iterations: Iterations | None, cache: Cache) -> tuple[Tensor, Tensor]:
-    """Read one token of each row (B,) behind the cache; logits (B, V) and iterations (B,) for the next."""
-    out = model(tokens[:, None], iterations, cache=cache)
-    return out.logits[:, -1], out.iterations[:, -1]
+def decode_position(
+    model: LanguageModel, tokens: Tensor, thinking: Thinking, cache: Cache, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Read one token of each row (B,) behind the cache; logits (B, V), iterations (B,) and state (B, D) for the next.
+
+    The state of the position before is where a warm start begins.
+    """
+    out = think(model, tokens[:, None], thinking, cache, None, state[:, None] if thinking.warm_start else None)
+    return out.logits[:, -1], out.iterations[:, -1], out.state[:, -1]
+
+
+def speculated(
+    model: LanguageModel,
+    prompt: Tensor,
+    mask: Tensor | None,
+    full: int,
+    drafts: Speculation,
+    limit: int,
+    cache: Cache,
+    choose: Draw,
+    stop: Tensor,
+) -> Iterator[NewTokens]:
+    """Like `positions`, out of verified drafts: a position is yielded when every row that still writes has it."""
+    assert isinstance(model, RecurrentDepthTransformer)
+    logits, _, _ = prefill(model, prompt, mask, Thinking(full), cache)
+    first = choose.token(choose.distribution(logits))
+    written = [[token] for token in first.tolist()]  # by row
+    ends = set(stop.tolist())
+    writing = [row for row, tokens in enumerate(written) if tokens[-1] not in ends and limit > 1]
+    given = 0
+    rounds: Generator[tuple[Tensor, Tensor], Tensor | None, None] | None = None
+    keep = None
+    if writing:
+        index = torch.tensor(writing, device=prompt.device)
+        start = cache if len(writing) == len(prompt) else cache.fork(writing)
+        rounds = speculate_rounds(
+            model,
+            first[index],
+            start,
+            full,
+            drafts,
+            cache.max_length,
+            choose.distribution,
+            choose.token,
+            choose.uniform,
+        )
+    while True:
+        ready = min((len(written[row]) for row in writing), default=max(map(len, written)))
+        while given < ready:
+            row_tokens = [tokens[min(given, len(tokens) - 1)] for tokens in written]
+            used = [full if given < len(tokens) else 0 for tokens in written]
+            yield NewTokens(torch.tensor(row_tokens, device=prompt.device), torch.tensor(used, device=prompt.device))
+            given += 1
+        if not writing or rounds is None:
+            return
+        tokens, counts = rounds.send(keep)
+        goes_on = []
+        for row, new, count in zip(writing, tokens.tolist(), counts.tolist(), strict=True):
+            new = new[: min(count, limit - len(written[row]))]
+            cut = next((place + 1 for place, token in enumerate(new) if token in ends), len(new))
+            written[row] += new[:cut]
+            goes_on.append(written[row][-1] not in ends and len(written[row]) < limit)
+        keep = None if all(goes_on) else torch.tensor(goes_on, device=prompt.device).nonzero().flatten()
+        writing = [row for row, on in zip(writing, goes_on, strict=True) if on]
 
 
 def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mull.checkpoints.store import DEPTH, TRAINING, WEIGHTS, read_config, read_json, read_yaml
+from mull.checkpoints.files import read_json, read_yaml
+from mull.checkpoints.store import DEPTH, TRAINING, read_config
 from mull.models import ModelConfig, cost
 from mull.models.loop import counts_around
 from mull.models.routing import Capacity
@@ -25,7 +26,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
     config, _ = read_config(folder)
-    size = (folder / WEIGHTS).stat().st_size / 1e6
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [
         f"{folder}: {config.model_type}, {cost.parameters(config):,} parameters, {size:.1f} MB",
         "  " + ", ".join(f"{name} {value}" for name, value in asdict(config).items()),

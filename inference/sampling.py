@@ -14,9 +14,11 @@ Shapes: B batch, V vocabulary.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def sample(
@@ -76,6 +78,32 @@ def probabilities(
     if min_p is not None:
         ranked = renormalized(ranked, ranked >= min_p * ranked[..., :1])
     return torch.zeros_like(p).scatter(-1, token_ids, ranked)
+
+
+class Draw:
+    """Distributions that tokens follow, and draws from them; greedy is the one-hot distribution of the best token."""
+
+    def __init__(self, generator: torch.Generator | None, temperature: float, **filters: Any) -> None:
+        self.generator, self.temperature, self.filters = generator, temperature, filters
+
+    def distribution(self, logits: Tensor) -> Tensor:
+        """(..., V) logits -> probabilities."""
+        if self.temperature == 0:
+            return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+        p = probabilities(logits.flatten(0, -2), self.temperature, **self.filters)
+        return p.view(logits.shape)
+
+    def token(self, p: Tensor) -> Tensor:
+        """(N, V) probabilities -> (N,) tokens."""
+        if self.generator is None or self.temperature == 0:
+            return p.argmax(dim=-1)
+        return torch.multinomial(p.to(self.generator.device), 1, generator=self.generator).squeeze(-1).to(p.device)
+
+    def uniform(self, rows: int, k: int) -> Tensor:
+        """(rows, k) from [0, 1)."""
+        if self.generator is None or self.temperature == 0:
+            return torch.full((rows, k), 0.5)  # one-hot ratios are 0 or 1
+        return torch.rand(rows, k, generator=self.generator, device=self.generator.device)
 
 
 def renormalized(p: Tensor, keep: Tensor) -> Tensor:

@@ -1,66 +1,124 @@
 """Keys and values of past positions, addressed by (layer, iteration, position).
 
-Storage for a (layer, iteration) is allocated whole, for `max_length` positions, when that pair is first used: the
-same cache serves any iteration count, and decoding never copies what it already holds. Every iteration keeps its own
-keys (the `full` policy): a token at iteration i attends to older tokens at iteration i, so cached equals uncached.
+Column p of a row holds its position p: padding is not stored, rows have lengths of their own, and to drop positions is
+to shorten a row. One tensor a layer, grown by need in both directions, iterations and columns.
 
-Shapes: B batch, K key/value heads, L max_length, W head width.
+A policy says which stored iteration stands in, at iteration i, for a position that was iterated d times (`source`):
+
+    full      i                every iteration its own; all positions have the same depth, cached equals uncached
+    deepest   min(i, d - 1)    a position that stopped early answers with its deepest iteration
+    shared    its latest among the iterations i mod ring; ring times less memory than it has iterations, and lossy
+
+`deepest` is kept by writing, not by looking up: what stops early is copied to the later iterations (`hold`), so that
+reading iteration i is a plain slice whatever the positions' depths.
+
+Shapes: B batch, T positions of this call, N tokens of this call, K key/value heads, S columns read, W head width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from mull.models.loop import Iterations
+from mull.models.loop import Iterations, check_count
 
 Slot = tuple[int, int]  # (layer, iteration), both from 0
+Policy = Literal["full", "deepest", "shared"]
+FIRST_COLUMNS = 64  # columns taken at first; doubled by need
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Where tokens stand in the cache when they do not simply follow on what all rows hold.
+
+    Attributes:
+        rows, columns: (N,) int64, of each token that is stored.
+        picked: (N,) int64, which of the call's B * T tokens these are; None when all are, in order.
+        read_rows: (B',) int64, the rows whose keys are attended to; None for all of them.
+        end: S, columns to read.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    picked: Tensor | None
+    read_rows: Tensor | None
+    end: int
+
+
+def source(policy: Policy, iteration: int, depth: int, ring: int = 1) -> int:
+    """The iteration whose keys stand in at `iteration` for a position iterated `depth` times (both as in the head)."""
+    if policy == "full":
+        return iteration
+    if policy == "deepest" or iteration % ring >= depth:
+        return min(iteration, depth - 1)
+    return depth - 1 - (depth - 1 - iteration) % ring
 
 
 class Cache:
-    """Preallocated keys and values for one batch of sequences that grow together.
+    """Keys and values for one batch of sequences.
 
     Args:
-        batch_size, kv_heads, max_length, head_dim: B, K, L, W.
+        batch_size, kv_heads, max_length, head_dim: B, K, most positions of a row, W.
         device, dtype: of the stored tensors.
+        policy, ring: see the head of this file; ring counts iterations, for `shared` only.
     """
 
     def __init__(
-        self, batch_size: int, kv_heads: int, max_length: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        batch_size: int,
+        kv_heads: int,
+        max_length: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        policy: Policy = "full",
+        ring: int = 1,
     ) -> None:
-        self.shape = (batch_size, kv_heads, max_length, head_dim)
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.length = 0  # columns in use, padding included; the same for every row
-        self.valid = torch.zeros(batch_size, max_length, dtype=torch.bool, device=device)  # columns that hold a token
-        self.padded = False  # whether any column in use is padding
-        self.iterations: Iterations | None = None  # depth of everything stored so far
+        if policy not in get_args(Policy):
+            raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {policy!r}")
+        self.policy, self.ring = policy, check_count("ring", ring)
+        self.kv_heads, self.head_dim, self.max_length = kv_heads, head_dim, max_length
+        self.device, self.dtype = device, dtype
+        self.lengths = [0] * batch_size  # positions held, by row
+        self.depth: Iterations | None = None  # of everything stored, under `full`
+        self.layers: dict[int, Tensor] = {}  # layer -> (2, iterations, B, K, columns, W): keys, then values
+        self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, place) -> its part of `layers`: slicing takes time
         self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
-        self.slots: dict[Slot, tuple[Tensor, Tensor]] = {}
-        self.dtype = dtype
 
-    def reserve(self, valid: Tensor | None, n_tokens: int, iterations: Iterations | None) -> None:
-        """Check that a call with n_tokens columns fits behind what is stored, and mark which of them hold tokens.
+    @property
+    def batch_size(self) -> int:
+        return len(self.lengths)
 
-        Args:
-            valid: (B, T) bool, or None when no column is padding.
-            n_tokens: T.
-            iterations: depth of the call; keys of one depth cannot stand in for another's.
-        """
-        end = self.length + n_tokens
+    @property
+    def length(self) -> int:
+        """Positions of the longest row."""
+        return max(self.lengths, default=0)
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows are equally long."""
+        return len(set(self.lengths)) <= 1
+
+    def check(self, counts: list[int], iterations: Iterations | None) -> None:
+        """Raise a ValueError unless `counts` more positions, by row, at this depth fit behind what is stored."""
+        end = max(length + count for length, count in zip(self.lengths, counts, strict=True))
         if end > self.max_length:
             raise ValueError(
                 f"the cache holds {self.max_length} positions and {end} are needed; "
                 f"ask new_cache for max_length={end} or more"
             )
-        if self.length and not same_depth(self.iterations, iterations):
+        if self.policy != "full":
+            if isinstance(iterations, Tensor):
+                raise ValueError(f"one count per row needs a cache of policy full, not {self.policy}")
+        elif self.length and not same_depth(self.depth, iterations):
             raise ValueError(
-                f"the cache was filled at iterations={self.iterations} and cannot continue at {iterations}; "
-                "use a new cache"
+                f"the cache was filled at iterations={self.depth} and cannot continue at {iterations}; "
+                "use a new cache, or one of policy deepest"
             )
-        self.iterations = iterations
-        self.valid[:, self.length : end] = True if valid is None else valid
-        self.padded = self.padded or (valid is not None and not bool(valid.all()))
+        self.depth = iterations
 
     def reserve_capacity(self, capacity: tuple[float, ...]) -> None:
         """Check that a call routes as the stored ones did: states of one capacity cannot stand in for another's."""
@@ -70,25 +128,99 @@ class Cache:
             )
         self.capacity = capacity
 
-    def extend(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, W) behind the columns in use; return everything up to there, (B, K, length + T, W)."""
-        if slot not in self.slots:
-            empty = [torch.zeros(self.shape, dtype=self.dtype, device=keys.device) for _ in range(2)]
-            self.slots[slot] = (empty[0], empty[1])
-        end = self.length + keys.shape[2]
-        for stored, new in zip(self.slots[slot], (keys, values), strict=True):
-            stored[:, :, self.length : end] = new
-        all_keys, all_values = self.slots[slot]
-        return all_keys[:, :, :end], all_values[:, :, :end]
+    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
+        """Store (B, T, K, W) at `cells`, or behind what all rows hold; return what is to be attended to, (B', K, S, W).
 
-    def advance(self, n_tokens: int) -> None:
-        """Take the columns of a finished call into use."""
-        self.length += n_tokens
+        Tokens outside `cells` (padding) are not stored.
+        """
+        layer, iteration = slot
+        place = iteration % self.ring if self.policy == "shared" else iteration
+        if cells is None:
+            start, new = self.length, keys.shape[1]
+            stored_keys, stored_values = self.storage(layer, place, start + new)
+            stored_keys.narrow(2, start, new).copy_(keys.transpose(1, 2))
+            stored_values.narrow(2, start, new).copy_(values.transpose(1, 2))
+            return stored_keys.narrow(2, 0, start + new), stored_values.narrow(2, 0, start + new)
+        stored = self.storage(layer, place, cells.end)
+        for held, given in zip(stored, (keys, values), strict=True):
+            tokens = given.flatten(0, 1)
+            held[cells.rows, :, cells.columns] = tokens if cells.picked is None else tokens[cells.picked]
+        read = [held.narrow(2, 0, cells.end) for held in stored]
+        if cells.read_rows is not None:
+            read = [held.index_select(0, cells.read_rows) for held in read]
+        return read[0], read[1]
+
+    def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""
+        views = self.views.get((layer, place))
+        if views is None or views[0].shape[2] < columns:
+            held = self.grow(layer, place, columns)
+            views = self.views[layer, place] = (held[0, place], held[1, place])
+        return views
+
+    def grow(self, layer: int, place: int, columns: int) -> Tensor:
+        """The layer's tensor with room for this iteration and so many columns."""
+        held = self.layers.get(layer)
+        if held is not None and place < held.shape[1] and columns <= held.shape[4]:
+            return held
+        places = max(place + 1, 0 if held is None else held.shape[1])
+        if place:  # a layer of the loop: all iterations at once where all will come, otherwise as they come
+            depth = self.depth if isinstance(self.depth, int) else 1
+            few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * place}
+            places = max(places, few[self.policy])
+        width = FIRST_COLUMNS if held is None else held.shape[4]
+        while width < columns:
+            width *= 2
+        shape = (2, places, self.batch_size, self.kv_heads, min(width, self.max_length), self.head_dim)
+        grown = torch.empty(shape, dtype=self.dtype, device=self.device)
+        known = 0 if held is None else held.shape[4]
+        grown[..., known:, :] = 0  # what is masked must still be a number
+        if held is not None:
+            grown[:, : held.shape[1], ..., :known, :] = held
+            grown[:, held.shape[1] :, ..., :known, :] = held[:, -1:]  # what has stopped answers from here on
+        self.layers[layer] = grown
+        self.views = {slot: pair for slot, pair in self.views.items() if slot[0] != layer}
+        return grown
+
+    def hold(self, rows: Tensor, columns: Tensor, depth: int) -> None:
+        """Let the tokens (N,), which have stopped at `depth`, answer with their last iteration at all later ones."""
+        if self.policy == "full":
+            return
+        for held in self.layers.values():
+            if held.shape[1] > depth:
+                held[:, depth:, rows, :, columns] = held[:, depth - 1 : depth, rows, :, columns]
+
+    def advance(self, counts: list[int]) -> None:
+        """Take the positions of a finished call into use, `counts` by row."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def rollback(self, lengths: list[int]) -> None:
+        """Drop all positions from `lengths` on, by row."""
+        for row, (asked, length) in enumerate(zip(lengths, self.lengths, strict=True)):
+            if not 0 <= asked <= length:
+                raise ValueError(f"row {row} holds {length} positions and cannot be cut to {asked}")
+        self.lengths = list(lengths)
+
+    def fork(self, rows: list[int]) -> Cache:
+        """A cache of its own with copies of these rows, in this order; a row may be named more than once."""
+        copy = Cache(
+            len(rows), self.kv_heads, self.max_length, self.head_dim, self.device, self.dtype, self.policy, self.ring
+        )
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        copy.lengths = [self.lengths[row] for row in rows]
+        copy.depth = self.depth[index] if isinstance(self.depth, Tensor) else self.depth
+        copy.layers = {layer: held.index_select(2, index) for layer, held in self.layers.items()}
+        return copy
 
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values allocated so far."""
-        return sum(tensor.nbytes for pair in self.slots.values() for tensor in pair)
+        return sum(held.nbytes for held in self.layers.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one more position of one row takes."""
+        return sum(2 * held.shape[1] * self.kv_heads * self.head_dim * held.itemsize for held in self.layers.values())
 
 
 def same_depth(one: Iterations | None, other: Iterations | None) -> bool:

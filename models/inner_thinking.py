@@ -217,7 +217,7 @@ class InnerThinkingTransformer(LanguageModel):
             }  # fmt: skip
             logits = self.logits(x)
             if cache is not None:
-                cache.advance(input_ids.shape[1])
+                frame.finish(None)
         return ModelOutput(logits=logits, state=x, readings=readings, **summary(decisions, input_ids))
 
     def run(self, x: Tensor, frame: Frame, plan: Plan) -> tuple[Tensor, list[list[Decision]]]:

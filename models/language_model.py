@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache
+from mull.models.cache import Cache, Cells, Policy
 from mull.models.config import ModelConfig
 from mull.models.layers import Frame, RMSNorm, rotation_angles
 from mull.models.loop import Iterations
@@ -49,14 +49,14 @@ class LanguageModel(nn.Module):
         """(B, T, D) -> (B, T, V)."""
         return F.linear(self.final_norm(x), self.embedding.weight if self.head is None else self.head.weight)
 
-    def new_cache(self, batch_size: int, max_length: int) -> Cache:
-        """An empty cache for `batch_size` sequences of up to `max_length` tokens."""
+    def new_cache(self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1) -> Cache:
+        """An empty cache for `batch_size` sequences of up to `max_length` tokens; policies: see models/cache.py."""
         if max_length > self.config.max_length:
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
         c = self.config
-        return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, self.dtype)
+        return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, self.dtype, policy, ring)
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""
@@ -85,34 +85,48 @@ class LanguageModel(nn.Module):
             )
         if cache is not None and cache.batch_size != len(input_ids):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
-        n_tokens, start = input_ids.shape[1], 0 if cache is None else cache.length
-        if start + n_tokens > self.config.max_length:
-            raise ValueError(
-                f"{start + n_tokens} positions are more than the model's limit of {self.config.max_length}"
-            )
         valid = None if attention_mask is None else attention_mask.bool()
-        if cache is not None:
-            cache.reserve(valid, n_tokens, iterations)
-            valid = cache.valid[:, : start + n_tokens] if cache.padded else None
-        columns = torch.arange(start + n_tokens, device=input_ids.device)
-        positions, mask = columns[start:], None
-        if valid is not None:
-            positions = (valid.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
-            mask = padded_causal_mask(valid, columns[start:], columns)[:, None]
-        elif start and n_tokens > 1:
-            mask = columns[start:, None] >= columns
+        batch_size, n_tokens = input_ids.shape
+        counts = [n_tokens] * batch_size
+        if cache is not None and valid is not None:
+            counts = valid.sum(dim=1).tolist()
+        held = [0] * batch_size if cache is None else cache.lengths
+        ends = [length + count for length, count in zip(held, counts, strict=True)]
+        if max(ends) > self.config.max_length:
+            raise ValueError(f"{max(ends)} positions are more than the model's limit of {self.config.max_length}")
+        cells, mask = None, None
+        columns = torch.arange(n_tokens if cache is None else max(*ends, 1), device=input_ids.device)
+        if cache is None:
+            positions = columns
+            if valid is not None:
+                positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
+                mask = padded_causal_mask(valid, columns)[:, None]
+        else:
+            cache.check(counts, iterations)
+            if cache.even and min(counts) == n_tokens:
+                positions = columns[held[0] :]
+                if held[0] and n_tokens > 1:
+                    mask = positions[:, None] >= columns
+            else:
+                real = torch.ones_like(input_ids, dtype=torch.bool) if valid is None else valid
+                before = torch.tensor(held, device=input_ids.device)[:, None]
+                positions = (before + real.cumsum(dim=1) - 1).clamp(min=0)
+                mask = (positions[:, :, None] >= columns)[:, None]
+                picked = real.flatten().nonzero().flatten()
+                cells = Cells(picked // n_tokens, positions.flatten()[picked], picked, None, len(columns))
         rotation = None
         if self.config.positions == "rotary":
+            c = self.config
             table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-            rotation = rotation_angles(positions, self.config.head_dim, self.config.rope_base, table_dtype)
-        return Frame(rotation=rotation, mask=mask, cache=cache)
+            rotation = rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
+        return Frame(positions, rotation, mask, cache, cells, counts)
 
 
-def padded_causal_mask(valid: Tensor, queries: Tensor, columns: Tensor) -> Tensor:
-    """(B, S) bool, T columns of queries, S columns of keys -> (B, T, S): a query sees the tokens up to itself; padding
-    sees itself, since a softmax over nothing is NaN."""
-    causal = queries[:, None] >= columns
-    itself = queries[:, None] == columns
+def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:
+    """(B, T) bool -> (B, T, T): a query sees the tokens up to itself; padding sees itself, since a softmax over nothing
+    is NaN."""
+    causal = columns[:, None] >= columns
+    itself = columns[:, None] == columns
     return (causal & valid[:, None, :]) | itself
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Slot
+from mull.models.cache import Cache, Cells, Slot
 from mull.models.config import ModelConfig, RotaryLayout
 
 
@@ -25,14 +25,63 @@ class Frame:
     """Where the tokens of one call stand; the same for every layer and iteration, so computed once.
 
     Attributes:
-        rotation: cos and sin, each (T, 1, W/2), or (B, T, 1, W/2) when rows differ; None without positions.
+        positions: (T,) or (B, T) int64, counting tokens only.
+        rotation: cos and sin, each (T, 1, W), or (B, T, 1, W) when rows differ; None without positions.
         mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain causal order.
         cache: where keys and values are kept; None in training.
+        cells: where in the cache these tokens stand; None when they follow on what all rows hold.
+        counts: tokens by row, without padding.
+        lanes: of a narrowed frame, whose tokens come as one row (1, N): the place (row, query) of each token among the
+            queries (B', A) of its attention.
     """
 
+    positions: Tensor
     rotation: tuple[Tensor, Tensor] | None
     mask: Tensor | None
-    cache: Cache | None
+    cache: Cache | None = None
+    cells: Cells | None = None
+    counts: list[int] | None = None
+    lanes: tuple[Tensor, Tensor] | None = None
+
+    def narrow(self, tokens: Tensor) -> Frame:
+        """The frame of some tokens only, (N,) ascending indices into the B * T of this call, as one row (1, N).
+
+        The call must keep its keys in a cache: there the tokens find those of the others.
+        """
+        assert self.cache is not None and self.lanes is None
+        batch_size = self.cache.batch_size
+        positions = self.positions.expand(batch_size, -1).flatten()[tokens]
+        rotation = self.rotation
+        if rotation is not None:
+            width = rotation[0].shape[-1]
+            cos, sin = (part.expand(batch_size, -1, 1, width).flatten(0, 1)[tokens][None] for part in rotation)
+            rotation = (cos, sin)
+        rows, lane, per_row = (tokens // self.positions.shape[-1]).unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        query = torch.arange(len(tokens), device=tokens.device) - (per_row.cumsum(0) - per_row)[lane]
+        end = int(positions.max()) + 1
+        queries = positions.new_zeros(len(rows), int(per_row.max()))
+        queries[lane, query] = positions
+        mask = (queries[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
+        read_rows = rows if len(rows) < batch_size else None
+        cells = Cells(rows=rows[lane], columns=positions, picked=None, read_rows=read_rows, end=end)
+        return Frame(positions[None], rotation, mask, self.cache, cells, lanes=(lane, query))
+
+    def finish(self, depth: int | None) -> None:
+        """Take the call's positions into use; `depth`: what all of them have been iterated, where there is a loop."""
+        assert self.cache is not None and self.counts is not None
+        if depth is not None and self.cache.policy != "full":
+            self.cache.hold(*self.stored(), depth)
+        self.cache.advance(self.counts)
+
+    def stored(self) -> tuple[Tensor, Tensor]:
+        """Row and column of each token in the cache, (N,) each."""
+        if self.cells is not None:
+            return self.cells.rows, self.cells.columns
+        assert self.cache is not None
+        rows = torch.arange(self.cache.batch_size, device=self.positions.device)
+        return rows.repeat_interleave(len(self.positions)), self.positions.repeat(len(rows))
 
 
 class RMSNorm(nn.Module):
@@ -44,29 +93,36 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return F.rms_norm(wide, (x.shape[-1],), None, self.eps).to(x.dtype) * self.weight
+        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):  # nothing to cast: one call
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
 
 
-def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * base^(-2j / W), j = 0 .. W/2 - 1, with an axis for the heads: (..., T, 1, W/2).
+def rotation_angles(
+    positions: Tensor, head_dim: int, base: float, layout: RotaryLayout, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of position * base^(-2j / W), j = 0 .. W/2 - 1, as `rotate` takes them: (..., T, 1, W).
 
-    Computed in every forward: it costs next to nothing, and a stored table comes back as garbage from some loaders.
+    Both dimensions of pair j carry its angle; the first carries -sin. Computed in every forward: it costs next to
+    nothing, and a stored table comes back as garbage from some loaders.
     """
     j = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
     angles = positions.to(torch.float64)[..., None, None] * base ** (-j / head_dim)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    pair = -1 if layout == "interleaved" else -2
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([cos, cos], pair).flatten(-2).to(dtype), torch.stack([-sin, sin], pair).flatten(-2).to(dtype)
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], layout: RotaryLayout) -> Tensor:
-    """Rotary embedding of x (B, T, heads, W): each pair (a, b) becomes (a cos - b sin, b cos + a sin)."""
-    cos, sin = rotation
+    """Rotary embedding of x (B, T, heads, W): each pair (a, b) becomes (a cos - b sin, b cos + a sin).
+
+    Pairs are neighbours (interleaved) or a dimension of the first half and its counterpart in the second (half).
+    """
+    cos, signed_sin = rotation
     wide = x.to(cos.dtype)
-    a, b = wide.unflatten(-1, (-1, 2)).unbind(-1) if layout == "interleaved" else wide.chunk(2, dim=-1)
-    turned = (a * cos - b * sin, b * cos + a * sin)
-    return (torch.stack(turned, dim=-1).flatten(-2) if layout == "interleaved" else torch.cat(turned, dim=-1)).to(
-        x.dtype
-    )
+    interleaved = layout == "interleaved"
+    swapped = wide.unflatten(-1, (-1, 2) if interleaved else (2, -1)).flip(-1 if interleaved else -2).flatten(-2)
+    return torch.addcmul(wide * cos, swapped, signed_sin).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -84,18 +140,26 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
     def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
-        q, k, v = (rearrange(part, "b t h w -> b h t w") for part in self.project(x, frame))
-        if frame.cache is not None:
-            k, v = frame.cache.extend(slot, k, v)
-        return self.attend(q, k, v, frame.mask)
+        q, k, v = self.project(x, frame)
+        q = q.transpose(1, 2) if frame.lanes is None else spread(q[0], frame)
+        if frame.cache is None:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        else:
+            k, v = frame.cache.extend(slot, k, v, frame.cells)
+        return self.attend(q, k, v, frame.mask, frame.lanes)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Answers of queries (B, H, T, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D)."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lanes: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Answers of queries (B, H, T, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D), or (1, N, D) with
+        the lanes of a narrowed frame."""
         causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         heads = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
-        )
-        return self.out(rearrange(heads, "b h t w -> b t (h w)"))
+        ).transpose(1, 2)
+        if lanes is not None:
+            heads = heads[lanes][None]
+        return self.out(rearrange(heads, "b t h w -> b t (h w)"))
 
     def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, T, heads, W) each: bias, then norm, then rotation on queries and keys."""
@@ -129,6 +193,17 @@ class Attention(nn.Module):
         placed = x if bias is None else x + bias.to(x.dtype)
         placed = placed if norm is None else norm(placed).to(x.dtype)
         return placed if frame.rotation is None else rotate(placed, frame.rotation, self.layout)
+
+
+def spread(q: Tensor, frame: Frame) -> Tensor:
+    """Queries of the tokens of a narrowed frame (N, H, W), by row as attention takes them: (B', H, A, W)."""
+    assert frame.lanes is not None and frame.mask is not None
+    rows, _, queries, _ = frame.mask.shape
+    if queries == 1:
+        return q[:, :, None]
+    spread_out = q.new_zeros(rows, queries, *q.shape[1:])
+    spread_out[frame.lanes] = q
+    return spread_out.transpose(1, 2)
 
 
 class GatedMLP(nn.Module):

@@ -3,7 +3,8 @@
     s_i = think(s_{i-1}),  i = 1 .. R                          (Huginn, arXiv 2502.05171, section 3)
 
 Depth is data: R is an argument, an integer or one count per row. The loop is a generator, so whoever drives it reads
-answers out at any count of one unroll, and stops early by leaving it.
+answers out at any count of one unroll, stops early by leaving it, and drops rows that have thought enough by sending
+back how to go on without them: a pair (think, state) of those that stay.
 
 Two things it does besides counting:
 
@@ -15,20 +16,23 @@ Two things it does besides counting:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator
 
 import torch
 from torch import Tensor
 
 Iterations = int | Tensor
+Think = Callable[[Tensor, int], Tensor]  # (state, index) -> state
+Loop = Generator[tuple[int, Tensor], tuple[Think, Tensor] | None, None]
 
 
 def iterate(
-    think: Callable[[Tensor, int], Tensor],
+    think: Think,
     state: Tensor,
     iterations: Iterations,
     backprop_iterations: int | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Loop:
     """Yield (count, state) after each iteration, 1 .. R.
 
     Args:
@@ -46,7 +50,14 @@ def iterate(
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= total - window):
             advanced = think(state, index)
             state = advanced if first is None else torch.where((index >= first)[:, None, None], advanced, state)
-        yield index + 1, state
+        narrowed = yield index + 1, state
+        if narrowed is not None:
+            think, state = narrowed
+
+
+def last_state(loop: Loop) -> Tensor:
+    """Run a loop to its end; the state after its last iteration."""
+    return deque(loop, maxlen=1).pop()[1]
 
 
 def counts_around(mean: int) -> list[int]:

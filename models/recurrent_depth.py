@@ -186,7 +186,7 @@ class RecurrentDepthTransformer(LanguageModel):
                     readings[count] = self.read(thought, frame)
             last = readings[count] if count in readings else self.read(thought, frame)
             if cache is not None:
-                cache.advance(input_ids.shape[1])
+                frame.finish(depth if isinstance(depth, int) else None)
         used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
         return ModelOutput(
             logits=last.logits,
@@ -214,14 +214,22 @@ class RecurrentDepthTransformer(LanguageModel):
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Prelude, then (count, state) after every iteration; see `loop.iterate`."""
-        injected = self.embed(input_ids)
-        for index, layer in enumerate(self.prelude):
-            injected = layer(injected, frame, (index, 0))
+        injected = self.enter(input_ids, frame)
         if state is None:
             state = self.draw_state(injected, generator)
         elif state.shape != injected.shape:
             raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
+        yield from iterate(self.thinker(injected, frame), state, iterations, backprop_iterations)
 
+    def enter(self, input_ids: Tensor, frame: Frame) -> Tensor:
+        """Embedding and prelude: (B, T) token ids -> what is injected into every iteration, (B, T, D)."""
+        injected = self.embed(input_ids)
+        for index, layer in enumerate(self.prelude):
+            injected = layer(injected, frame, (index, 0))
+        return injected
+
+    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int], Tensor]:
+        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state."""
         inject = self.injection(injected)
 
         def think(state: Tensor, iteration: int) -> Tensor:
@@ -230,7 +238,7 @@ class RecurrentDepthTransformer(LanguageModel):
                 x = layer(x, frame, (index, iteration))
             return x
 
-        yield from iterate(think, state, iterations, backprop_iterations)
+        return think
 
     def draw_state(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
         """s_0 in the shape and type of `like`: zero, or with a generator one draw of its distribution."""
@@ -244,11 +252,16 @@ class RecurrentDepthTransformer(LanguageModel):
 
     def read(self, state: Tensor, frame: Frame) -> Reading:
         """The answer in a state: coda and head, and the exit gate where there is one."""
-        x = normed = self.final_norm(state)
+        x = self.final_norm(state)
         for index, layer in enumerate(self.coda, start=len(self.prelude) + len(self.core)):
             x = layer(x, frame, (index, 0))
-        gate = None if self.exit_gate is None else self.exit_gate(normed).squeeze(-1)
-        return Reading(logits=self.logits(x), exit_logit=gate)
+        return Reading(logits=self.logits(x), exit_logit=None if self.exit_gate is None else self.halt(state))
+
+    def halt(self, state: Tensor) -> Tensor:
+        """The exit gate's logit in a state, (B, T)."""
+        if self.exit_gate is None:
+            raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
+        return self.exit_gate(self.final_norm(state)).squeeze(-1)
 
 
 def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None) -> None:

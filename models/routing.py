@@ -116,7 +116,7 @@ class Chosen:
         rotation = frame.rotation
         if rotation is not None:
             cos, sin = rotation
-            shared = cos.dim() == 3  # (T, 1, W/2): the same positions in every row
+            shared = cos.dim() == 3  # (T, 1, W): the same positions in every row
             rotation = (cos[self.index], sin[self.index]) if shared else (self.gather(cos), self.gather(sin))
         mask = frame.mask
         if mask is None:
@@ -126,7 +126,8 @@ class Chosen:
             mask = mask[self.index]
         else:
             mask = self.gather(mask[:, 0])
-        return Frame(rotation=rotation, mask=mask[:, None], cache=frame.cache)
+        positions = self.gather(frame.positions.expand(len(self.index), -1))
+        return Frame(positions, rotation, mask[:, None], frame.cache)
 
 
 def choose(selected: Tensor, block: int = 1) -> Chosen | None:

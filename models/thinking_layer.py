@@ -129,9 +129,11 @@ class ThinkingLayer(Layer):
         chosen = choose(decision.selected, plan.block)
         new = self.skipped(y, weight, t, plan.eligible(t))
         if frame.cache is not None or chosen is None or chosen.index.shape[1]:
-            keys, values = (part.transpose(1, 2) for part in held.refreshed(self, y, frame))
-            if frame.cache is not None:
-                keys, values = frame.cache.extend(slot, keys, values)
+            keys, values = held.refreshed(self, y, frame)
+            if frame.cache is None:
+                keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+            else:
+                keys, values = frame.cache.extend(slot, keys, values, frame.cells)
             if chosen is None:
                 new = self.moved(y, self.answer(y, frame, keys, values), weight, t)
             elif chosen.index.shape[1]:

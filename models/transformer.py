@@ -79,7 +79,7 @@ class Transformer(LanguageModel):
                 x = layer(x, frame, (index, 0))
             logits = self.logits(x)
             if cache is not None:
-                cache.advance(input_ids.shape[1])
+                frame.finish(None)
         return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids))
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:

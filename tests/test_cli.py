@@ -64,7 +64,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", ""], "empty"),
         (["generate", "FOLDER", "--prompt", "1 " * 40], "24"),
         (["generate", "FOLDER", "--prompt", "1", "--temperature", "-1"], "-1"),
-        (["generate", "FOLDER", "--prompt", "1", "--exit", "latent:0.03"], "latent:0.03"),
+        (["generate", "FOLDER", "--prompt", "1", "--exit", "latnt:0.03"], "exit 'latnt' is not known"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
         (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),

@@ -63,7 +63,7 @@ def test_the_python_example_runs() -> None:
 
 def commands() -> list[list[str]]:
     """The `mull ...` lines of the README's shell blocks, without comments."""
-    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    blocks = [code for language, code in re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.M) if not language]
     lines = [line.split("  #")[0] for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if re.match(r"(\.venv/bin/)?mull [a-z]", line)]
 

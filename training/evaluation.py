@@ -8,7 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 
-from mull.checkpoints.store import TRAINING, read_yaml
+from mull.checkpoints.files import read_yaml
+from mull.checkpoints.store import TRAINING
 
 
 def data_of(folder: str | Path, paths: list[str] | None = None) -> Any:

@@ -6,13 +6,14 @@ Depth and randomness are data: the iteration count and the initial state of a ba
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from mull.models import LanguageModel, ModelOutput, RecurrentDepthTransformer
+from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
@@ -111,7 +112,7 @@ class TrainingModule(pl.LightningModule):
             options["backprop_iterations"] = self.backprop_iterations
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
-        if isinstance(self.network, RecurrentDepthTransformer):
+        if takes(self.network, "generator"):
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)
 
@@ -119,7 +120,7 @@ class TrainingModule(pl.LightningModule):
         """One sweep: answers at all counts of `validate_at` from a single unroll; callbacks turn them into numbers."""
         if self.iterations is None:
             return self.network(batch["input_ids"])
-        if not isinstance(self.network, LanguageModel):  # a network of your own need not read answers out on the way
+        if not takes(self.network, "read_at"):  # a network of your own need not read answers out on the way
             return self.network(batch["input_ids"], iterations=round(self.iterations.mean))
         return self.network(batch["input_ids"], iterations=self.validate_at[-1], read_at=self.validate_at)
 
@@ -150,6 +151,11 @@ class TrainingModule(pl.LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def takes(network: nn.Module, argument: str) -> bool:
+    """Whether the network's forward has this optional argument."""
+    return argument in inspect.signature(network.forward).parameters
 
 
 def validation_counts(iterations: IterationSampler | None) -> list[int]:

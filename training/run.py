@@ -22,7 +22,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from mull.checkpoints.store import TRAINING, family_of, read_yaml, replace_all, save
+from mull.checkpoints.files import read_yaml, replace_all
+from mull.checkpoints.store import TRAINING, family_of, save
 from mull.inference.evaluate import evaluate
 from mull.inference.rows import to_json
 from mull.inference.table import print_table

@@ -157,7 +157,14 @@ def test_the_callers_model_and_gradient_mode_are_left_alone(make_model: MakeMode
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"exit": "latent:0.03"}, "exit 'latent:0.03' is not known"),
+        ({"exit": "latnt:0.03"}, "exit 'latnt' is not known; known are latent, "),
+        ({"exit": "latent:soon"}, "the threshold 'soon' is no number"),
+        ({"exit": "gate:0.5"}, "needs a model with an exit gate"),
+        ({"exit": "latent:0.1", "policy": "full"}, "an exit rule needs a cache of policy deepest or shared"),
+        ({"speculate": "2"}, "speculate '2' is not ITERATIONS:TOKENS"),
+        ({"speculate": "9:4"}, "a draft at 9 iterations must be shallower than decoding at 3"),
+        ({"speculate": "1:0"}, "speculation must draft at least 1 token, not 0"),
+        ({"speculate": "1:2", "exit": "latent:0.1"}, "it goes with no exit rule"),
         ({"prompt_ids": torch.zeros(1, 0, dtype=torch.int64)}, "the prompt is empty; give at least one token"),
         ({"prompt_ids": torch.zeros(3, dtype=torch.int64)}, "prompt_ids must be integers of shape (batch, positions)"),
         ({"prompt_ids": torch.zeros(1, 3)}, "prompt_ids must be integers"),

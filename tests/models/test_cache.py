@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mull.models import TransformerConfig
+from mull.models import cache as cache_module
+from mull.models.cache import Cache, Cells, source
 
 
 @pytest.fixture
@@ -11,25 +15,154 @@ def model(build, small):
     return build(small())
 
 
-def test_memory_is_taken_when_first_used_and_only_then(model, tokens):
-    cache = model.new_cache(2, 9)
+def test_memory_is_taken_when_first_used_and_grows_by_need(model, tokens):
+    """Both ways: more columns than were taken at first, and no copy of a column in between."""
+    cache = model.new_cache(2, 64)
     assert cache.nbytes == 0
     ids = tokens(model.config, 2, 9)
     model(ids[:, :4], 3, cache=cache)
-    held = {slot: [tensor.data_ptr() for tensor in pair] for slot, pair in cache.slots.items()}
+    held = {layer: stored.data_ptr() for layer, stored in cache.layers.items()}
     nbytes = cache.nbytes
-    assert nbytes == sum(tensor.nbytes for pair in cache.slots.values() for tensor in pair) > 0
+    assert nbytes == sum(stored.nbytes for stored in cache.layers.values()) > 0
     for column in range(4, 9):
         model(ids[:, column : column + 1], 3, cache=cache)
     assert cache.nbytes == nbytes
-    assert held == {slot: [tensor.data_ptr() for tensor in pair] for slot, pair in cache.slots.items()}
+    assert held == {layer: stored.data_ptr() for layer, stored in cache.layers.items()}
 
 
-def test_a_slot_for_every_layer_and_iteration(model, tokens):
+@pytest.mark.parametrize("first_columns", [1, 2, 5])
+def test_growing_columns_changes_nothing(model, tokens, monkeypatch, first_columns):
+    """Rows that outgrow what was taken at first keep what they hold."""
+    monkeypatch.setattr(cache_module, "FIRST_COLUMNS", first_columns)
+    ids, cache = tokens(model.config, 2, 11), model.new_cache(2, 64)
+    parts = [model(ids[:, at : at + 1], 3, cache=cache).logits for at in range(11)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids, 3).logits, rtol=1e-10, atol=1e-10)
+    assert cache.layers[0].shape[4] < 64
+
+
+def test_a_layer_of_the_loop_keeps_every_iteration(model, tokens):
     cache = model.new_cache(1, 4)
     model(tokens(model.config, 1, 4), 2, cache=cache)  # 1 prelude, 3 core, 2 coda layers
-    assert sorted(cache.slots) == [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (5, 0)]
-    assert all(keys.shape == values.shape == (1, 2, 4, 4) for keys, values in cache.slots.values())  # B, K, L, W
+    assert {layer: stored.shape[1] for layer, stored in cache.layers.items()} == {0: 1, 1: 2, 2: 2, 3: 2, 4: 1, 5: 1}
+    assert all(stored.shape[2:] == (1, 2, 4, 4) for stored in cache.layers.values())  # B, K, columns, W
+
+
+# ------------------------------------------------------------------------------------------------ policies
+
+
+@pytest.mark.parametrize(("policy", "ring"), [("deepest", 1), ("shared", 1), ("shared", 2), ("shared", 3)])
+def test_policies_read_what_their_index_function_says(policy, ring):
+    """Keys marked with the iteration that made them, positions of every depth, against `source`."""
+    cache = Cache(1, 1, 8, 1, torch.device("cpu"), torch.float64, policy, ring)
+    depths = [1, 4, 2, 3, 5]
+    for column, depth in enumerate(depths):
+        cache.check([1], depth)
+        cells = Cells(torch.tensor([0]), torch.tensor([column]), None, None, column + 1)
+        for iteration in range(depth):
+            mark = torch.full((1, 1, 1, 1), 10.0 * column + iteration, dtype=torch.float64)
+            keys, values = cache.extend((0, iteration), mark, -mark, cells)
+            wanted = [10.0 * c + source(policy, iteration, d, ring) for c, d in enumerate(depths[:column])]
+            assert keys.flatten().tolist() == [*wanted, 10.0 * column + iteration]
+            assert torch.equal(values, -keys)
+        cache.hold(cells.rows, cells.columns, depth)
+        cache.advance([1])
+
+
+def test_index_functions():
+    assert [source("full", i, 9) for i in range(4)] == [0, 1, 2, 3]
+    assert [source("deepest", i, 2) for i in range(4)] == [0, 1, 1, 1]
+    assert [source("shared", i, 5, 2) for i in range(5)] == [4, 3, 4, 3, 4]
+    assert [source("shared", i, 5, 1) for i in range(5)] == [4, 4, 4, 4, 4]
+    assert [source("shared", i, 1, 3) for i in range(3)] == [0, 0, 0]
+
+
+def test_full_and_deepest_are_one_at_one_depth(model, tokens):
+    ids = tokens(model.config, 2, 7)
+    answers = []
+    for policy in ("full", "deepest"):
+        cache = model.new_cache(2, 7, policy)
+        answers.append(torch.cat([model(part, 3, cache=cache).logits for part in ids.split((4, 1, 2), 1)], 1))
+    assert torch.equal(*answers)
+    torch.testing.assert_close(answers[0], model(ids, 3).logits, rtol=1e-10, atol=1e-10)
+
+
+def test_a_shared_ring_as_wide_as_the_depth_is_full(model, tokens):
+    """And a narrower one is not: it is lossy, and takes that much less memory."""
+    ids, sizes = tokens(model.config, 2, 7), {}
+    for ring in (1, 2, 3, 9):
+        cache = model.new_cache(2, 7, "shared", ring)
+        logits = torch.cat([model(part, 3, cache=cache).logits for part in ids.split((4, 1, 2), 1)], 1)
+        sizes[ring] = cache.bytes_per_token
+        assert torch.allclose(logits, model(ids, 3).logits, rtol=1e-10, atol=1e-10) == (ring >= 3)
+    assert sizes == {r: 2 * 2 * 4 * 8 * (3 + 3 * min(r, 3)) for r in sizes}  # keys and values, K, W, fp64, layers
+
+
+@pytest.mark.parametrize(("policy", "ring"), [("full", 1), ("deepest", 1), ("shared", 1), ("shared", 2)])
+@settings(max_examples=8)
+@given(data=st.data())
+def test_rolled_back_and_replayed_equals_never_written(build, small, tokens, policy, ring, data):
+    """Rows are cut at places of their own, and what follows is as if the rest had never been there."""
+    model = build(small())
+    ids, other = tokens(model.config, 2, 6), tokens(model.config, 2, 3, seed=4)
+    kept = [data.draw(st.integers(1, 6)) for _ in range(2)]
+    cache = model.new_cache(2, 32, policy, ring)
+    model(ids, 3, cache=cache)
+    cache.rollback(kept)
+    again = torch.cat([model(other[:, i : i + 1], 3, cache=cache).logits for i in range(3)], 1)
+    for row in range(2):
+        fresh = model.new_cache(1, 32, policy, ring)
+        model(ids[row : row + 1, : kept[row]], 3, cache=fresh)
+        alone = torch.cat([model(other[row : row + 1, i : i + 1], 3, cache=fresh).logits for i in range(3)], 1)
+        torch.testing.assert_close(again[row], alone[0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("policy", "ring"), [("deepest", 1), ("shared", 2)])
+def test_batch_and_padding_change_nothing_under_any_policy(model, tokens, policy, ring):
+    ids, mask = tokens(model.config, 3, 6), torch.ones(3, 6, dtype=torch.int64)
+    mask[0, :2] = mask[1, 4:] = 0
+    answer = tokens(model.config, 3, 2, seed=3)
+    cache = model.new_cache(3, 16, policy, ring)
+    first = model(ids, 3, cache=cache, attention_mask=mask).logits
+    rest = model(answer, 2, cache=cache).logits  # another depth, which these policies allow
+    for row in range(3):
+        alone = model.new_cache(1, 16, policy, ring)
+        real = mask[row].bool()
+        expected = model(ids[row, real][None], 3, cache=alone).logits
+        torch.testing.assert_close(first[row, real], expected[0], rtol=1e-10, atol=1e-10)
+        expected = model(answer[row : row + 1], 2, cache=alone).logits
+        torch.testing.assert_close(rest[row], expected[0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_fork_is_a_copy_of_rows(model, tokens):
+    """Beams and finished rows: each copy goes on by itself."""
+    ids, cache = tokens(model.config, 3, 5), model.new_cache(3, 16)
+    model(ids, 2, cache=cache)
+    fork = cache.fork([2, 0, 2])
+    token = tokens(model.config, 3, 1, seed=5)
+    forked = model(token, 2, cache=fork).logits
+    assert cache.lengths == [5, 5, 5] and fork.lengths == [6, 6, 6]
+    whole = model(torch.cat([ids[[2, 0, 2]], token], 1), 2).logits[:, -1:]
+    torch.testing.assert_close(forked, whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(  # the original is untouched
+        model(token, 2, cache=cache).logits, model(torch.cat([ids, token], 1), 2).logits[:, -1:], rtol=1e-10, atol=1e-10
+    )
+
+
+def test_wrong_uses_are_named(model, tokens):
+    with pytest.raises(ValueError, match="policy must be one of full, deepest, shared, not 'latest'"):
+        model.new_cache(1, 8, "latest")
+    with pytest.raises(ValueError, match="ring must be at least 1, not 0"):
+        model.new_cache(1, 8, "shared", 0)
+    cache = model.new_cache(2, 8, "deepest")
+    ids = tokens(model.config, 2, 3)
+    with pytest.raises(ValueError, match="one count per row needs a cache of policy full, not deepest"):
+        model(ids, torch.tensor([1, 2]), cache=cache)
+    model(ids, 2, cache=cache)
+    with pytest.raises(ValueError, match="row 1 holds 3 positions and cannot be cut to 4"):
+        cache.rollback([3, 4])
+
+
+# ------------------------------------------------------------------------------------------------ refusals
 
 
 def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(model, tokens):
@@ -95,7 +228,7 @@ def test_a_transformers_cache(build, tokens):
     model = build(TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=3))
     cache = model.new_cache(1, 4)
     model(tokens(model.config, 1, 4), cache=cache)
-    assert sorted(cache.slots) == [(0, 0), (1, 0), (2, 0)]
+    assert {layer: stored.shape[1] for layer, stored in cache.layers.items()} == {0: 1, 1: 1, 2: 1}
     with pytest.raises(ValueError, match="max_length=5 or more"):
         model(tokens(model.config, 1, 1), cache=cache)
 

@@ -66,7 +66,8 @@ def test_cache_bytes_are_those_of_the_tensors(any_config, build, data, iteration
     cache = model.new_cache(3, 8)
     model(torch.zeros(3, 5, dtype=torch.int64), cache=cache, **({"iterations": iterations} if looped else {}))
     claimed = cost.cache_bytes_per_token(config, iterations if looped else None, dtype)
-    held = sum(tensor.untyped_storage().nbytes() for pair in cache.slots.values() for tensor in pair)
+    held = sum(tensor.untyped_storage().nbytes() for tensor in cache.layers.values())
+    assert claimed == cache.bytes_per_token
     assert claimed * 3 * 8 == cache.nbytes == held
 
 

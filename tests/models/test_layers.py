@@ -10,7 +10,7 @@ from mull.models import RecurrentDepthConfig
 from mull.models.layers import Attention, Frame, GatedMLP, Layer, RMSNorm, rotate, rotation_angles
 from mull.models.recurrent_depth import DiagonalInjection
 
-PLAIN = Frame(rotation=None, mask=None, cache=None)
+PLAIN = Frame(positions=torch.arange(1), rotation=None, mask=None)
 
 
 def seeded(module):
@@ -23,15 +23,15 @@ def seeded(module):
     return module
 
 
-def angles(positions, width, base=100.0):
-    return rotation_angles(torch.as_tensor(positions), width, base, torch.float64)
+def angles(positions, width, base=100.0, layout="interleaved"):
+    return rotation_angles(torch.as_tensor(positions), width, base, layout, torch.float64)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
 def test_rotation_is_multiplication_by_a_complex_number(layout):
     torch.manual_seed(0)
     width, base, x = 6, 100.0, torch.randn(2, 5, 3, 6, dtype=torch.float64)
-    turned = rotate(x, angles(range(5), width, base), layout)
+    turned = rotate(x, angles(range(5), width, base, layout), layout)
     for t in range(5):
         for j in range(width // 2):
             a, b = (2 * j, 2 * j + 1) if layout == "interleaved" else (j, j + width // 2)
@@ -41,9 +41,9 @@ def test_rotation_is_multiplication_by_a_complex_number(layout):
 
 
 def test_angles_are_exact_where_fp32_would_not_be():
-    cos, sin = rotation_angles(torch.tensor([100_003]), 4, 10_000.0, torch.float32)
+    cos, sin = rotation_angles(torch.tensor([100_003]), 4, 10_000.0, "half", torch.float32)
     torch.testing.assert_close(cos.flatten()[0].item(), math.cos(100_003), rtol=0, atol=1e-6)
-    torch.testing.assert_close(sin.flatten()[1].item(), math.sin(100_003 / 100), rtol=0, atol=1e-6)
+    torch.testing.assert_close(sin.flatten()[3].item(), math.sin(100_003 / 100), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", ["interleaved", "half"])
@@ -51,7 +51,11 @@ def test_scores_depend_on_the_distance_alone(layout):
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 4, 1, 8, dtype=torch.float64)
     near, far = (
-        torch.einsum("bthw,bshw->ts", rotate(q, angles(at, 8), layout), rotate(k, angles(at, 8), layout))
+        torch.einsum(
+            "bthw,bshw->ts",
+            rotate(q, angles(at, 8, layout=layout), layout),
+            rotate(k, angles(at, 8, layout=layout), layout),
+        )
         for at in ([0, 1, 5, 9], [1000, 1001, 1005, 1009])
     )
     torch.testing.assert_close(near, far, rtol=0, atol=1e-10)
@@ -98,7 +102,7 @@ def test_attention_is_bias_then_norm_then_rotation_then_masked_softmax(small, qk
     config = small(qk_norm=qk_norm, n_kv_heads=2)
     attention = seeded(Attention(config))
     x = torch.randn(1, 5, 24, dtype=torch.float64)
-    frame = Frame(rotation=angles(range(5), 4), mask=None, cache=None)
+    frame = Frame(positions=torch.arange(5), rotation=angles(range(5), 4), mask=None)
 
     rows = (x[0] @ attention.qkv.weight.T).view(5, 10, 4)
     q, k, v = rows[:, :6] + attention.qk_bias[:6], rows[:, 6:8] + attention.qk_bias[6:], rows[:, 8:]

@@ -1,0 +1,188 @@
+"""What decoding costs, and what exits and drafts save: python benchmarks/decoding.py [--rounds 5] [--only NAME]
+
+1. decode: time per token of a (2,4,2) model of width 256 at 8 iterations, batch 1, against the bare matrix products of
+   the same 36 layer calls. Goal: at most 3.3 times. Also bytes of cache per token, and FLOPs per second beside what a
+   large matrix product reaches here.
+2. context: time per token at 2,048 positions against 128, for each cache policy. Goal: at most 1.3 times.
+3. exits: on the shipped text model at batch 32, wall-clock saved by an exit rule as a share of what its iteration
+   counts promise. Goal: at least 0.9.
+4. speculation: on the shipped text model at 32 iterations, tokens per second against plain decoding, same text. Goal:
+   at least 1.5 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timing import announce, ratio, take_turns
+from torch import Tensor
+from torch.nn import functional as F
+
+import mull
+from mull.inference.adaptive import think_until
+from mull.inference.exits import parse
+from mull.models import RecurrentDepthConfig, RecurrentDepthTransformer, cost
+from mull.models.cache import Policy
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+CONFIG = RecurrentDepthConfig(
+    vocab_size=512,
+    d_model=256,
+    n_heads=4,
+    d_ff=704,
+    n_prelude=2,
+    n_core=4,
+    n_coda=2,
+    mean_iterations=8,
+    max_length=4096,
+)
+PROMPT, NEW = 64, 128
+
+
+def decoder(
+    model: RecurrentDepthTransformer, prompt: int, new: int, policy: Policy = "full", ring: int = 1
+) -> Callable[[], float]:
+    """A run that returns seconds per token of greedy decoding, the prompt left out."""
+
+    @torch.no_grad()
+    def run() -> float:
+        ids = torch.randint(0, model.config.vocab_size, (1, prompt))
+        cache = model.new_cache(1, prompt + new, policy, ring)
+        token = model(ids, 8, cache=cache).logits[:, -1:].argmax(-1)
+        start = time.perf_counter()
+        for _ in range(new):
+            token = model(token, 8, cache=cache).logits.argmax(-1)
+        return (time.perf_counter() - start) / new
+
+    return run
+
+
+def bare_products(model: RecurrentDepthTransformer, new: int) -> Callable[[], float]:
+    """A run that returns seconds per token of the layers' matrix products alone, in the order they are called."""
+    layers = [*model.prelude, *(list(model.core) * 8), *model.coda]
+    rows = {width: torch.randn(1, 1, width) for width in (CONFIG.d_model, CONFIG.mlp_width)}
+    weights = [
+        weight
+        for layer in layers
+        for weight in (
+            layer.attention.qkv.weight, layer.attention.out.weight, layer.mlp.gate_up.weight, layer.mlp.down.weight,
+        )
+    ]  # fmt: skip
+
+    @torch.no_grad()
+    def run() -> float:
+        start = time.perf_counter()
+        for _ in range(new):
+            for weight in weights:
+                F.linear(rows[weight.shape[1]], weight)
+        return (time.perf_counter() - start) / new
+
+    return run
+
+
+def peak_flops() -> float:
+    """FLOPs per second of a large matrix product, the best of five."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - start)
+    return 2 * 1024**3 / best
+
+
+def decode(rounds: int) -> None:
+    model = RecurrentDepthTransformer(CONFIG).eval()
+    runs = {"decode": decoder(model, PROMPT, NEW), "products": bare_products(model, NEW)}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for warm in [True] + [False] * rounds:
+        for name, run in runs.items():
+            taken = run()
+            if not warm:
+                seconds[name].append(taken)
+    token = min(seconds["decode"])
+    flops = cost.flops_per_token(CONFIG, 8, PROMPT + NEW // 2)
+    print(f"decode: {1e3 * token:.2f} ms a token, products alone {1e3 * min(seconds['products']):.2f} ms")
+    print(f"decode / products                                        {ratio(seconds, 'decode', 'products'):.2f}")
+    print(f"cache: {cost.cache_bytes_per_token(CONFIG, 8):,} bytes per token")
+    print(f"{flops / token / 1e9:.1f} GFLOP/s of {peak_flops() / 1e9:.1f} GFLOP/s that a large product reaches")
+
+
+def context(rounds: int) -> None:
+    model = RecurrentDepthTransformer(CONFIG).eval()
+    for policy, ring in (("full", 1), ("shared", 1)):
+        runs = {length: decoder(model, length, 24, policy, ring) for length in (128, 2048)}  # type: ignore[arg-type]
+        seconds = {str(length): [run() for _ in range(rounds)] for length, run in runs.items()}
+        name = policy if policy == "full" else f"{policy}, ring {ring}"
+        print(f"context, {name}: time per token at 2,048 / at 128          {ratio(seconds, '2048', '128'):.2f}")
+
+
+def windows(rows: int, length: int) -> Tensor:
+    """Rows of a repeated, shifted line in the manner of the shipped text model's training text."""
+    line = b"Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+    text = line * (2 + (rows + length) // len(line))
+    return torch.tensor([list(text[3 * row : 3 * row + length]) for row in range(rows)])
+
+
+def exits(rounds: int) -> None:
+    model, ids, limit = mull.load(SHIPPED / "text"), windows(32, 64), 32
+    for text in ("latent:0.1", "latent:0.03"):
+        rule, never = parse(text), parse("fixed:99")
+        used = think_until(model, ids, limit, rule).iterations.float().mean().item()
+        seconds = take_turns(
+            {
+                "rule": lambda rule=rule: think_until(model, ids, limit, rule),  # type: ignore[misc]
+                "never": lambda never=never: think_until(model, ids, limit, never),  # type: ignore[misc]
+                "plain": lambda: torch.no_grad()(model)(ids, limit),
+            },
+            rounds,
+        )
+        length = ids.shape[1]
+        promised = 1 - cost.once_flops(model.config, length) / cost.flops_per_token(model.config, limit, length)
+        promised *= 1 - used / limit
+        saved = 1 - ratio(seconds, "rule", "plain")
+        print(f"exit {text}: {used:.1f} of {limit} iterations; promised saving {promised:.3f}, saved {saved:.3f}")
+        print(f"exit {text}: saved / promised                              {saved / promised:.2f}")
+        print(f"exit {text}: thinking with a rule that never leaves / plain  {ratio(seconds, 'never', 'plain'):.2f}")
+
+
+def speculation(rounds: int) -> None:
+    model, ids = mull.load(SHIPPED / "text"), windows(1, 64)
+    options = {"iterations": 32, "max_new_tokens": 128, "stop_tokens": ()}
+    plain = mull.generate(model, ids, **options)
+    for text in ("2:4", "4:8", "4:16"):
+        same = torch.equal(plain.tokens, mull.generate(model, ids, **options, speculate=text).tokens)
+        seconds = take_turns(
+            {
+                "plain": lambda: mull.generate(model, ids, **options),
+                "drafts": lambda text=text: mull.generate(model, ids, **options, speculate=text),  # type: ignore[misc]
+            },
+            rounds,
+        )
+        rate, faster = 128 / min(seconds["drafts"]), ratio(seconds, "plain", "drafts")
+        print(f"speculate {text}: {rate:.0f} tokens/s, same text: {same}; speed / plain  {faster:.2f}")
+
+
+PARTS = {"decode": decode, "context": context, "exits": exits, "speculation": speculation}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=PARTS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    announce()
+    for name, part in PARTS.items():
+        if options.only in (None, name):
+            part(options.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Files of a checkpoint: read with errors that name them, written all or none.
+
+Nothing here knows what a model is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+AGAIN = "copy the folder again from its source, or save the model again with mull.save"
+
+
+def replace_all(folder: Path, contents: Mapping[str, bytes], removed: Sequence[str] = ()) -> None:
+    """Put all files in place or none: written beside their place first, and the old ones kept until the last stands."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        new.mkdir()
+        old.mkdir()
+        for name, data in contents.items():
+            with open(new / name, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        moves = [(folder / name, old / name) for name in (*removed, *contents) if (folder / name).exists()]
+        moves += [(new / name, folder / name) for name in contents]
+        done: list[tuple[Path, Path]] = []
+        try:
+            for source, target in moves:
+                os.replace(source, target)
+                done.append((source, target))
+        except BaseException:
+            for source, target in reversed(done):
+                os.replace(target, source)
+            raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path.parent} is no checkpoint folder: {path.name} is missing; {AGAIN}") from None
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors are ValueErrors; endless nesting is not
+        raise ValueError(f"{path} cannot be read as JSON: {error}; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold one JSON object; {AGAIN}")
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    import yaml  # only those who ask about a training pay for it
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}; {AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold one YAML mapping; {AGAIN}")
+    return found
+
+
+def read_tensors(path: Path, device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, one at a time, so that memory stays near their size."""
+    tensors = {}
+    try:
+        with safe_open(path, framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
+                tensor = stored.get_tensor(name)
+                tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}; {AGAIN}") from error
+    return tensors

@@ -1,0 +1,209 @@
+"""Public recurrent-depth checkpoints in and out: the Hugging Face layout of Huginn (arXiv 2502.05171), at any shape.
+
+The layout is a config.json of model_type `huginn_raven` and one model.safetensors, or several with an index. It holds
+the model of models/recurrent_depth.py with `concat` injection, sandwich wiring, interleaved rotary positions and as
+many key/value heads as heads; what it cannot express is refused. Only names differ (`NAMES`), and:
+
+    qk_bias      (2, 1, H, W) there, (2 H, W) here
+    freqs_cis    rotary tables, which are written for others and never read: a stored one may have been rounded
+    lm_head      may be absent or a copy of the embedding where the head is tied
+
+The folder's own Python files are never run, and weights are never read from a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+from tokenizers import Tokenizer
+
+from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
+from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer
+
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+MODEL_TYPE = "huginn_raven"
+NAMES = {  # there -> here
+    "transformer.wte": "embedding",
+    "transformer.ln_f": "final_norm",
+    "transformer.adapter": "injection.adapter",
+    "transformer.core_block": "core",
+    "transformer.prelude": "prelude",
+    "transformer.coda": "coda",
+    "attn.Wqkv": "attention.qkv",
+    "attn.proj": "attention.out",
+    "attn.qk_bias": "attention.qk_bias",
+    "mlp.fc": "mlp.gate_up",
+    "mlp.proj": "mlp.down",
+    "norm_1": "attention_norm",
+    "norm_2": "attention_post_norm",
+    "norm_3": "mlp_norm",
+    "norm_4": "mlp_post_norm",
+    "lm_head": "head",
+}
+FIELDS = {  # here -> there
+    "vocab_size": "padded_vocab_size",
+    "d_model": "n_embd",
+    "n_heads": "n_heads",
+    "d_ff": "intermediate_size",
+    "max_length": "block_size",
+    "norm_eps": "norm_eps",
+    "rope_base": "rope_base",
+    "tie_embeddings": "tie_embeddings",
+    "qk_bias": "qk_bias",
+    "n_prelude": "n_layers_in_prelude",
+    "n_core": "n_layers_in_recurrent_block",
+    "n_coda": "n_layers_in_coda",
+    "mean_iterations": "mean_recurrence",
+}
+FIXED = {  # what the layout may say and we can follow; a folder that leaves a field out means the first value
+    "block_class_name": ("SandwichBlock",),
+    "norm_class_name": ("RMSNorm_llama",),
+    "mlp_class_name": ("GatedMLP",),
+    "nonlin_name": ("SiLU",),
+    "injection_type": ("linear",),
+    "bias": (False,),
+    "state_init": ("like-init", "zero"),
+}
+OURS = {  # fields of ours that the layout has no word for, at the values it implies
+    "injection": "concat",
+    "wiring": "sandwich",
+    "positions": "rotary",
+    "rotary_layout": "interleaved",
+    "qk_norm": False,
+    "exit_gate": False,
+}
+
+
+def is_huginn(config: Mapping[str, Any]) -> bool:
+    return config.get("model_type") == MODEL_TYPE
+
+
+def read_weights(
+    folder: Path, config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype | None
+) -> dict[str, torch.Tensor]:
+    """The weights by our names. Raises ValueError or FileNotFoundError that names what is wrong."""
+    weights = {}
+    for file in weight_files(folder):
+        for name, tensor in read_tensors(folder / file, device, dtype).items():
+            if name == "freqs_cis" or (name == "lm_head.weight" and config.tie_embeddings):
+                continue
+            weights[our_name(name)] = tensor.flatten(0, 2) if name.endswith("qk_bias") else tensor
+    return weights
+
+
+def read_config(folder: Path) -> RecurrentDepthConfig:
+    """The configuration by our names; what the layout allows and we cannot follow is refused."""
+    said = read_json(folder / CONFIG)
+    missing = sorted(set(FIELDS.values()) - set(said))
+    if missing:
+        raise ValueError(f"{folder / CONFIG} lacks {', '.join(missing)} (a {MODEL_TYPE} configuration); {AGAIN}")
+    for field, allowed in FIXED.items():
+        if said.get(field, allowed[0]) not in allowed:
+            raise ValueError(
+                f"{folder / CONFIG}: {field} {said[field]!r} is a variant that is not supported; "
+                f"it must be {' or '.join(map(repr, allowed))}"
+            )
+    if said.get("num_key_value_heads", said["n_heads"]) != said["n_heads"]:
+        raise ValueError(
+            f"{folder / CONFIG}: num_key_value_heads {said['num_key_value_heads']} must equal n_heads {said['n_heads']}"
+        )
+    ends = said.get("eos_token_id")
+    stop_tokens = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+    try:
+        return RecurrentDepthConfig(
+            **{ours: said[theirs] for ours, theirs in FIELDS.items()},
+            initial_state="zero" if said.get("state_init") == "zero" else "normal",
+            stop_tokens=stop_tokens,
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CONFIG}: {error}; {AGAIN}") from error
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files: those of the index, or the single one."""
+    if (folder / INDEX).is_file():
+        placed = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
+            raise ValueError(f"{folder / INDEX} has no weight_map of tensors to files; {AGAIN}")
+        files = sorted(set(placed.values()))
+    else:
+        files = [WEIGHTS]
+    for file in files:
+        if Path(file).name != file:
+            raise ValueError(f"{folder / INDEX} names {file!r}, which lies outside the folder; {AGAIN}")
+        if not (folder / file).is_file():
+            pickled = sorted(path.name for path in folder.glob("*.bin"))
+            remedy = f"{pickled[0]} is a pickle, which is never read: save as safetensors" if pickled else AGAIN
+            raise FileNotFoundError(f"{folder / file} is missing; {remedy}")
+    return files
+
+
+def our_name(name: str) -> str:
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def their_name(name: str) -> str:
+    for theirs, ours in reversed(NAMES.items()):  # longer names of ours stand after their beginnings
+        name = name.replace(f"{ours}.", f"{theirs}.") if not ours.endswith("qk_bias") else name.replace(ours, theirs)
+    return name
+
+
+def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None) -> None:
+    """Write a folder of the public layout, all files or none. Raises ValueError for what the layout cannot express."""
+    if not isinstance(model, RecurrentDepthTransformer):
+        raise ValueError(f"the public layout holds recurrent-depth models, not a {type(model).__name__}")
+    config = model.config
+    wrong = [f"{name} {getattr(config, name)!r}" for name, value in OURS.items() if getattr(config, name) != value]
+    if config.kv_heads != config.n_heads:
+        wrong.append(f"n_kv_heads {config.n_kv_heads!r}")
+    if wrong:
+        raise ValueError(f"the public layout cannot express {', '.join(wrong)}; train with {allowed_values()}")
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name.endswith("qk_bias"):
+            tensor = tensor.reshape(2, 1, config.n_heads, config.head_dim)
+        weights[their_name(name)] = tensor.contiguous()
+    weights["freqs_cis"] = rotary_table(config)
+    contents = {WEIGHTS: to_safetensors(weights, metadata={"format": "pt"})}
+    if tokenizer is not None:
+        contents["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
+    contents[CONFIG] = (json.dumps(their_config(config, next(model.parameters()).dtype), indent=2) + "\n").encode()
+    replace_all(folder, contents)
+
+
+def allowed_values() -> str:
+    return ", ".join(f"{name}={value}" for name, value in OURS.items()) + " and n_kv_heads equal to n_heads"
+
+
+def their_config(config: RecurrentDepthConfig, dtype: torch.dtype) -> dict[str, Any]:
+    layers = config.n_prelude + config.n_core + config.n_coda
+    return {
+        "architectures": ["RavenForCausalLM"],
+        "model_type": MODEL_TYPE,
+        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
+        **{field: allowed[0] for field, allowed in FIXED.items()},
+        "intermediate_size": config.mlp_width,
+        "vocab_size": config.vocab_size,
+        "n_layers": layers,
+        "num_key_value_heads": config.n_heads,
+        "head_dim": config.head_dim,
+        "effective_expected_depth": config.effective_depth,
+        "state_init": "zero" if config.initial_state == "zero" else "like-init",
+        "tie_word_embeddings": config.tie_embeddings,
+        "eos_token_id": list(config.stop_tokens) or None,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def rotary_table(config: RecurrentDepthConfig) -> torch.Tensor:
+    """cos and sin of position * base^(-2j / W), fp32, (1, max_length, 1, W/2, 2)."""
+    j = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
+    angles = torch.arange(config.max_length, dtype=torch.float64)[:, None] * config.rope_base ** (-j / config.head_dim)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()[None, :, None]

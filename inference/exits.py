@@ -1,0 +1,273 @@
+"""Exit rules: when has a position thought long enough?
+
+One contract. After every iteration a rule looks at a `Thought` - the states of N positions before and after it, and
+answers on demand - and gives each position a value; a position whose value is below the rule's threshold leaves.
+
+    latent        ||s - s'|| / ||s||                       relative change of the state
+    acceleration  max of the last two ||d - d'|| / ||s||    d = s - s': two small changes of change (arXiv 2509.23314)
+    kl            KL(p || p')                              change of the answer
+    entropy       |H(p) - H(p')|                           change of its entropy
+    argmax        -(iterations with the same best token)   threshold -4 leaves after 5 in a row
+    confidence    1 - max p                                mass not on the best token
+    gate          prod of (1 - exit gate)                  mass not yet halted (Ouro, arXiv 2510.25741, eq. of stage I)
+    fixed         infinite before n iterations, then 0      n iterations for all; threshold n
+
+A prime is the iteration before. latent, acceleration, gate and fixed cost next to nothing; the others read an answer
+out, which is a coda and a head for every check. In a prompt these read all positions at the same count, so that a
+position's answer there is not the one it would get token by token; the others are the same either way.
+
+Deviation: the two-scale rule is stated on ||d - d'||; ours divides by ||s||, so that a threshold means the same at any
+width.
+
+Shapes: N positions, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+Memory = dict[str, Tensor]  # what a rule remembers of each position from check to check, (N, ...)
+
+
+@dataclass(frozen=True)
+class Thought:
+    """One iteration of N positions.
+
+    Attributes:
+        count: iterations so far, this one included.
+        state, previous: (N, D), after and before it.
+        logits: gives (N, V) when called; costs a coda and a head.
+        halt: gives the exit gate's (N,) logit when called; cheap.
+        memory: of the rule that is asked; empty at first.
+    """
+
+    count: int
+    state: Tensor
+    previous: Tensor
+    logits: Callable[[], Tensor]
+    halt: Callable[[], Tensor]
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Exit(ABC):
+    """A rule. Subclasses say what the value of a position is.
+
+    Args:
+        threshold: a position leaves when its value is below it.
+        minimum: iterations before which nobody leaves.
+        every: positions leave only at minimum, minimum + every, ...
+    """
+
+    threshold: float
+    minimum: int = 1
+    every: int = 1
+
+    name: ClassVar[str]
+    reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
+    span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.threshold):
+            raise ValueError(f"exit {self.name}: the threshold is not a number")
+        for field in ("minimum", "every"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"exit {self.name}: {field} must be at least 1, not {getattr(self, field)}")
+
+    @abstractmethod
+    def value(self, thought: Thought) -> Tensor:
+        """(N,), and what is to be remembered goes into thought.memory; infinite while it is too early to tell."""
+
+    def checks(self, count: int) -> bool:
+        """Whether positions may leave after `count` iterations."""
+        return count >= self.minimum and (count - self.minimum) % self.every == 0
+
+    def leaves(self, thought: Thought) -> tuple[Tensor, Tensor]:
+        """Decision (N,) bool and value (N,)."""
+        value = self.value(thought)
+        return value < self.threshold, value
+
+
+class Latent(Exit):
+    """Relative change of the state. The public reference's choice, at 0.03; needs a loop that comes to rest."""
+
+    name = "latent"
+
+    def value(self, thought: Thought) -> Tensor:
+        return norm(thought.state - thought.previous) / norm(thought.state)
+
+
+class Acceleration(Exit):
+    """Two small changes of the change in a row: also leaves from a steady drift, where `latent` would not."""
+
+    name = "acceleration"
+
+    def value(self, thought: Thought) -> Tensor:
+        memory, change = thought.memory, thought.state - thought.previous
+        infinite = torch.full_like(change[:, 0], math.inf)
+        now = norm(change - memory["change"]) / norm(thought.state) if "change" in memory else infinite
+        two = torch.maximum(now, memory.get("now", infinite))
+        memory.update(change=change, now=now)
+        return two
+
+
+class KL(Exit):
+    """Change of the answer's distribution in nats."""
+
+    name, reads_logits = "kl", True
+
+    def value(self, thought: Thought) -> Tensor:
+        log_p = thought.logits().float().log_softmax(-1)
+        before = thought.memory.get("log_p")
+        thought.memory["log_p"] = log_p
+        if before is None:
+            return torch.full_like(log_p[:, 0], math.inf)
+        return (log_p.exp() * (log_p - before)).sum(-1)
+
+
+class Entropy(Exit):
+    """Change of the answer's entropy in nats. Two different answers of equal entropy look alike to it."""
+
+    name, reads_logits = "entropy", True
+
+    def value(self, thought: Thought) -> Tensor:
+        log_p = thought.logits().float().log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        before = thought.memory.get("entropy", torch.full_like(entropy, math.inf))
+        thought.memory["entropy"] = entropy
+        return (entropy - before).abs()
+
+
+class Argmax(Exit):
+    """How many checks in a row the best token has stayed the same, negated."""
+
+    name, reads_logits, span = "argmax", True, (-64.0, 0.0)
+
+    def value(self, thought: Thought) -> Tensor:
+        best = thought.logits().argmax(-1)
+        same = best == thought.memory.get("best", torch.full_like(best, -1))
+        run = torch.where(same, thought.memory.get("run", torch.zeros_like(best)), 0) + 1
+        thought.memory.update(best=best, run=run)
+        return -run.float()
+
+
+class Confidence(Exit):
+    """Mass that is not on the best token. Says nothing of whether more thought would change the answer."""
+
+    name, reads_logits, span = "confidence", True, (1e-6, 1.0)
+
+    def value(self, thought: Thought) -> Tensor:
+        return 1 - thought.logits().float().softmax(-1).amax(-1)
+
+
+class Gate(Exit):
+    """Mass that the learned exit gate has not yet halted; threshold 0.5 leaves when half is. Needs a model with one."""
+
+    name, span = "gate", (1e-6, 1.0)
+
+    def value(self, thought: Thought) -> Tensor:
+        halt = torch.sigmoid(thought.halt().float())
+        left = thought.memory.get("left", torch.ones_like(halt)) * (1 - halt)
+        thought.memory["left"] = left
+        return left
+
+
+class Fixed(Exit):
+    """The same number of iterations for every position: what the other rules are to be compared with."""
+
+    name, span = "fixed", None
+
+    def value(self, thought: Thought) -> Tensor:
+        return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
+
+
+RULES: dict[str, type[Exit]] = {
+    rule.name: rule for rule in (Latent, Acceleration, KL, Entropy, Argmax, Confidence, Gate, Fixed)
+}
+
+
+def norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
+
+
+def parse(text: str) -> Exit:
+    """`latent:0.03` or `kl:0.001,minimum=2,every=2` -> the rule. Raises ValueError that names what is known."""
+    name, _, rest = text.partition(":")
+    if name not in RULES:
+        raise ValueError(f"exit {name!r} is not known; known are {', '.join(RULES)}, as in latent:0.03")
+    threshold, *options = rest.split(",")
+    known = [field.name for field in fields(Exit) if field.name != "threshold"]
+    values: dict[str, int] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in known or not value.isdigit():
+            raise ValueError(f"exit option {option!r} is not known; give {' or '.join(f'{k}=2' for k in known)}")
+        values[key] = int(value)
+    try:
+        return RULES[name](float(threshold), **values)
+    except ValueError as error:
+        if threshold and "could not convert" not in str(error):
+            raise
+        raise ValueError(f"exit {name}: the threshold {threshold!r} is no number; write {name}:0.03") from None
+
+
+class Measured(NamedTuple):
+    """What a rule does on held-out data: mean iterations of a position, and accuracy of a scored one."""
+
+    iterations: float
+    accuracy: float
+
+
+def calibrate(
+    exit: Exit,
+    measure: Callable[[Exit], Measured],
+    *,
+    mean_iterations: float | None = None,
+    tolerated_loss: float | None = None,
+    rounds: int = 12,
+) -> tuple[Exit, Measured]:
+    """The rule with the highest threshold that keeps to a limit, by bisection: a higher one leaves sooner.
+
+    Args:
+        exit: the rule; its threshold does not matter.
+        measure: runs a rule on held-out data; see `adaptive.measure`.
+        mean_iterations: fewest iterations a position shall get on average.
+        tolerated_loss: how much accuracy may fall below that of never leaving, as a share (0.005: half a point).
+        rounds: of bisection; each measures once.
+
+    Returns:
+        The rule, and what it did. Where no threshold keeps to the limit, the rule that never leaves.
+
+    Raises:
+        ValueError: not exactly one limit is given, or the rule has nothing to find.
+    """
+    if (mean_iterations is None) == (tolerated_loss is None):
+        raise ValueError("give calibrate either mean_iterations or tolerated_loss")
+    if exit.span is None:
+        raise ValueError(f"exit {exit.name!r} has no threshold to find: it is the number of iterations itself")
+    never = replace(exit, threshold=-math.inf)
+    best, found = never, measure(never)
+    least_accuracy = found.accuracy - (tolerated_loss or 0.0)
+
+    def keeps(measured: Measured) -> bool:
+        if mean_iterations is not None:
+            return measured.iterations >= mean_iterations
+        return measured.accuracy >= least_accuracy
+
+    low, high = exit.span
+    for _ in range(rounds):
+        middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
+        rule = replace(exit, threshold=middle)
+        measured = measure(rule)
+        if keeps(measured):
+            low, best, found = middle, rule, measured
+        else:
+            high = middle
+    return best, found

@@ -1,0 +1,140 @@
+"""Thinking until a rule says so, against its slow twin: one position at a time, the whole loop, no batch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mull.inference import adaptive
+from mull.inference.adaptive import think_until
+from mull.inference.exits import RULES, Exit, parse
+from mull.inference.generate import generate
+from mull.models import LanguageModel, RecurrentDepthTransformer
+
+MakeModel = Callable[..., LanguageModel]
+LIMIT = 6
+STATE_RULES = ["latent:0.3", "latent:0.2,minimum=2,every=3", "acceleration:0.4", "gate:0.2", "fixed:4"]
+RULES_AT_WORK = [*STATE_RULES, "kl:0.05", "entropy:0.02", "argmax:-1", "confidence:0.87"]
+
+
+def ids_of(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(11, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def gated(make_model: MakeModel, seed: int = 0, **changes: object) -> RecurrentDepthTransformer:
+    model = make_model("recurrent", seed, exit_gate=True, **changes)
+    assert isinstance(model, RecurrentDepthTransformer)
+    return model
+
+
+def one_by_one(model: LanguageModel, ids: Tensor, exit: Exit) -> tuple[Tensor, Tensor]:
+    """The twin: every row alone, every position a call of its own, in which nothing can leave but itself."""
+    logits, used = [], []
+    for row in ids:
+        cache = model.new_cache(1, len(row), "deepest")
+        calls = [think_until(model, token.view(1, 1), LIMIT, exit, cache=cache) for token in row]
+        logits.append(torch.cat([call.logits for call in calls], 1))
+        used.append(torch.cat([call.iterations for call in calls], 1))
+    return torch.cat(logits), torch.cat(used)
+
+
+@pytest.mark.parametrize("text", STATE_RULES)
+@settings(max_examples=6, deadline=None)
+@given(rows=st.integers(1, 3), length=st.integers(1, 7), seed=st.integers(0, 9))
+def test_a_batch_of_prompts_equals_one_position_at_a_time(
+    make_model: MakeModel, text: str, rows: int, length: int, seed: int
+) -> None:
+    model, ids, rule = gated(make_model, seed), ids_of(rows, length, seed), parse(text)
+    out = think_until(model, ids, LIMIT, rule)
+    logits, used = one_by_one(model, ids, rule)
+    assert torch.equal(out.iterations, used)
+    torch.testing.assert_close(out.logits, logits, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("text", RULES_AT_WORK)
+def test_positions_leave_at_different_counts_and_padding_changes_nothing(make_model: MakeModel, text: str) -> None:
+    """Left and right padding, for rules of either kind; and the rules do something here."""
+    model, rule = gated(make_model), parse(text)
+    ids, mask = ids_of(4, 9), torch.ones(4, 9, dtype=torch.int64)
+    mask[0, :3] = mask[1, 7:] = mask[2, :1] = mask[2, 8:] = 0
+    out = think_until(model, ids, LIMIT, rule, mask)
+    assert out.iterations[mask == 0].eq(0).all()
+    for row in range(4):
+        real = mask[row].bool()
+        alone = think_until(model, ids[row, real][None], LIMIT, rule)
+        assert torch.equal(out.iterations[row, real], alone.iterations[0])
+        torch.testing.assert_close(out.logits[row, real], alone.logits[0], rtol=1e-10, atol=1e-10)
+    if not text.startswith("fixed"):
+        assert len(out.iterations[mask == 1].unique()) > 1, "everything left at once, which shows nothing"
+
+
+@pytest.mark.parametrize("text", RULES_AT_WORK)
+def test_a_suffix_never_changes_the_prefix(make_model: MakeModel, text: str) -> None:
+    """Nor its depth: whether a position leaves is settled by itself and what stands before it."""
+    model, rule, one, other = gated(make_model), parse(text), ids_of(2, 8), ids_of(2, 8, seed=1)
+    other[:, :5] = one[:, :5]
+    a, b = think_until(model, one, LIMIT, rule), think_until(model, other, LIMIT, rule)
+    assert torch.equal(a.iterations[:, :5], b.iterations[:, :5])
+    torch.testing.assert_close(a.logits[:, :5], b.logits[:, :5], rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(a.logits[:, 5:], b.logits[:, 5:])
+
+
+@pytest.mark.parametrize("injection", ["concat", "add", "diagonal"])
+def test_a_rule_that_never_leaves_is_the_plain_loop(make_model: MakeModel, injection: str) -> None:
+    model, ids = gated(make_model, injection=injection), ids_of(3, 6)
+    for rule in ("latent:-1", "fixed:99"):
+        out, plain = think_until(model, ids, LIMIT, parse(rule)), model(ids, LIMIT)
+        torch.testing.assert_close(out.logits, plain.logits, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(out.exit_logit, plain.exit_logit, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(out.state, plain.state, rtol=1e-10, atol=1e-10)
+        assert torch.equal(out.iterations, plain.iterations)
+
+
+def test_what_has_left_is_not_computed(make_model: MakeModel) -> None:
+    """Saving is counted in rows of the core's matrices, not promised."""
+    model, rows = gated(make_model), []
+    model.core[0].mlp.register_forward_hook(lambda _module, inputs, _out: rows.append(inputs[0].shape[:-1].numel()))
+    out = think_until(model, ids_of(4, 9), LIMIT, parse("latent:0.3"))
+    assert rows == [int((out.iterations >= count).sum()) for count in range(1, int(out.iterations.max()) + 1)]
+    assert sum(rows) < 4 * 9 * LIMIT
+
+
+@pytest.mark.parametrize("text", RULES_AT_WORK)
+def test_generation_does_not_depend_on_the_batch(make_model: MakeModel, text: str) -> None:
+    """Rows of other lengths, padding and stop tokens around a row change neither its text nor its depths."""
+    model = gated(make_model)
+    ids, mask = ids_of(4, 6), torch.ones(4, 6, dtype=torch.int64)
+    mask[1, :2] = mask[2, 4:] = 0
+    together = generate(model, ids, LIMIT, text, 8, attention_mask=mask, stop_tokens=[3, 5])
+    for row in range(4):
+        alone = generate(model, ids[row, mask[row].bool()][None], LIMIT, text, 8, stop_tokens=[3, 5])
+        n = alone.new_tokens.shape[1]
+        assert torch.equal(together.new_tokens[row, :n], alone.new_tokens[0])
+        assert torch.equal(together.iterations[row, :n], alone.iterations[0])
+        assert together.iterations[row, n:].eq(0).all()
+
+
+def test_measure_counts_scored_positions(make_model: MakeModel) -> None:
+    model, ids = gated(make_model), ids_of(2, 5)
+    out = think_until(model, ids, LIMIT, parse("latent:0.3"))
+    labels = out.logits.argmax(-1)
+    labels[0, :2], labels[1, 0] = -100, (labels[1, 0] + 1) % 11
+    measured = adaptive.measure(model, [(ids, labels)], LIMIT)(parse("latent:0.3"))
+    assert measured.iterations == pytest.approx(out.iterations.double().mean().item())
+    assert measured.accuracy == pytest.approx(7 / 8)
+
+
+def test_models_that_cannot_follow_a_rule_say_so(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="needs a model with a core that is iterated, not a Transformer"):
+        generate(make_model("transformer"), ids_of(1, 3), exit="latent:0.1")
+    with pytest.raises(ValueError, match="needs a model with an exit gate"):
+        generate(make_model("recurrent"), ids_of(1, 3), exit="gate:0.1")
+    with pytest.raises(ValueError, match="one limit of iterations for all rows"):
+        generate(make_model("recurrent"), ids_of(2, 3), torch.tensor([1, 2]), exit="latent:0.1")
+
+
+def test_every_rule_is_at_work_here() -> None:
+    assert {text.partition(":")[0] for text in RULES_AT_WORK} == set(RULES)
