@@ -62,7 +62,7 @@ def decoding(
 
     @torch.no_grad()
     def run() -> None:
-        cache.length = LENGTH - positions  # the columns behind are written again
+        cache.rollback([LENGTH - positions])  # what is behind is written again
         for t in range(LENGTH - positions, LENGTH):
             taken.append(float(model(ids[:1, t : t + 1], capacity=capacity, cache=cache).selected.float().mean()))
 
