@@ -83,6 +83,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
     parser.add_argument("--selection", type=Selection | None, help="of routed tokens (default: threshold)")
+    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; counts are limits")
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
@@ -106,6 +107,7 @@ def evaluate(args: list[str]) -> None:
         bytes_per_token=data.bytes_per_token,
         capacity=options.capacity,
         selection=options.selection,
+        exit=options.exit,
     )
     if options.json:
         print(to_json(rows))

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.exits import Exit
 from mull.inference.intervals import clustered_mean, clustered_share, wilson
 from mull.inference.rows import Row
 from mull.models import InnerThinkingConfig, LanguageModel, ModelOutput, cost
@@ -40,6 +42,7 @@ class Tally:
     nats: list[float] = field(default_factory=list)  # summed loss
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
+    used: int = 0  # iterations of all positions, with an exit rule
     taken: float = 0.0  # positions that took a routed pass, on average over the passes
     seconds: float = 0.0
 
@@ -52,6 +55,7 @@ def evaluate(
     bytes_per_token: float | None = None,
     capacity: Capacity | None = None,
     selection: Selection | None = None,
+    exit: str | Exit | None = None,
 ) -> list[Row]:
     """Score a model at several iteration counts, one sweep per batch.
 
@@ -64,6 +68,8 @@ def evaluate(
         bytes_per_token: mean bytes of a scored token; says that this is text: bits per byte are reported, and exact
             match is not.
         capacity, selection: of a model with routed passes; see `InnerThinkingTransformer.forward`.
+        exit: a rule that ends thinking early (exits.py); the counts are then the most that a position gets, and each is
+            a run of its own.
 
     Returns:
         A row per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are left
@@ -76,12 +82,13 @@ def evaluate(
         raise ValueError(f"bytes_per_token must be more than 0, not {bytes_per_token}")
     counts = check_counts(model, iterations)
     options = routing_options(model, capacity=capacity, selection=selection)
+    rule = choose_exit(model, exit)
     rows = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
         for input_ids, labels in pairs:
             check_batch(model, input_ids, labels)
-            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options)
+            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options, rule)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
@@ -97,11 +104,15 @@ def sweep(
     labels: Tensor,
     tallies: Mapping[int | None, Tally],
     options: Mapping[str, Any],
+    exit: Exit | None = None,
 ) -> None:
-    """Add one batch (B, T) to the tallies of all counts, from one unroll."""
+    """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each."""
     start = time.perf_counter()
     scored = (labels != IGNORE).sum(dim=1).tolist()
-    for count, reading in model.sweep(input_ids, list(tallies), **options):
+    answers = model.sweep(input_ids, list(tallies), **options)
+    if exit is not None:
+        answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
+    for count, reading in answers:
         correct, nats = score(reading.logits, labels)  # on the CPU: the device has finished when the clock is read
         tally = tallies[count]
         tally.seconds += time.perf_counter() - start
@@ -115,6 +126,11 @@ def sweep(
             shares = selected.double().mean(dim=(0, 1))
             flops = cost.executed_flops_per_token(model.config, shares.tolist(), input_ids.shape[1])
             tally.taken += input_ids.numel() * float(shares.mean()) if shares.numel() else 0.0
+        elif exit is not None and isinstance(reading, ModelOutput):
+            used = int(reading.iterations.sum())
+            tally.used += used
+            once, each = (ask(model.config, input_ids.shape[1]) for ask in (cost.once_flops, cost.iteration_flops))
+            flops = once + each * used / input_ids.numel()
         else:
             flops = cost.flops_per_token(model.config, count, input_ids.shape[1])
         tally.flops += input_ids.numel() * flops
@@ -160,6 +176,7 @@ def make_row(
         flops_per_token=tally.flops / tally.positions,
         seconds=tally.seconds,
         capacity=tally.taken / tally.positions if routed and count != 1 else None,
+        mean_iterations=tally.used / tally.positions if tally.used else None,
     )
 
 

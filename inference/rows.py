@@ -25,6 +25,7 @@ class Row:
         examples: number of examples with a scored token.
         flops_per_token: forward FLOPs per position of one pass at this count.
         capacity: share of the tokens that a routed pass took, on average over passes; None without routed passes.
+        mean_iterations: what positions used on average under an exit rule; None without one.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -44,6 +45,7 @@ class Row:
     flops_per_token: float
     seconds: float
     capacity: float | None = None
+    mean_iterations: float | None = None
 
 
 class Headline(NamedTuple):

@@ -49,13 +49,14 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
 
 def headers(rows: Sequence[Row], difficulties: Sequence[int | None]) -> list[str]:
     """Names of the columns after the first."""
+    used = ["mean iterations"] if any(row.mean_iterations is not None for row in rows) else []
     if len(difficulties) == 1:
         shown = "bits per byte" if is_text(rows) else "accuracy %"
         at = "" if difficulties[0] is None else f" at {difficulties[0]}"
         exact = [] if is_text(rows) else ["exact match %"]
         routed = ["capacity %"] if any(row.capacity is not None for row in rows) else []
-        return [shown + at, *exact, "loss", *routed, "FLOPs/token", "sec"]
-    return [*(f"at {d}" for d in difficulties), f"FLOPs/token ({difficulties[-1]})", "sec"]
+        return [shown + at, *exact, "loss", *routed, *used, "FLOPs/token", "sec"]
+    return [*(f"at {d}" for d in difficulties), *used, f"FLOPs/token ({difficulties[-1]})", "sec"]
 
 
 def cells(at: dict[Key, Row], count: int | None, difficulties: Sequence[int | None]) -> list[str]:
@@ -72,6 +73,9 @@ def cells(at: dict[Key, Row], count: int | None, difficulties: Sequence[int | No
         shown.append(f"{row.loss:.4f}")
         if any(other.capacity is not None for other in at.values()):
             shown.append("" if row.capacity is None else f"{100 * row.capacity:.1f}")
+    used = [row.mean_iterations for row in measured if row.mean_iterations is not None]
+    if any(other.mean_iterations is not None for other in at.values()):
+        shown.append(f"{sum(used) / len(used):.2f}" if used else "")
     return [*shown, si(measured[-1].flops_per_token), f"{sum(row.seconds for row in measured):.2f}"]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mull.inference import adaptive
 from mull.inference.adaptive import think_until
+from mull.inference.evaluate import evaluate
 from mull.inference.exits import RULES, Exit, parse
 from mull.inference.generate import generate
 from mull.models import LanguageModel, RecurrentDepthTransformer
@@ -125,6 +126,23 @@ def test_measure_counts_scored_positions(make_model: MakeModel) -> None:
     measured = adaptive.measure(model, [(ids, labels)], LIMIT)(parse("latent:0.3"))
     assert measured.iterations == pytest.approx(out.iterations.double().mean().item())
     assert measured.accuracy == pytest.approx(7 / 8)
+
+
+def test_evaluation_under_a_rule(make_model: MakeModel) -> None:
+    """Counts are limits; what is reported is what positions used, in iterations and in FLOPs."""
+    model, ids = gated(make_model), ids_of(4, 6)
+    plain = evaluate(model, {None: [(ids, ids)]}, [2, LIMIT])
+    never = evaluate(model, {None: [(ids, ids)]}, [2, LIMIT], exit="latent:-1")
+    for row, other in zip(plain, never, strict=True):
+        assert (row.accuracy, row.flops_per_token) == (other.accuracy, pytest.approx(other.flops_per_token))
+        assert row.loss == pytest.approx(other.loss) and row.mean_iterations is None
+        assert other.mean_iterations == other.iterations
+    soon = evaluate(model, {None: [(ids, ids)]}, [LIMIT], exit="latent:0.3")[0]
+    out = think_until(model, ids, LIMIT, parse("latent:0.3"))
+    assert soon.mean_iterations == pytest.approx(out.iterations.double().mean().item())
+    low, high = (row.flops_per_token for row in plain)
+    per_iteration = (high - low) / (LIMIT - 2)
+    assert soon.flops_per_token == pytest.approx(low + per_iteration * (soon.mean_iterations - 2))
 
 
 def test_models_that_cannot_follow_a_rule_say_so(make_model: MakeModel) -> None:
