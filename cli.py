@@ -91,6 +91,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--output", type=str | None, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parser.parse_args(args)
     model = load(options)
@@ -100,6 +101,8 @@ def evaluate(args: list[str]) -> None:
     )
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    if options.tokens:
+        return show_tokens(model, data, batches, options)
     rows = measure(
         model,
         batches,
@@ -126,6 +129,29 @@ def evaluate(args: list[str]) -> None:
                 trained_iterations=trained,
                 difficulty_name=getattr(data, "difficulty_name", "difficulty"),
             )
+
+
+def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
+    """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
+    from rich.console import Console
+
+    from mull.inference.tokens import token_tables, token_uses, write_heat_map
+
+    pairs = [pair for difficulty in batches.values() for pair in difficulty]
+    asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+    uses = token_uses(
+        model,
+        pairs,
+        asked[-1] if asked else None,
+        exit=options.exit,
+        capacity=options.capacity,
+        selection=options.selection,
+    )
+    for table in token_tables(uses, data.tokenizer):
+        Console().print(table)
+    if options.output:
+        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
+        print(f"wrote {Path(options.output) / 'tokens.png'}")
 
 
 def generate(args: list[str]) -> None:

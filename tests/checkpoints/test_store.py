@@ -151,9 +151,7 @@ def test_round_trip_into_a_fresh_process(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", script, *folders], capture_output=True, text=True)
     found = [torch.tensor(json.loads(line)) for line in run.stdout.splitlines()]
     assert len(found) == len(expected), run.stderr
-    for one, other in zip(
-        found, expected, strict=True
-    ):  # mapped weights are aligned otherwise
+    for one, other in zip(found, expected, strict=True):  # mapped weights are aligned otherwise
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
     first = [logits[0, 0, :2] for logits in expected]
     assert all(not torch.allclose(first[0], other) for other in first[1:])  # they differ, so equality says something
