@@ -57,6 +57,31 @@ def source(policy: Policy, iteration: int, depth: int, ring: int = 1) -> int:
     return depth - 1 - (depth - 1 - iteration) % ring
 
 
+def append(stored: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
+    """Store (B, T, K, W) from column `start` on; return all columns up to their end, (B, K, S, W) each."""
+    new = keys.shape[1]
+    stored[0].narrow(2, start, new).copy_(keys.transpose(1, 2))
+    stored[1].narrow(2, start, new).copy_(values.transpose(1, 2))
+    return stored[0].narrow(2, 0, start + new), stored[1].narrow(2, 0, start + new)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some layers of a cache at one iteration, for tokens that follow on what all rows hold: plain tensors, which a
+    compiled block can take.
+
+    Attributes:
+        stored: keys and values of each layer, (B, K, columns, W).
+        start: columns held.
+    """
+
+    stored: list[tuple[Tensor, Tensor]]
+    start: int
+
+    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        return append(self.stored[slot[0]], keys, values, self.start)
+
+
 class Cache:
     """Keys and values for one batch of sequences.
 
@@ -133,22 +158,40 @@ class Cache:
 
         Tokens outside `cells` (padding) are not stored.
         """
-        layer, iteration = slot
-        place = iteration % self.ring if self.policy == "shared" else iteration
+        layer, place = slot[0], self.place(slot[1])
         if cells is None:
-            start, new = self.length, keys.shape[1]
-            stored_keys, stored_values = self.storage(layer, place, start + new)
-            stored_keys.narrow(2, start, new).copy_(keys.transpose(1, 2))
-            stored_values.narrow(2, start, new).copy_(values.transpose(1, 2))
-            return stored_keys.narrow(2, 0, start + new), stored_values.narrow(2, 0, start + new)
+            start = self.length
+            return append(self.storage(layer, place, start + keys.shape[1]), keys, values, start)
         stored = self.storage(layer, place, cells.end)
         for held, given in zip(stored, (keys, values), strict=True):
-            tokens = given.flatten(0, 1)
+            tokens = given.flatten(0, 1).to(self.dtype)
             held[cells.rows, :, cells.columns] = tokens if cells.picked is None else tokens[cells.picked]
         read = [held.narrow(2, 0, cells.end) for held in stored]
         if cells.read_rows is not None:
             read = [held.index_select(0, cells.read_rows) for held in read]
         return read[0], read[1]
+
+    def place(self, iteration: int) -> int:
+        """Where an iteration is kept."""
+        return iteration % self.ring if self.policy == "shared" else iteration
+
+    def window(self, first: int, count: int, iteration: int, new: int) -> Window:
+        """What layers first .. first + count - 1 hold at an iteration, with room for `new` more positions."""
+        place, columns = self.place(iteration), self.length + new + 1  # all columns would be of another layout
+        return Window([self.storage(first + i, place, columns) for i in range(count)], self.length)
+
+    def fill(self, layer: int, first: int, last: int, keys: Tensor, values: Tensor) -> None:
+        """Store one position, (B, 1, K, W), behind what all rows hold, at the iterations first .. last - 1 of a layer:
+        a state that does not move has the same keys at all of them. Not for `shared`."""
+        start = self.length
+        self.storage(layer, last - 1, start + 1)
+        column = self.layers[layer][:, first:last, ..., start, :]
+        column[0], column[1] = keys[:, 0], values[:, 0]
+
+    def read(self, slot: Slot, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `end` columns of all rows, (B, K, end, W) each. Not for `shared`."""
+        keys, values = self.storage(*slot, end)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""
@@ -171,7 +214,8 @@ class Cache:
         width = FIRST_COLUMNS if held is None else held.shape[4]
         while width < columns:
             width *= 2
-        shape = (2, places, self.batch_size, self.kv_heads, min(width, self.max_length), self.head_dim)
+        width = min(width, self.max_length + 1)  # a column more than is filled: see `window`
+        shape = (2, places, self.batch_size, self.kv_heads, width, self.head_dim)
         grown = torch.empty(shape, dtype=self.dtype, device=self.device)
         known = 0 if held is None else held.shape[4]
         grown[..., known:, :] = 0  # what is masked must still be a number

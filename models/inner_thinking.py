@@ -4,7 +4,7 @@ Chen et al., arXiv 2502.13842, ACL 2025).
 With f one whole transformer layer, R iterations and router rows r(t), a thinking layer turns X into Y(R - 1):
 
     Y(0)      = phi(0) * f(X)                                      all tokens
-    w(t)      = gate( r(t) . Y(t-1) / rms(Y(t-1)) ),  t = 1 .. R - 1
+    w(t)      = gate( r(t) . Y(t-1) / rms(Y(t-1)) / temperature ),  t = 1 .. R - 1
     S(t)      = the share c(t) of the tokens with the largest w(t)
     Y(t)_i    = Y(t-1)_i + phi(t) * w(t)_i f(Y(t-1))_i             i in S(t)      (residual thinking connection)
               = Y(t-1)_i                                           otherwise      (skipped: hold)
@@ -32,7 +32,7 @@ Deliberate deviations:
   follows, which is what lets depth and capacity differ from training.
 - phi starts at 1 for t = 0, and so small for t > 0 that a token that takes all passes grows by less than sqrt(e);
   where only updates are added up, or results replace each other, phi w starts near 1. alpha(t) is part of phi(t).
-- The router reads the state at rms 1, so that its logits do not grow with the stream.
+- The router reads the state at rms 1, so that its logits do not grow with the stream; the temperature is ours.
 - Selection in eval is causal; the paper is silent about decoding. The logit learns what top-k decides through an
   auxiliary loss (`auxiliary_loss` of the output), which can be kept from the stream (`detached_auxiliary`).
 - Passes beyond the trained count use the last pass's router, phi and thresholds.
@@ -40,6 +40,7 @@ Deliberate deviations:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -72,6 +73,9 @@ class InnerThinkingConfig(ModelConfig):
         residual_thinking: results of the passes add up; otherwise each replaces the one before.
         accumulated: what the connection adds up: whole results f(Y), or only what they change, f(Y) - Y.
         step_encoding: phi is learned.
+        step_start: where phi(t) starts for t > 0; None means what the deviations say, 1 / N of it is a residual scaled
+            by depth.
+        router_temperature: divides the router's logit; above 1 the gate is flatter.
         routing: a router selects; otherwise all tokens take every pass with weight 1.
         detached_auxiliary: the auxiliary loss trains the routers only.
     """
@@ -89,6 +93,8 @@ class InnerThinkingConfig(ModelConfig):
     residual_thinking: bool = True
     accumulated: Literal["answer", "update"] = "answer"
     step_encoding: bool = True
+    step_start: float | None = None
+    router_temperature: float = 1.0
     routing: bool = True
     detached_auxiliary: bool = False
 
@@ -131,6 +137,8 @@ class InnerThinkingConfig(ModelConfig):
     @property
     def first_scale(self) -> float:
         """Where phi(t) starts for t > 0; see the deviations."""
+        if self.step_start is not None:
+            return self.step_start
         typical = 0.5 if self.routing and (self.skipped == "hold" or self.updates) else 1.0  # phi's factor at first
         if not self.residual_thinking or self.updates:
             return 1 / typical
@@ -144,6 +152,8 @@ class InnerThinkingConfig(ModelConfig):
         ]
         if not 0 < self.capacity <= 1:
             found.append(f"capacity must lie above 0 and at most at 1, not {self.capacity}")
+        if not 0 < self.router_temperature < math.inf:
+            found.append(f"router_temperature must be positive, not {self.router_temperature}")
         ordered = sorted({layer for layer in self.thinking if 0 <= layer < self.n_layers})
         if list(self.thinking) != ordered or not ordered:
             found.append(
@@ -191,9 +201,9 @@ class InnerThinkingTransformer(LanguageModel):
             read_at: counts at which to answer too; each is a run of its own, since every layer thinks for itself.
 
         Returns:
-            logits (B, T, V), state (B, T, D), the last layer's output; `selected`; iterations (B, T), the most passes
-            that any layer spent on a position; `auxiliary_loss` where a training model with routers selects by top_k;
-            `readings` by count.
+            logits (B, T, V); state (B, T, D), the last layer's output; `selected`; `router_logits`; iterations (B, T),
+            the most passes that any layer spent on a position; `auxiliary_loss` where a training model with routers
+            selects by top_k; `readings` by count.
 
         Raises:
             ValueError: a count below 1, a capacity outside 0 .. 1 or of another length, a cache filled otherwise.
@@ -218,15 +228,15 @@ class InnerThinkingTransformer(LanguageModel):
             logits = self.logits(x)
             if cache is not None:
                 frame.finish(None)
-        return ModelOutput(logits=logits, state=x, readings=readings, **summary(decisions, input_ids))
+        return ModelOutput(logits=logits, state=x, readings=readings, **self.summary(decisions, input_ids))
 
-    def run(self, x: Tensor, frame: Frame, plan: Plan) -> tuple[Tensor, list[list[Decision]]]:
-        """All layers over x (B, T, D); the decisions of each thinking layer."""
+    def run(self, x: Tensor, frame: Frame, plan: Plan) -> tuple[Tensor, list[Decision]]:
+        """All layers over x (B, T, D); the decisions of each thinking layer, none where no pass is routed."""
         decisions = []
         for index, layer in enumerate(self.layers):
             if isinstance(layer, ThinkingLayer):
                 x, made = layer.think(x, frame, index, plan)
-                decisions.append(made)
+                decisions += [] if made is None else [made]
             else:
                 x = layer(x, frame, (index, 0))
         return x, decisions
@@ -249,6 +259,7 @@ class InnerThinkingTransformer(LanguageModel):
             iterations=iterations,
             capacity=check_capacity(self.share(capacity), deepest - 1),
             select=SELECTIONS[chosen],
+            causal=chosen == "threshold",
             learns=self.training and chosen == "top_k",
             valid=valid,
             block=BLOCK if chosen == "threshold" else 1,
@@ -266,6 +277,9 @@ class InnerThinkingTransformer(LanguageModel):
     def shares(capacity: Capacity | None, count: int) -> Capacity | None:
         """What is left of a capacity for a smaller count: its first passes."""
         return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
+
+    def compile_decoding(self) -> None:
+        raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")
 
     def sweep(
         self,
@@ -298,12 +312,15 @@ class InnerThinkingTransformer(LanguageModel):
             found: list[Tensor] = []
 
             def select(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
-                counted = logits if eligible is None else logits[eligible]
-                found.append(torch.quantile(counted.flatten().to(torch.float64), 1 - capacity))  # noqa: B023
+                counted = (logits if eligible is None else logits[eligible]).flatten().to(torch.float64)
+                # a little below the quantile: the logit that it is shall not be told from it by rounding
+                found.append(torch.quantile(counted, 1 - capacity) - 1e-5 * counted.std())  # noqa: B023
                 selected = logits >= found[-1].to(logits.dtype)  # noqa: B023
                 return selected if eligible is None else selected & eligible
 
-            self.run(self.embed(input_ids), frame, Plan(iterations, (share,) * (iterations - 1), select, False, valid))
+            self.run(
+                self.embed(input_ids), frame, Plan(iterations, (share,) * (iterations - 1), select, True, False, valid)
+            )
             columns.append(torch.stack(found))
         table = torch.stack(columns, dim=-1).view(len(self.config.thinking), iterations - 1, len(GRID))
         for index, thresholds in zip(self.config.thinking, table, strict=True):
@@ -311,19 +328,21 @@ class InnerThinkingTransformer(LanguageModel):
             assert isinstance(layer, ThinkingLayer)
             layer.thresholds.copy_(thresholds)
 
-
-def summary(decisions: list[list[Decision]], input_ids: Tensor) -> dict[str, Any]:
-    """What the output says of routing; see `ModelOutput`."""
-    losses = [d.auxiliary_loss for made in decisions for d in made if d.auxiliary_loss is not None]
-    if not decisions[0]:
-        selected = torch.zeros(*input_ids.shape, len(decisions), 0, dtype=torch.bool, device=input_ids.device)
-    else:
-        selected = torch.stack([torch.stack([d.selected for d in made], dim=-1) for made in decisions], dim=-2)
-    return {
-        "iterations": 1 + selected.sum(dim=-1).amax(dim=-1),
-        "selected": selected,
-        "auxiliary_loss": torch.stack(losses).mean() if losses else None,
-    }
+    def summary(self, decisions: list[Decision], input_ids: Tensor) -> dict[str, Any]:
+        """What the output says of routing; see `ModelOutput`."""
+        losses = [decision.auxiliary_loss for decision in decisions if decision.auxiliary_loss is not None]
+        logits = [decision.logits for decision in decisions if decision.logits is not None]
+        selected = torch.zeros(
+            *input_ids.shape, len(self.config.thinking), 0, dtype=torch.bool, device=input_ids.device
+        )
+        if decisions:
+            selected = torch.stack([decision.selected for decision in decisions], dim=-2)
+        return {
+            "iterations": 1 + selected.sum(dim=-1).amax(dim=-1),
+            "selected": selected,
+            "router_logits": torch.stack(logits, dim=-2) if logits else None,
+            "auxiliary_loss": torch.stack(losses).mean() if losses else None,
+        }
 
 
 def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None) -> None:

@@ -10,7 +10,9 @@ Shapes: B batch, T positions of this call, S positions attended to, D model widt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,11 @@ from torch.nn import functional as F
 
 from mull.models.cache import Cache, Cells, Policy
 from mull.models.config import ModelConfig
-from mull.models.layers import Frame, RMSNorm, rotation_angles
+from mull.models.layers import Before, Frame, RMSNorm, rotation_angles, run
 from mull.models.loop import Iterations
 from mull.models.output import Reading
+
+Run = Callable[[nn.ModuleList, Tensor, Frame, int, int, Before | None], Tensor]  # see `layers.run`
 
 
 class LanguageModel(nn.Module):
@@ -31,6 +35,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.compiled: Run | None = None  # see `compile_decoding`
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
@@ -49,14 +54,56 @@ class LanguageModel(nn.Module):
         """(B, T, D) -> (B, T, V)."""
         return F.linear(self.final_norm(x), self.embedding.weight if self.head is None else self.head.weight)
 
-    def new_cache(self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1) -> Cache:
-        """An empty cache for `batch_size` sequences of up to `max_length` tokens; policies: see models/cache.py."""
+    def through(
+        self,
+        layers: nn.ModuleList,
+        x: Tensor,
+        frame: Frame,
+        first: int,
+        iteration: int = 0,
+        before: Before | None = None,
+    ) -> Tensor:
+        """See `layers.run`; compiled where that was asked for."""
+        if self.compiled is not None and not torch.is_grad_enabled():
+            window = frame.window(first, len(layers), iteration)
+            if window is not None:
+                return self.compiled(layers, x, window, 0, 0, before)
+        return run(layers, x, frame, first, iteration, before)
+
+    def compile_decoding(self) -> None:
+        """Compile the blocks of layers (torch.compile) for calls of one token a row behind a cache.
+
+        Each block is compiled once, when it is first met, for all iteration counts and lengths, and once more for
+        batches: some ten seconds each, less in later processes. Results agree to rounding. Needs a C++ compiler.
+        """
+        # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other
+        # models, and torch shares it by code object.
+        own = FunctionType(run.__code__.replace(), run.__globals__, argdefs=run.__defaults__)
+        options: dict[str, Any] = {
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+            "cpp_wrapper": True,
+        }
+        self.compiled = torch.compile(own, dynamic=True, options=options)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        max_length: int,
+        policy: Policy = "full",
+        ring: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> Cache:
+        """An empty cache for `batch_size` sequences of up to `max_length` tokens; policies: see models/cache.py.
+
+        With a dtype narrower than the model's (bfloat16) keys and values are rounded to it, and attention computes in
+        it: half the bytes to keep and to read, and answers that differ in the third digit.
+        """
         if max_length > self.config.max_length:
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
         c = self.config
-        return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, self.dtype, policy, ring)
+        return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""

@@ -9,15 +9,57 @@ W head width.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mull.models.cache import Cache, Cells, Slot
 from mull.models.config import ModelConfig, RotaryLayout
+
+Before = tuple[nn.Module, Tensor]  # see `run`
+Rotation = tuple[Tensor, Tensor]  # cos and signed sin, see `rotation_angles`
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Where tokens that come as one row (1, N) stand among the queries (B', A) of an attention, which is by row.
+
+    Attributes:
+        rows: (B',) int64, ascending, the rows of the call that have a token.
+        row, query: (N,) int64, the place of each token.
+        width: A, queries of the row that has most.
+        full: every place is taken, in order.
+    """
+
+    rows: Tensor
+    row: Tensor
+    query: Tensor
+    width: int
+    full: bool
+
+    @staticmethod
+    def of(tokens: Tensor, length: int, block: int = 1) -> Lanes:
+        """Places of tokens, (N,) ascending indices into the B * T of a call of T = length. With a `block`, A becomes a
+        multiple of it, and every row keeps a place to spare."""
+        rows, row, per_row = (tokens // length).unique_consecutive(return_inverse=True, return_counts=True)
+        query = torch.arange(len(tokens), device=tokens.device) - (per_row.cumsum(0) - per_row)[row]
+        most = int(per_row.max())
+        width = most if block == 1 else -(-(most + 1) // block) * block
+        return Lanes(rows, row, query, width, len(tokens) == width * len(rows))
+
+    def spread(self, x: Tensor) -> Tensor:
+        """One row of tokens (1, N, ...) -> (B', A, ...); zero where there is no token."""
+        if self.full:
+            return x[0].unflatten(0, (len(self.rows), self.width))
+        places = x.new_zeros(len(self.rows), self.width, *x.shape[2:])
+        return places.index_put((self.row, self.query), x[0])
+
+    def collect(self, x: Tensor) -> Tensor:
+        """(B', A, ...) -> the tokens as one row (1, N, ...)."""
+        return x.flatten(0, 1)[None] if self.full else x[self.row, self.query][None]
 
 
 @dataclass(frozen=True)
@@ -31,17 +73,24 @@ class Frame:
         cache: where keys and values are kept; None in training.
         cells: where in the cache these tokens stand; None when they follow on what all rows hold.
         counts: tokens by row, without padding.
-        lanes: of a narrowed frame, whose tokens come as one row (1, N): the place (row, query) of each token among the
-            queries (B', A) of its attention.
+        lanes: of a narrowed frame, whose tokens come as one row (1, N): their places among the queries.
     """
 
     positions: Tensor
-    rotation: tuple[Tensor, Tensor] | None
+    rotation: Rotation | None
     mask: Tensor | None
     cache: Cache | None = None
     cells: Cells | None = None
     counts: list[int] | None = None
-    lanes: tuple[Tensor, Tensor] | None = None
+    lanes: Lanes | None = None
+
+    def placed(self, tokens: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Positions (1, N) and rotation (1, N, 1, W) of some tokens, (N,) indices into the B * T of this call."""
+        index = tokens % self.positions.shape[-1] if self.positions.dim() == 1 else tokens
+        if self.rotation is None:
+            return self.positions.flatten()[index][None], None
+        cos, sin = (part.flatten(0, -3)[index][None] for part in self.rotation)
+        return self.positions.flatten()[index][None], (cos, sin)
 
     def narrow(self, tokens: Tensor) -> Frame:
         """The frame of some tokens only, (N,) ascending indices into the B * T of this call, as one row (1, N).
@@ -49,24 +98,21 @@ class Frame:
         The call must keep its keys in a cache: there the tokens find those of the others.
         """
         assert self.cache is not None and self.lanes is None
-        batch_size = self.cache.batch_size
-        positions = self.positions.expand(batch_size, -1).flatten()[tokens]
-        rotation = self.rotation
-        if rotation is not None:
-            width = rotation[0].shape[-1]
-            cos, sin = (part.expand(batch_size, -1, 1, width).flatten(0, 1)[tokens][None] for part in rotation)
-            rotation = (cos, sin)
-        rows, lane, per_row = (tokens // self.positions.shape[-1]).unique_consecutive(
-            return_inverse=True, return_counts=True
-        )
-        query = torch.arange(len(tokens), device=tokens.device) - (per_row.cumsum(0) - per_row)[lane]
+        positions, rotation = self.placed(tokens)
+        lanes = Lanes.of(tokens, self.positions.shape[-1])
         end = int(positions.max()) + 1
-        queries = positions.new_zeros(len(rows), int(per_row.max()))
-        queries[lane, query] = positions
-        mask = (queries[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
-        read_rows = rows if len(rows) < batch_size else None
-        cells = Cells(rows=rows[lane], columns=positions, picked=None, read_rows=read_rows, end=end)
-        return Frame(positions[None], rotation, mask, self.cache, cells, lanes=(lane, query))
+        mask = (lanes.spread(positions)[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
+        read_rows = lanes.rows if len(lanes.rows) < self.cache.batch_size else None
+        cells = Cells(lanes.rows[lanes.row], positions[0], None, read_rows, end)
+        return Frame(positions, rotation, mask, self.cache, cells, lanes=lanes)
+
+    def window(self, first: int, count: int, iteration: int) -> Frame | None:
+        """This frame with what `count` layers hold at one iteration in place of the cache, as layers 0, 1, ...; None
+        unless it is of one token a row that follows on what all rows hold."""
+        if self.cache is None or self.cells is not None or self.lanes is not None or self.positions.shape[-1] != 1:
+            return None
+        window = self.cache.window(first, count, iteration, 1)
+        return Frame(self.positions, self.rotation, None, window)  # type: ignore[arg-type]  # all that a layer asks for
 
     def finish(self, depth: int | None) -> None:
         """Take the call's positions into use; `depth`: what all of them have been iterated, where there is a loop."""
@@ -100,7 +146,7 @@ class RMSNorm(nn.Module):
 
 def rotation_angles(
     positions: Tensor, head_dim: int, base: float, layout: RotaryLayout, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> Rotation:
     """cos and signed sin of position * base^(-2j / W), j = 0 .. W/2 - 1, as `rotate` takes them: (..., T, 1, W).
 
     Both dimensions of pair j carry its angle; the first carries -sin. Computed in every forward: it costs next to
@@ -113,7 +159,7 @@ def rotation_angles(
     return torch.stack([cos, cos], pair).flatten(-2).to(dtype), torch.stack([-sin, sin], pair).flatten(-2).to(dtype)
 
 
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor], layout: RotaryLayout) -> Tensor:
+def rotate(x: Tensor, rotation: Rotation, layout: RotaryLayout) -> Tensor:
     """Rotary embedding of x (B, T, heads, W): each pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
     Pairs are neighbours (interleaved) or a dimension of the first half and its counterpart in the second (half).
@@ -141,25 +187,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
         q, k, v = self.project(x, frame)
-        q = q.transpose(1, 2) if frame.lanes is None else spread(q[0], frame)
         if frame.cache is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
         else:
             k, v = frame.cache.extend(slot, k, v, frame.cells)
         return self.attend(q, k, v, frame.mask, frame.lanes)
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lanes: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """Answers of queries (B, H, T, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D), or (1, N, D) with
-        the lanes of a narrowed frame."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lanes: Lanes | None = None) -> Tensor:
+        """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D). With the lanes of
+        a narrowed frame queries and answers are one row, (1, N, ...), and keys those of its rows, (B', K, S, W)."""
+        dtype = q.dtype
+        q = (q if lanes is None else lanes.spread(q)).transpose(1, 2).to(k.dtype)  # a cache may keep narrower numbers
         causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         heads = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
         ).transpose(1, 2)
-        if lanes is not None:
-            heads = heads[lanes][None]
-        return self.out(rearrange(heads, "b t h w -> b t (h w)"))
+        return self.out((heads if lanes is None else lanes.collect(heads)).flatten(-2).to(dtype))
 
     def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, T, heads, W) each: bias, then norm, then rotation on queries and keys."""
@@ -175,35 +218,24 @@ class Attention(nn.Module):
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
-    def queries(self, x: Tensor, frame: Frame) -> Tensor:
-        """Queries alone, (B, H, T, W): what `project` makes of the first rows of `qkv`."""
+    def queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+        """Queries alone, (B, T, H, W): what `project` makes of the first rows of `qkv`."""
         q = F.linear(x, self.qkv.weight[: self.heads * self.head_dim]).unflatten(-1, (-1, self.head_dim))
         bias = None if self.qk_bias is None else self.qk_bias[: self.heads]
-        return self.place(q, bias, self.q_norm, frame).transpose(1, 2)
+        return self.place(q, bias, self.q_norm, rotation)
 
-    def keys_values(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
         """Keys and values alone, (B, T, K, W) each: what `project` makes of the other rows of `qkv`."""
         kv = F.linear(x, self.qkv.weight[self.heads * self.head_dim :]).unflatten(-1, (-1, self.head_dim))
         k, v = kv.chunk(2, dim=2)
         bias = None if self.qk_bias is None else self.qk_bias[self.heads :]
-        return self.place(k, bias, self.k_norm, frame), v
+        return self.place(k, bias, self.k_norm, rotation), v
 
-    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, frame: Frame) -> Tensor:
+    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, rotation: Rotation | None) -> Tensor:
         """Bias, norm and rotation of queries or keys (B, T, heads, W)."""
         placed = x if bias is None else x + bias.to(x.dtype)
         placed = placed if norm is None else norm(placed).to(x.dtype)
-        return placed if frame.rotation is None else rotate(placed, frame.rotation, self.layout)
-
-
-def spread(q: Tensor, frame: Frame) -> Tensor:
-    """Queries of the tokens of a narrowed frame (N, H, W), by row as attention takes them: (B', H, A, W)."""
-    assert frame.lanes is not None and frame.mask is not None
-    rows, _, queries, _ = frame.mask.shape
-    if queries == 1:
-        return q[:, :, None]
-    spread_out = q.new_zeros(rows, queries, *q.shape[1:])
-    spread_out[frame.lanes] = q
-    return spread_out.transpose(1, 2)
+        return placed if rotation is None else rotate(placed, rotation, self.layout)
 
 
 class GatedMLP(nn.Module):
@@ -239,3 +271,15 @@ class Layer(nn.Module):
         """What follows the attention: its residual, then the MLP with its own."""
         x = self.attention_post_norm(x + attended)
         return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
+
+
+def run(
+    layers: Iterable[nn.Module], x: Tensor, frame: Frame, first: int, iteration: int, before: Before | None = None
+) -> Tensor:
+    """x (B, T, D) through layers that are numbered from `first` in the cache; `before` them through a module that also
+    takes a tensor which is the same in every iteration."""
+    if before is not None:
+        x = before[0](x, before[1])
+    for index, layer in enumerate(layers, start=first):
+        x = layer(x, frame, (index, iteration))
+    return x

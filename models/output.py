@@ -27,6 +27,8 @@ class ModelOutput(Reading):
         iterations: (B, T) int64, iterations that each position used.
         readings: the answer at each count in `read_at`, from the same unroll.
         selected: (B, T, N, R - 1) bool, which routed passes of N thinking layers a position took; None without routing.
+        router_logits: (B, T, N, R - 1), what the routers said of it, before the gate; minus infinity where a pass of
+            capacity 0 did not ask; None without routers.
         auxiliary_loss: scalar that training adds to the loss with a weight of its own; None where there is none.
     """
 
@@ -34,4 +36,5 @@ class ModelOutput(Reading):
     iterations: Tensor
     readings: dict[int, Reading] = field(default_factory=dict)
     selected: Tensor | None = None
+    router_logits: Tensor | None = None
     auxiliary_loss: Tensor | None = None

@@ -5,7 +5,7 @@
     s_i = Core( Inject(s_{i-1}, e) ),   i = 1 .. R
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
-Injections (closed choices; each is built once per forward, since what it makes of e is the same in every iteration):
+Injections (closed choices; what they make of e is the same in every iteration, and is prepared once per forward):
 
     concat    A [s ; e], A a matrix D x 2D without bias                                      (Huginn)
     add       s + e                                                                         (Huginn's small models)
@@ -74,9 +74,6 @@ class RecurrentDepthConfig(ModelConfig):
         ]
 
 
-Inject = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D): one state with the input injected
-
-
 class ConcatInjection(nn.Module):
     """A [s ; e] = A_s s + A_e e: the first D columns of A act on the state; A_e e is the same in every iteration."""
 
@@ -84,12 +81,12 @@ class ConcatInjection(nn.Module):
         super().__init__()
         self.adapter = nn.Linear(2 * config.d_model, config.d_model, bias=False)
 
-    def forward(self, injected: Tensor) -> Inject:
-        on_state, on_injected = self.adapter.weight.chunk(2, dim=1)
-        constant = F.linear(injected, on_injected)
-        return lambda state: (F.linear(state, on_state) + constant).to(
-            state.dtype
-        )  # autocast must not narrow the state
+    def prepare(self, injected: Tensor) -> Tensor:
+        return F.linear(injected, self.adapter.weight.chunk(2, dim=1)[1])
+
+    def forward(self, state: Tensor, prepared: Tensor) -> Tensor:
+        on_state = self.adapter.weight.chunk(2, dim=1)[0]
+        return (F.linear(state, on_state) + prepared).to(state.dtype)  # autocast must not narrow the state
 
 
 class AddInjection(nn.Module):
@@ -98,8 +95,11 @@ class AddInjection(nn.Module):
     def __init__(self, _: RecurrentDepthConfig) -> None:
         super().__init__()
 
-    def forward(self, injected: Tensor) -> Inject:
-        return lambda state: state + injected
+    def prepare(self, injected: Tensor) -> Tensor:
+        return injected
+
+    def forward(self, state: Tensor, prepared: Tensor) -> Tensor:
+        return state + prepared
 
 
 class DiagonalInjection(nn.Module):
@@ -116,11 +116,12 @@ class DiagonalInjection(nn.Module):
         self.write = nn.Parameter(torch.zeros(config.d_model, config.d_model).fill_diagonal_(1))  # B
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, injected: Tensor) -> Inject:
-        dt = F.softplus(self.raw_dt)
-        decay = torch.exp(-dt * torch.exp(self.log_rate))
-        constant = dt * F.linear(self.norm(injected), self.write)
-        return lambda state: decay * state + constant
+    def prepare(self, injected: Tensor) -> Tensor:
+        return F.softplus(self.raw_dt) * F.linear(self.norm(injected), self.write)
+
+    def forward(self, state: Tensor, prepared: Tensor) -> Tensor:
+        decay = torch.exp(-F.softplus(self.raw_dt) * torch.exp(self.log_rate))
+        return decay * state + prepared
 
 
 INJECTIONS = {"concat": ConcatInjection, "add": AddInjection, "diagonal": DiagonalInjection}
@@ -223,20 +224,14 @@ class RecurrentDepthTransformer(LanguageModel):
 
     def enter(self, input_ids: Tensor, frame: Frame) -> Tensor:
         """Embedding and prelude: (B, T) token ids -> what is injected into every iteration, (B, T, D)."""
-        injected = self.embed(input_ids)
-        for index, layer in enumerate(self.prelude):
-            injected = layer(injected, frame, (index, 0))
-        return injected
+        return self.through(self.prelude, self.embed(input_ids), frame, 0)
 
     def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int], Tensor]:
         """One iteration over these tokens, as `iterate` takes it: (state, index) -> state."""
-        inject = self.injection(injected)
+        prepared = self.injection.prepare(injected)  # type: ignore[operator]  # a method of every injection
 
         def think(state: Tensor, iteration: int) -> Tensor:
-            x = inject(state)
-            for index, layer in enumerate(self.core, start=len(self.prelude)):
-                x = layer(x, frame, (index, iteration))
-            return x
+            return self.through(self.core, state, frame, len(self.prelude), iteration, (self.injection, prepared))
 
         return think
 
@@ -252,9 +247,7 @@ class RecurrentDepthTransformer(LanguageModel):
 
     def read(self, state: Tensor, frame: Frame) -> Reading:
         """The answer in a state: coda and head, and the exit gate where there is one."""
-        x = self.final_norm(state)
-        for index, layer in enumerate(self.coda, start=len(self.prelude) + len(self.core)):
-            x = layer(x, frame, (index, 0))
+        x = self.through(self.coda, self.final_norm(state), frame, len(self.prelude) + len(self.core))
         return Reading(logits=self.logits(x), exit_logit=None if self.exit_gate is None else self.halt(state))
 
     def halt(self, state: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
                 normal distribution, which is what the logits nearly have
     auxiliary   BCE(logit, was selected by top-k), so that the logit alone tells what top-k decides (MoR, 2507.10524)
 
-Shapes: B batch, T positions, k positions that take the pass (the most of any row; other rows are filled up), G grid.
+Shapes: B batch, T positions, N tokens that take a pass, of all rows, G grid.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 from bisect import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from statistics import NormalDist
 from typing import Literal
 
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.models.layers import Frame
+from mull.models.layers import Frame, Lanes
 
 Capacity = float | Sequence[float]  # share of the tokens that a routed pass takes: one for all passes, or one for each
 Selection = Literal["top_k", "threshold"]
@@ -61,13 +62,22 @@ def top_k(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -
 
 def over_threshold(logits: Tensor, eligible: Tensor | None, capacity: float, thresholds: Tensor) -> Tensor:
     """(B, T) logits -> (B, T) bool: each token by itself, whatever the others are. thresholds: (G,), h on the grid."""
-    if capacity == 1:
-        selected = torch.ones_like(logits, dtype=torch.bool)
-    else:
-        right = min(max(bisect(GRID, capacity), 1), len(GRID) - 1)
-        z, left, end = (normal_threshold(share) for share in (capacity, GRID[right - 1], GRID[right]))
-        selected = logits >= torch.lerp(thresholds[right - 1], thresholds[right], (z - left) / (end - left))
+    selected = torch.ones_like(logits, dtype=torch.bool) if capacity == 1 else logits >= threshold(thresholds, capacity)
     return selected if eligible is None else selected & eligible
+
+
+def threshold(thresholds: Tensor, capacity: float) -> Tensor:
+    """h(c) out of h on the grid, (..., G) -> (...)."""
+    right, weight = between(capacity)
+    return torch.lerp(thresholds[..., right - 1], thresholds[..., right], weight)
+
+
+@cache
+def between(capacity: float) -> tuple[int, float]:
+    """Where h(c) lies: the place of the next capacity of the grid, and the share of the way to it."""
+    right = min(max(bisect(GRID, capacity), 1), len(GRID) - 1)
+    z, left, end = (normal_threshold(share) for share in (capacity, GRID[right - 1], GRID[right]))
+    return right, (z - left) / (end - left)
 
 
 SELECTIONS: dict[Selection, Select] = {"top_k": top_k, "threshold": over_threshold}
@@ -91,57 +101,67 @@ def auxiliary(logits: Tensor, selected: Tensor, eligible: Tensor | None) -> Tens
 
 @dataclass(frozen=True)
 class Chosen:
-    """Where the tokens of a pass stand.
+    """The tokens of a pass, out of a call of B rows of T positions.
 
     Attributes:
-        index: (B, k) int64, ascending in each row among the tokens that take the pass.
-        taken: (B, k) bool, false where a row has fewer than k and is filled up with others.
+        tokens: (N,) int64 into the B * T: those that take the pass, ascending, then repeats of the first that fill up.
+        taken: how many of them take the pass.
+        length: T.
+        block: N, and the queries of a row, are multiples of this; see `choose`.
     """
 
-    index: Tensor
-    taken: Tensor
+    tokens: Tensor
+    taken: int
+    length: int
+    block: int
 
     def gather(self, x: Tensor) -> Tensor:
-        """(B, T, ...) -> (B, k, ...)."""
-        return x[torch.arange(len(x), device=x.device)[:, None], self.index]
+        """(B, T, ...) -> (1, N, ...)."""
+        return x.flatten(0, 1)[self.tokens][None]
 
     def scatter(self, x: Tensor, new: Tensor) -> Tensor:
-        """(B, T, ...) with `new` (B, k, ...) where the pass was taken."""
-        taken = self.taken.view(*self.taken.shape, *[1] * (x.dim() - 2))
-        index = self.index.view(*self.index.shape, *[1] * (x.dim() - 2)).expand(new.shape)
-        return x.scatter(1, index, torch.where(taken, new.to(x.dtype), self.gather(x)))
+        """(B, T, ...) with `new` (1, N, ...) where the pass was taken."""
+        return x.flatten(0, 1).index_copy(0, self.tokens[: self.taken], self.real(new, x)).view(x.shape)
 
-    def frame(self, frame: Frame, n_keys: int, n_tokens: int) -> Frame:
-        """The frame of these tokens alone, as queries to n_keys keys; the last n_tokens, T, are their own call's."""
-        rotation = frame.rotation
-        if rotation is not None:
-            cos, sin = rotation
-            shared = cos.dim() == 3  # (T, 1, W): the same positions in every row
-            rotation = (cos[self.index], sin[self.index]) if shared else (self.gather(cos), self.gather(sin))
-        mask = frame.mask
-        if mask is None:
-            columns = torch.arange(n_keys, device=self.index.device)
-            mask = columns <= n_keys - n_tokens + self.index[..., None]
-        elif mask.dim() == 2:
-            mask = mask[self.index]
+    def scatter_(self, x: Tensor, new: Tensor) -> Tensor:
+        """The same in place."""
+        x.view(-1, *x.shape[2:]).index_copy_(0, self.tokens[: self.taken], self.real(new, x))
+        return x
+
+    def real(self, new: Tensor, x: Tensor) -> Tensor:
+        """Of results (1, N, ...) those of tokens that take the pass, in the type of x."""
+        return new[0, : self.taken].to(x.dtype)
+
+    def frame(self, frame: Frame, n_keys: int) -> Frame:
+        """The frame of these tokens alone, as queries to n_keys keys, the last T of which are their own call's."""
+        column = self.tokens % self.length
+        last = n_keys - self.length + column  # of the keys, by their order
+        lanes = Lanes.of(self.tokens[: self.taken], self.length, self.block)
+        idle = len(self.tokens) - self.taken
+        if idle:  # what fills up shares the place to spare, which nobody reads
+            row = torch.cat([lanes.row, lanes.row.new_zeros(idle)])
+            query = torch.cat([lanes.query, lanes.query.new_full((idle,), lanes.width - 1)])
+            lanes = replace(lanes, row=row, query=query, full=False)
+        if frame.mask is None:
+            mask = lanes.spread(last[None])[..., None] >= torch.arange(n_keys, device=column.device)
         else:
-            mask = self.gather(mask[:, 0])
-        positions = self.gather(frame.positions.expand(len(self.index), -1))
-        return Frame(positions, rotation, mask[:, None], frame.cache)
+            sees = frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[self.tokens]
+            mask = lanes.spread(sees[None])
+            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a softmax over nothing is NaN
+        positions, rotation = frame.placed(self.tokens)
+        return Frame(positions, rotation, mask[:, None], frame.cache, lanes=lanes)
 
 
 def choose(selected: Tensor, block: int = 1) -> Chosen | None:
-    """(B, T) bool -> where they stand; None when all tokens are selected, so that nothing need be gathered.
+    """(B, T) bool -> the selected tokens of all rows; None when these are all, so that nothing need be gathered.
 
-    k is rounded up to a multiple of `block`. Matrix products compute the last of an odd number of rows with another
-    kernel, whose sums differ in the last bit: in whole blocks a token's result does not depend on how many others go.
+    N is rounded up to a multiple of `block`. Matrix products of few rows, and of the last of an odd number of rows,
+    take another kernel, whose sums differ in the last bit: in whole blocks a token's result does not depend on how
+    many others go.
     """
-    least, count = selected.sum(dim=1).aminmax()
-    if int(least) == selected.shape[1]:
+    tokens = selected.flatten().nonzero().flatten()
+    taken = len(tokens)
+    if taken == selected.numel():
         return None
-    if int(count) == 0:  # what most positions find in decoding: nothing to sort
-        nowhere = torch.zeros(len(selected), 0, device=selected.device)
-        return Chosen(index=nowhere.long(), taken=nowhere.bool())
-    k = min(-(-int(count) // block) * block, selected.shape[1])
-    index = (~selected).to(torch.uint8).argsort(dim=1, stable=True)[:, :k]
-    return Chosen(index=index, taken=selected.gather(1, index))
+    fill = tokens[:1].expand(-taken % block)
+    return Chosen(torch.cat([tokens, fill]) if len(fill) else tokens, taken, selected.shape[1], block)

@@ -74,9 +74,7 @@ class Transformer(LanguageModel):
             raise ValueError(f"a Transformer has no loop: iterations={iterations} is refused, leave it out")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             frame = self.frame(input_ids, attention_mask, cache, None)
-            x = self.embed(input_ids)
-            for index, layer in enumerate(self.layers):
-                x = layer(x, frame, (index, 0))
+            x = self.through(self.layers, self.embed(input_ids), frame, 0)
             logits = self.logits(x)
             if cache is not None:
                 frame.finish(None)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
+from mull.training.capacities import CapacitySampler
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss
@@ -36,6 +37,8 @@ class TrainingModule(pl.LightningModule):
             called with input_ids alone.
         iterations: sampler of the iteration count; None for a network without a loop.
         backprop_iterations: gradient window in iterations; None means through all.
+        capacity: sampler of the share of tokens that routed passes take, for a network that has some; None means the
+            share of its config.
         loss: what is minimised; the default is the cross entropy after the last iteration.
         optimizer: recipe of the optimizer; the default is AdamW.
         warmup_steps: optimizer steps over which the learning rate climbs.
@@ -50,6 +53,7 @@ class TrainingModule(pl.LightningModule):
         network: nn.Module,
         iterations: IterationSampler | None = None,
         backprop_iterations: int | None = None,
+        capacity: CapacitySampler | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerRecipe | None = None,
         warmup_steps: int = 100,
@@ -69,9 +73,14 @@ class TrainingModule(pl.LightningModule):
             )
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
+        if capacity is not None and (iterations is None or not takes(network, "capacity")):
+            raise ValueError(
+                f"this {type(network).__name__} routes no tokens through passes: capacity is refused, leave it out"
+            )
         self.network = network
         self.iterations = iterations
         self.backprop_iterations = backprop_iterations
+        self.capacity = capacity
         self.loss = loss or LastIteration()
         self.optimizer = optimizer or AdamW()
         self.auxiliary_weight = auxiliary_weight
@@ -112,6 +121,9 @@ class TrainingModule(pl.LightningModule):
             options["backprop_iterations"] = self.backprop_iterations
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
+        if self.capacity is not None:
+            passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn
+            options["capacity"] = self.capacity(self.seed, index, passes - 1)
         if takes(self.network, "generator"):
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)

@@ -44,7 +44,7 @@ def test_a_layer_of_the_loop_keeps_every_iteration(model, tokens):
     cache = model.new_cache(1, 4)
     model(tokens(model.config, 1, 4), 2, cache=cache)  # 1 prelude, 3 core, 2 coda layers
     assert {layer: stored.shape[1] for layer, stored in cache.layers.items()} == {0: 1, 1: 2, 2: 2, 3: 2, 4: 1, 5: 1}
-    assert all(stored.shape[2:] == (1, 2, 4, 4) for stored in cache.layers.values())  # B, K, columns, W
+    assert all(stored.shape[2:] == (1, 2, 5, 4) for stored in cache.layers.values())  # B, K, columns, W
 
 
 # ------------------------------------------------------------------------------------------------ policies
@@ -241,3 +241,22 @@ def test_a_cache_serves_a_call_under_autocast(build, small, tokens):
         whole = model(ids, 3).logits
         parts = [model(ids[:, :4], 3, cache=cache).logits, model(ids[:, 4:], 3, cache=cache).logits]
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build, small, tokens, padded):
+    """Keys and values rounded to bfloat16 under a model of fp32: prefill, a second chunk, positions one by one."""
+    model = build(small(), torch.float32)
+    ids, mask = tokens(model.config, 2, 9), torch.ones(2, 5, dtype=torch.int64)
+    if padded:
+        mask[0, :2] = 0
+    wide, narrow = model.new_cache(2, 9), model.new_cache(2, 9, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for part, attention_mask in ((ids[:, :5], mask), (ids[:, 5:7], None), (ids[:, 7:8], None), (ids[:, 8:], None)):
+            exact = model(part, 3, cache=wide, attention_mask=attention_mask).logits
+            rounded = model(part, 3, cache=narrow, attention_mask=attention_mask).logits
+            assert rounded.dtype == torch.float32
+            if attention_mask is not None:
+                exact, rounded = exact[attention_mask.bool()], rounded[attention_mask.bool()]
+            assert 0 < (rounded - exact).std() < 0.05 * exact.std()
+    assert narrow.nbytes * 2 == wide.nbytes and narrow.fork([1]).dtype == torch.bfloat16

@@ -68,7 +68,7 @@ def test_cache_bytes_are_those_of_the_tensors(any_config, build, data, iteration
     claimed = cost.cache_bytes_per_token(config, iterations if looped else None, dtype)
     held = sum(tensor.untyped_storage().nbytes() for tensor in cache.layers.values())
     assert claimed == cache.bytes_per_token
-    assert claimed * 3 * 8 == cache.nbytes == held
+    assert claimed * 3 * (8 + 1) == cache.nbytes == held  # one column to spare: see Cache.window
 
 
 ROUTED = {

@@ -48,7 +48,7 @@ def test_every_parameter_starts_as_documented(config, layers):
 def test_the_diagonal_injection_starts_with_decay_sqrt_one_fifth_and_the_identity():
     injection = started(RecurrentDepthConfig(vocab_size=5, d_model=8, injection="diagonal")).injection
     state, nothing = torch.randn(2, 3, 8), torch.zeros(2, 3, 8)
-    torch.testing.assert_close(injection(nothing)(state), state * math.sqrt(1 / 5))
+    torch.testing.assert_close(injection(state, injection.prepare(nothing)), state * math.sqrt(1 / 5))
     assert torch.equal(injection.write, torch.eye(8))
 
 

@@ -153,8 +153,9 @@ def test_concat_puts_the_state_first_and_add_adds(build, small):
     state, injected = torch.randn(2, 1, 2, 24, dtype=torch.float64)
     concat = build(small()).injection
     a, b = concat.adapter.weight.split(24, dim=1)
-    torch.testing.assert_close(concat(injected)(state), state @ a.T + injected @ b.T)
-    assert torch.equal(build(small(injection="add")).injection(injected)(state), state + injected)
+    torch.testing.assert_close(concat(state, concat.prepare(injected)), state @ a.T + injected @ b.T)
+    add = build(small(injection="add")).injection
+    assert torch.equal(add(state, add.prepare(injected)), state + injected)
 
 
 def test_diagonal_decays_the_state_and_writes_the_normed_input():
@@ -164,8 +165,8 @@ def test_diagonal_decays_the_state_and_writes_the_normed_input():
     dt = torch.log1p(torch.exp(injection.raw_dt))
     written = F.rms_norm(injected, (8,), injection.norm.weight, 1e-6) @ injection.write.T
     expected = torch.exp(-dt * torch.exp(injection.log_rate)) * state + dt * written
-    torch.testing.assert_close(injection(injected)(state), expected)
-    carried = injection(torch.zeros_like(injected))(state)
+    torch.testing.assert_close(injection(state, injection.prepare(injected)), expected)
+    carried = injection(state, injection.prepare(torch.zeros_like(injected)))
     assert (carried.abs() < state.abs()).all()  # whatever the parameters are
 
 

@@ -153,7 +153,7 @@ def test_the_gradient_window_equals_detaching_the_state_by_hand(model, ids, wind
     state = torch.zeros_like(injected)
     for index in range(5):
         state = state.detach() if index == 5 - window else state
-        state = model.injection(injected)(state)
+        state = model.injection(state, model.injection.prepare(injected))
         for layer in model.core:
             state = layer(state, frame, (0, 0))
     model.read(state, frame).logits.square().sum().backward()

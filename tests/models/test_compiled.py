@@ -1,0 +1,63 @@
+"""Decoding with compiled blocks against decoding without. A compilation takes seconds, so this file asks for little."""
+
+import shutil
+
+import pytest
+import torch
+
+from mull.models import InnerThinkingConfig, InnerThinkingTransformer, RecurrentDepthConfig, RecurrentDepthTransformer
+
+SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 12}
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(build, tokens):
+    """Prefill stays eager; the last column of the cache is reached, at two depths."""
+    torch.compiler.reset()
+    model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE))
+    model.compile_decoding()
+    ids, compiled = tokens(model.config, 1, 12), model.compiled
+    for depth in (2, 5):
+        caches = [model.new_cache(1, 12) for _ in range(2)]
+        with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=depth == 5):
+            for start, end in ((0, 4), *((at, at + 1) for at in range(4, 12))):
+                fast = model(ids[:, start:end], depth, cache=caches[0])
+                model.compiled = None
+                slow = model(ids[:, start:end], depth, cache=caches[1])
+                model.compiled = compiled
+                torch.testing.assert_close(fast.logits, slow.logits, rtol=1e-10, atol=1e-10)
+
+
+def test_models_never_find_each_others_code(build):
+    """Compiled code does not look at modules again, and is found by its code object."""
+    models = [build(RecurrentDepthConfig(wiring=wiring, **SHAPE)) for wiring in ("sandwich", "pre_norm")]
+    for model in models:
+        model.compile_decoding()
+    one, other = (model.compiled._torchdynamo_orig_callable.__code__ for model in models)
+    assert one is not other and one.co_code == other.co_code
+
+
+def test_training_and_uncached_calls_stay_eager(build, tokens):
+    model = build(RecurrentDepthConfig(**SHAPE))
+    model.compiled = None
+    before = model(tokens(model.config, 2, 3), 2).logits
+
+    def never(*_):
+        raise AssertionError("compiled code was called")
+
+    model.compiled = never
+    assert torch.equal(model(tokens(model.config, 2, 3), 2).logits, before)
+    with pytest.raises(AssertionError, match="compiled"), torch.no_grad():
+        model(tokens(model.config, 2, 1), 2, cache=model.new_cache(2, 4))
+
+
+def test_inner_thinking_refuses():
+    with pytest.raises(ValueError, match="cannot be compiled"):
+        InnerThinkingTransformer(InnerThinkingConfig(**SHAPE)).compile_decoding()
+
+
+def test_compiling_leaves_what_is_saved_alone():
+    model = RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE))
+    names = set(model.state_dict())
+    model.compile_decoding()
+    assert set(model.state_dict()) == names
