@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from mull.inference.generate import NewTokens
+    from mull.inference.lockstep import NewTokens
     from mull.models import LanguageModel
 
 
@@ -168,6 +168,11 @@ def generate(args: list[str]) -> None:
     )
     parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; then the most")
     parser.add_argument("--speculate", type=str | None, help="4:16 drafts 16 tokens at 4 iterations: same text, sooner")
+    parser.add_argument(
+        "--wavefront",
+        type=str | None,
+        help="4:32 thinks about up to 32 tokens at once, 4 iterations a round: sooner, but lossy, not the same text",
+    )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
@@ -203,6 +208,7 @@ def generate(args: list[str]) -> None:
         top_p=options.top_p,
         attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
         speculate=options.speculate,
+        wavefront=options.wavefront,
         warm_start=options.warm_start,
         capacity=options.capacity,
     )

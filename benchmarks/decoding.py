@@ -1,4 +1,4 @@
-"""What decoding costs, and what exits and drafts save: python benchmarks/decoding.py [--rounds 5] [--only NAME]
+"""What decoding costs; what exits, drafts and wavefronts save: python benchmarks/decoding.py [--rounds 5] [--only NAME]
 
 1. decode: time per token of a (2,4,2) model of width 256 at 8 iterations, batch 1, against the bare matrix products of
    the same 36 layer calls. Goal: at most 3.3 times. Also bytes of cache per token, and FLOPs per second beside what a
@@ -8,6 +8,8 @@
    counts promise. Goal: at least 0.9.
 4. speculation: on the shipped text model at 32 iterations, tokens per second against plain decoding, same text. Goal:
    at least 1.5 times.
+5. wavefront: the same for a window of positions thought about at once, beside an exit rule of the same threshold. Both
+   are lossy: also the share of tokens that plain greedy decoding writes at the same place, over six prompts.
 """
 
 from __future__ import annotations
@@ -167,7 +169,44 @@ def speculation(rounds: int) -> None:
         print(f"speculate {text}: {rate:.0f} tokens/s, same text: {same}; speed / plain  {faster:.2f}")
 
 
-PARTS = {"decode": decode, "context": context, "exits": exits, "speculation": speculation}
+def openings() -> Tensor:
+    """64 bytes each, in the manner of both halves of the shipped text model's training text."""
+    lines = (
+        b"Natalia sold clips to 48 of her friends in April, and then she s",
+        b"A train leaves the station at 9 in the morning and travels at 60",
+        b"Tom has 12 apples and gives 5 of them to his sister. How many ap",
+        b"To be, or not to be, that is the question: whether it is nobler ",
+        b"KING RICHARD: My lord of Norfolk, what shall I do with all these",
+        b"ROMEO: But soft, what light through yonder window breaks? It is ",
+    )
+    return torch.tensor([list(line) for line in lines])
+
+
+def wavefront(rounds: int) -> None:
+    model, ids = mull.load(SHIPPED / "text"), openings()
+    options = {"iterations": 32, "max_new_tokens": 128, "stop_tokens": ()}
+    ways = {f"wavefront {text}": {"wavefront": text} for text in ("2:8", "4:8", "2:32", "4:32")}
+    ways = {"plain": {}, "exit latent:0.03": {"exit": "latent:0.03"}, **ways}
+    contestants = {name: lambda way=way: mull.generate(model, ids[:1], **options, **way) for name, way in ways.items()}
+    seconds = take_turns(contestants, rounds)
+    plain = mull.generate(model, ids, **options)
+    for name, way in ways.items():
+        result = mull.generate(model, ids, **options, **way)
+        same = (result.new_tokens == plain.new_tokens).float()
+        used, first = result.iterations.float().mean(), int(same.cumprod(1).sum(1).min())
+        print(
+            f"{name}: {128 / min(seconds[name]):.0f} tokens/s; over six prompts {used:.1f} iterations, same tokens "
+            f"{same.mean():.3f}, at least the first {first}; speed / plain  {ratio(seconds, 'plain', name):.2f}"
+        )
+
+
+PARTS = {
+    "decode": decode,
+    "context": context,
+    "exits": exits,
+    "speculation": speculation,
+    "wavefront": wavefront,
+}
 
 
 def main() -> None:

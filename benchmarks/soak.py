@@ -1,8 +1,8 @@
 """Many random generate calls in one process: python benchmarks/soak.py [--calls 2000]
 
-Random lengths, paddings, iteration counts, exits, policies, drafts, stop tokens and sampling, on a small random model.
-No call may fail, and after a warm-up of a tenth of the calls memory must not grow: the peak resident size and the live
-tensors are printed at both ends. Every tenth call is checked against the same request row by row.
+Random lengths, paddings, iteration counts, exits, policies, drafts, wavefronts, stop tokens and sampling, on a small
+random model. No call may fail, and after a warm-up of a tenth of the calls memory must not grow: the peak resident size
+and the live tensors are printed at both ends. Every tenth call is checked against the same request row by row.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ def request(rng: random.Random, vocab_size: int) -> tuple[torch.Tensor, torch.Te
         "max_new_tokens": rng.randint(1, 20),
         "stop_tokens": rng.sample(range(vocab_size), rng.randint(0, 2)),
     }
-    kind = rng.choice(["plain", "exit", "speculate", "shared", "deepest", "rows"])
+    kind = rng.choice(["plain", "exit", "speculate", "wavefront", "shared", "deepest", "rows"])
     if kind == "exit":
         options |= {"exit": rng.choice(EXITS), "policy": rng.choice([None, "deepest"])}
     elif kind == "speculate":
         options["speculate"] = f"{rng.randint(1, limit - 1)}:{rng.randint(1, 8)}"
+    elif kind == "wavefront":
+        options["wavefront"] = f"{rng.randint(1, 9)}:{rng.randint(1, 9)},headway={rng.randint(1, 3)}"
     elif kind == "shared":
         options |= {"policy": "shared", "ring": rng.randint(1, 4)}
     elif kind == "deepest":

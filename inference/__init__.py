@@ -4,7 +4,8 @@ The functions `generate` and `evaluate` live in the modules of the same names: `
 generate` (also `mull.generate`), `from mull.inference.evaluate import evaluate`. Here they would hide their modules.
 """
 
-from mull.inference.generate import Generation, NewTokens, stream
+from mull.inference.generate import Generation, stream
+from mull.inference.lockstep import NewTokens
 from mull.inference.rows import Row, from_json, to_csv, to_json
 from mull.inference.sampling import sample
 from mull.inference.table import print_table

@@ -11,10 +11,10 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,20 +22,16 @@ from torch import Tensor
 from mull.inference.adaptive import choose_exit, think_until
 from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
+from mull.inference.lockstep import NewTokens, Round, Rounds, in_lockstep
 from mull.inference.sampling import Draw, check_sampling, sample
 from mull.inference.speculate import Speculation, check_speculation, parse_speculation
 from mull.inference.speculate import speculate as speculate_rounds
+from mull.inference.wavefront import Wavefront, check_wavefront, parse_wavefront
+from mull.inference.wavefront import wavefront as wavefront_rounds
 from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransformer
 from mull.models.cache import Policy
 from mull.models.loop import Iterations
 from mull.models.routing import Capacity
-
-
-class NewTokens(NamedTuple):
-    """What one position of the answer got: `tokens` (B,) int64, and `iterations` (B,) spent on choosing them."""
-
-    tokens: Tensor
-    iterations: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,6 +79,7 @@ def generate(
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
     speculate: str | Speculation | None = None,
+    wavefront: str | Wavefront | None = None,
     warm_start: bool = False,
     policy: Policy | None = None,
     ring: int = 1,
@@ -101,9 +98,12 @@ def generate(
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
         speculate: `4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
+        wavefront: `4:32` thinks about up to 32 positions at once, 4 iterations a round, the later ones on guesses.
+            Lossy: not the text of plain decoding. See mull.inference.wavefront for its options.
         warm_start: begin each new position from the state of the one before instead of the model's own start. Changes
             what is written, unless the loop comes to rest where it began or not.
-        policy, ring: of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule.
+        policy, ring: of the cache (models/cache.py); None is `full`, `deepest` with an exit rule, or `shared` with a
+            wavefront.
         capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
@@ -124,6 +124,7 @@ def generate(
             attention_mask=attention_mask,
             stop_tokens=stop_tokens,
             speculate=speculate,
+            wavefront=wavefront,
             warm_start=warm_start,
             policy=policy,
             ring=ring,
@@ -150,6 +151,7 @@ def stream(
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
     speculate: str | Speculation | None = None,
+    wavefront: str | Wavefront | None = None,
     warm_start: bool = False,
     policy: Policy | None = None,
     ring: int = 1,
@@ -169,23 +171,39 @@ def stream(
     prompt = prompt_ids.to(model.device, torch.int64)
     batch_size, length = prompt.shape
     limit = min(max_new_tokens, model.config.max_length - length)
-    policy = policy or ("full" if rule is None else "deepest")
+    drafts, front = parse_speculation(speculate), parse_wavefront(wavefront)
+    if front is not None and (rule is not None or drafts is not None or warm_start):
+        raise ValueError(
+            "a wavefront settles positions by its own threshold: it goes with no exit rule, speculation or warm start"
+        )
+    if front is not None and (policy not in (None, "shared") or ring != 1):
+        raise ValueError(
+            f"a wavefront needs a cache of policy shared and ring 1, not {policy} and {ring}; leave them out"
+        )
+    policy = policy or ("shared" if front is not None else "full" if rule is None else "deepest")
     if rule is not None and policy == "full":
         raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
-    drafts = parse_speculation(speculate)
-    if drafts is None:
-        cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
-        choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
-        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
-    if rule is not None or warm_start or policy != "full":
+    if drafts is not None and (rule is not None or warm_start or policy != "full"):
         raise ValueError(
             "speculate verifies at full depth: it goes with no exit rule, warm start or other cache policy"
         )
-    full = check_speculation(model, drafts, iterations)
-    cache = model.new_cache(batch_size, length + limit)
-    return speculated(model, prompt, mask, full, drafts, limit, cache, Draw(generator, **sampling), stop)  # type: ignore[arg-type]
+    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
+    if drafts is None and front is None:
+        cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
+        choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
+        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
+    draw = Draw(generator, **sampling)  # type: ignore[arg-type]
+    go_on: Callable[[Tensor, Cache], Rounds]
+    if front is not None:
+        deepest = check_wavefront(model, front, iterations, generator)
+        cache = model.new_cache(batch_size, length + limit - 1, policy)
+        go_on = partial(wavefront_rounds, model, limit=deepest, how=front, room=limit - 1, choose=draw)
+    elif drafts is not None:
+        deepest = check_speculation(model, drafts, iterations)
+        cache = model.new_cache(batch_size, length + limit)
+        go_on = partial(speculate_rounds, model, full=deepest, how=drafts, room=length + limit, choose=draw)
+    return in_lockstep(after_prompt(model, prompt, mask, deepest, cache, draw, go_on), limit, stop)
 
 
 def positions(
@@ -253,59 +271,22 @@ def decode_position(
     return out.logits[:, -1], out.iterations[:, -1], out.state[:, -1]
 
 
-def speculated(
+def after_prompt(
     model: LanguageModel,
     prompt: Tensor,
     mask: Tensor | None,
-    full: int,
-    drafts: Speculation,
-    limit: int,
+    iterations: int,
     cache: Cache,
     choose: Draw,
-    stop: Tensor,
-) -> Iterator[NewTokens]:
-    """Like `positions`, out of verified drafts: a position is yielded when every row that still writes has it."""
-    assert isinstance(model, RecurrentDepthTransformer)
-    logits, _, _ = prefill(model, prompt, mask, Thinking(full), cache)
-    first = choose.token(choose.distribution(logits))
-    written = [[token] for token in first.tolist()]  # by row
-    ends = set(stop.tolist())
-    writing = [row for row, tokens in enumerate(written) if tokens[-1] not in ends and limit > 1]
-    given = 0
-    rounds: Generator[tuple[Tensor, Tensor], Tensor | None, None] | None = None
-    keep = None
-    if writing:
-        index = torch.tensor(writing, device=prompt.device)
-        start = cache if len(writing) == len(prompt) else cache.fork(writing)
-        rounds = speculate_rounds(
-            model,
-            first[index],
-            start,
-            full,
-            drafts,
-            cache.max_length,
-            choose.distribution,
-            choose.token,
-            choose.uniform,
-        )
-    while True:
-        ready = min((len(written[row]) for row in writing), default=max(map(len, written)))
-        while given < ready:
-            row_tokens = [tokens[min(given, len(tokens) - 1)] for tokens in written]
-            used = [full if given < len(tokens) else 0 for tokens in written]
-            yield NewTokens(torch.tensor(row_tokens, device=prompt.device), torch.tensor(used, device=prompt.device))
-            given += 1
-        if not writing or rounds is None:
-            return
-        tokens, counts = rounds.send(keep)
-        goes_on = []
-        for row, new, count in zip(writing, tokens.tolist(), counts.tolist(), strict=True):
-            new = new[: min(count, limit - len(written[row]))]
-            cut = next((place + 1 for place, token in enumerate(new) if token in ends), len(new))
-            written[row] += new[:cut]
-            goes_on.append(written[row][-1] not in ends and len(written[row]) < limit)
-        keep = None if all(goes_on) else torch.tensor(goes_on, device=prompt.device).nonzero().flatten()
-        writing = [row for row, on in zip(writing, goes_on, strict=True) if on]
+    go_on: Callable[[Tensor, Cache], Rounds],
+) -> Rounds:
+    """The token after the prompt, which every row has at once, then the rounds of `go_on` from it and the cache."""
+    logits, _, _ = prefill(model, prompt, mask, Thinking(iterations), cache)
+    last = choose.token(choose.distribution(logits))
+    keep = yield Round(last[:, None], torch.ones_like(last), torch.full_like(last, iterations)[:, None])
+    if keep is not None:
+        cache, last = cache.fork(keep.tolist()), last[keep]
+    yield from go_on(last, cache)
 
 
 def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tensor | None) -> None:

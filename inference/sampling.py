@@ -45,8 +45,7 @@ def sample(
         ValueError: an option out of range, a draw without a generator, or logits that are not numbers.
     """
     check_sampling(temperature, generator, top_k, top_p, min_p)
-    if bool(logits.isnan().any()):
-        raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")
+    check_logits(logits)
     if temperature == 0:
         return logits.argmax(dim=-1)
     assert generator is not None  # check_sampling saw to it
@@ -87,7 +86,8 @@ class Draw:
         self.generator, self.temperature, self.filters = generator, temperature, filters
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """(..., V) logits -> probabilities."""
+        """(..., V) logits -> probabilities. Raises ValueError for logits that are not numbers."""
+        check_logits(logits)
         if self.temperature == 0:
             return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
         p = probabilities(logits.flatten(0, -2), self.temperature, **self.filters)
@@ -98,6 +98,14 @@ class Draw:
         if self.generator is None or self.temperature == 0:
             return p.argmax(dim=-1)
         return torch.multinomial(p.to(self.generator.device), 1, generator=self.generator).squeeze(-1).to(p.device)
+
+    def token_at(self, p: Tensor, luck: Tensor) -> Tensor:
+        """(N, V) probabilities and draws (N,) from [0, 1) -> (N,) tokens: that in whose part of [0, 1) the draw falls.
+        The same draw on nearly the same probabilities is nearly always the same token."""
+        if self.generator is None or self.temperature == 0:
+            return p.argmax(dim=-1)
+        mass = p.double().cumsum(dim=-1)
+        return (mass <= luck[:, None] * mass[:, -1:]).sum(dim=-1)
 
     def uniform(self, rows: int, k: int) -> Tensor:
         """(rows, k) from [0, 1)."""
@@ -110,6 +118,11 @@ def renormalized(p: Tensor, keep: Tensor) -> Tensor:
     """(B, V) probabilities with those outside `keep` at zero and the others scaled to sum to 1."""
     kept = p * keep
     return kept / kept.sum(dim=-1, keepdim=True)
+
+
+def check_logits(logits: Tensor) -> None:
+    if bool(logits.isnan().any()):
+        raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")
 
 
 def check_sampling(

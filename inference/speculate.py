@@ -15,12 +15,14 @@ Shapes: B rows still writing, k drafted tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mull.inference.lockstep import Round, Rounds
+from mull.inference.sampling import Draw
 from mull.models import Cache, LanguageModel, RecurrentDepthTransformer
 from mull.models.loop import iterate, last_state
 
@@ -67,41 +69,36 @@ def check_speculation(model: LanguageModel, how: Speculation, iterations: int | 
 
 @torch.no_grad()
 def speculate(
-    model: RecurrentDepthTransformer,
+    model: LanguageModel,
     last: Tensor,
     cache: Cache,
     full: int,
     how: Speculation,
     room: int,
-    distribution: Callable[[Tensor], Tensor],
-    draw: Callable[[Tensor], Tensor],
-    uniform: Callable[[int, int], Tensor],
-) -> Generator[tuple[Tensor, Tensor], Tensor | None, None]:
-    """Yield (tokens (B, k + 1), counts (B,)) per round: row b's next counts[b] tokens. Send back which rows go on.
+    choose: Draw,
+) -> Rounds:
+    """Rounds of up to k + 1 tokens a row.
 
     Args:
         last: (B,), the last token of each row, not in the cache yet.
         cache: of policy full, filled at `full` iterations.
         room: most positions the cache will hold.
-        distribution: (..., V) logits -> probabilities to draw from.
-        draw: (N, V) probabilities -> (N,) tokens.
-        uniform: (B, k) -> draws from [0, 1).
+        choose: how tokens are drawn.
     """
+    assert isinstance(model, RecurrentDepthTransformer)  # check_speculation saw to it
     while True:
         k = min(how.tokens, room - cache.length - 1)
-        inputs, drafted, injected, state = draft(model, last, cache, full, how.iterations, k, distribution, draw)
-        p = distribution(verify(model, inputs, injected, state, cache, full, how.iterations))
-        accepted, then = accept(inputs[:, 1:], drafted, p, draw, uniform)
+        inputs, drafted, injected, state = draft(model, last, cache, full, how.iterations, k, choose)
+        p = choose.distribution(verify(model, inputs, injected, state, cache, full, how.iterations))
+        accepted, then = accept(inputs[:, 1:], drafted, p, choose.token, choose.uniform)
         held = cache.lengths
         cache.rollback([length - k + int(n) for length, n in zip(held, accepted, strict=True)])
         tokens = torch.cat([inputs[:, 1:], then[:, None]], dim=1)
         tokens.scatter_(1, accepted[:, None], then[:, None])
-        keep = yield tokens, accepted + 1
+        keep = yield Round(tokens, accepted + 1, torch.full_like(tokens, full))
         last = then
         if keep is not None:
             cache, last = cache.fork(keep.tolist()), last[keep]
-            if not len(last):
-                return
 
 
 def draft(
@@ -111,8 +108,7 @@ def draft(
     full: int,
     iterations: int,
     k: int,
-    distribution: Callable[[Tensor], Tensor],
-    draw: Callable[[Tensor], Tensor],
+    choose: Draw,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """k tokens after `last`, at few iterations. Inputs (B, k + 1) beginning with `last`, the distributions (B, k, V)
     they were drawn from, and of each input what is injected and the state, (B, k + 1, D). Their keys of these
@@ -125,8 +121,8 @@ def draft(
         injections.append(injected)
         states.append(state)
         if j < k:
-            distributions.append(distribution(model.read(state, frame).logits[:, -1]))
-            inputs.append(draw(distributions[-1]))
+            distributions.append(choose.distribution(model.read(state, frame).logits[:, -1]))
+            inputs.append(choose.token(distributions[-1]))
         frame.finish(None)
     q = torch.stack(distributions, dim=1) if k else last.new_zeros(len(last), 0, model.config.vocab_size).float()
     return torch.stack(inputs, dim=1), q, torch.cat(injections, dim=1), torch.cat(states, dim=1)

@@ -65,6 +65,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", "1 " * 40], "24"),
         (["generate", "FOLDER", "--prompt", "1", "--temperature", "-1"], "-1"),
         (["generate", "FOLDER", "--prompt", "1", "--exit", "latnt:0.03"], "exit 'latnt' is not known"),
+        (["generate", "FOLDER", "--prompt", "1", "--wavefront", "4"], "wavefront '4' is not ITERATIONS:WIDTH"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
         (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),

@@ -1,0 +1,79 @@
+"""Rows that write at different speeds, handed on one position at a time.
+
+A decoder that gives each row some tokens per round (drafts that were accepted, positions that settled) is a generator
+of `Round`s over the rows that still write. `in_lockstep` keeps what they have written, tells the decoder which of them
+go on, and yields a position as soon as every row that still writes has it.
+
+Shapes: B batch, B' rows still writing, k most tokens of a row in this round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class NewTokens(NamedTuple):
+    """What one position of the answer got: `tokens` (B,) int64, and `iterations` (B,) spent on choosing them."""
+
+    tokens: Tensor
+    iterations: Tensor
+
+
+class Round(NamedTuple):
+    """What the rows still writing got: of row b the first counts[b] >= 0 `tokens`, with the iterations spent on each.
+
+    Attributes:
+        tokens, iterations: (B', k) int64.
+        counts: (B',) int64.
+    """
+
+    tokens: Tensor
+    counts: Tensor
+    iterations: Tensor
+
+
+Rounds = Generator[Round, Tensor | None, None]
+
+
+def in_lockstep(rounds: Rounds, limit: int, stop: Tensor) -> Iterator[NewTokens]:
+    """Yield position after position, until every row has met a token of `stop` or has `limit` tokens.
+
+    Args:
+        rounds: yields a Round, and is sent which of its rows go on: ascending places among the B' rows, None for all.
+            When none is left it is closed. The first Round is of all B rows and gives each a token or more; what a
+            Round gives beyond a stop token or the limit is dropped.
+        limit: most tokens of a row.
+        stop: (n,) int64.
+
+    A row that has ended is filled up with its last token, at 0 iterations.
+    """
+    ends, given = set(stop.tolist()), 0
+    new = next(rounds)
+    writing = list(range(len(new.tokens)))
+    written: list[list[int]] = [[] for _ in writing]
+    spent: list[list[int]] = [[] for _ in writing]
+    while True:
+        stays = []
+        for place, (row, count) in enumerate(zip(writing, new.counts.tolist(), strict=True)):
+            tokens = new.tokens[place, : min(count, limit - len(written[row]))].tolist()
+            cut = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
+            written[row] += tokens[:cut]
+            spent[row] += new.iterations[place, :cut].tolist()
+            if written[row][-1] not in ends and len(written[row]) < limit:
+                stays.append(place)
+        keep = None if len(stays) == len(writing) else torch.tensor(stays, device=stop.device)
+        writing = [writing[place] for place in stays]
+        ready = min((len(written[row]) for row in writing), default=max(map(len, written)))
+        for position in range(given, ready):
+            column = [tokens[min(position, len(tokens) - 1)] for tokens in written]
+            used = [counts[position] if position < len(counts) else 0 for counts in spent]
+            yield NewTokens(torch.tensor(column, device=stop.device), torch.tensor(used, device=stop.device))
+        given = ready
+        if not writing:
+            rounds.close()
+            return
+        new = rounds.send(keep)

@@ -1,0 +1,237 @@
+"""Wavefront decoding: a window of positions is thought about at once, the later ones on guesses of their tokens.
+
+After the prompt, at full depth, every row has a window of active positions behind what is in the cache. A round:
+
+    e_p <- (1 - m) Prelude(x_p) + m e_p                     x_p the latest guess of position p - 1; m = momentum
+    s_p <- (1 - b) s_p + b s',  b = noise / (1 + n_p)       s' a fresh draw, n_p the iterations p has had; if noise > 0
+    s_p <- Core(s_p, e_p)                                   r' times, all positions of the window together
+    x_{p+1} <- sample(logits(s_p))
+    freeze     the longest prefix of the window in which every position has settled; its tokens are written
+    append     `headway` positions, while there are fewer than `width`
+
+Settled: ||s - s'|| / ||s|| < threshold over the round, or all of its iterations had; and p read the token that p - 1 is
+frozen with. One set of keys serves all iterations (cache policy `shared`, ring 1): everybody attends to the latest keys
+of each position. Those of frozen positions stay, the others are dropped and written anew in the next round. A last
+round may be shorter than r', so that a position has `iterations` at most, and exactly as many at threshold 0.
+
+It is lossy: what is frozen stays, also where more thought would have changed it. At width 1 and threshold 0 it is plain
+decoding under that policy, whatever r'. Arithmetic per token is not less but more; what it saves is calls, which are
+few and wide instead of many and narrow.
+
+Diffusion-forcing sampler (Geiping et al., arXiv 2510.14961). Deviations: batches of any size, every row with a window
+of its own. The reference freezes up to the last settled position, also over some that have not settled; here a prefix.
+It draws anew in every round; here a position keeps its uniform draw, so that a guess only changes when its distribution
+does. A position that has had all its iterations on a token that then changes begins again (happens with headway > 1).
+
+Shapes: B rows still writing, W widest window, N active positions of all rows, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from mull.inference.exits import norm
+from mull.inference.lockstep import Round, Rounds
+from mull.inference.sampling import Draw
+from mull.models import Cache, LanguageModel, RecurrentDepthTransformer
+from mull.models.layers import Frame
+from mull.models.loop import check_count, iterate, last_state
+
+
+@dataclass(frozen=True)
+class Wavefront:
+    """How the window moves. See the head of this file.
+
+    Args:
+        iterations: r', per round.
+        width: most active positions of a row.
+        threshold: relative change of the state over a round below which a position has settled; 0 for never.
+        headway: positions appended per round. Those after the first begin on the same guess.
+        momentum: share of the former injected input that stays.
+        noise: share of the state that a fresh draw replaces before a position's first round; 0 for none.
+    """
+
+    iterations: int = 4
+    width: int = 32
+    threshold: float = 0.03
+    headway: int = 1
+    momentum: float = 0.1
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "width", "headway"):
+            check_count(f"wavefront: {name}", getattr(self, name))
+        if not (self.threshold >= 0 and math.isfinite(self.threshold)):
+            raise ValueError(f"wavefront: threshold {self.threshold} is not a number of at least 0; 0 never settles")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"wavefront: momentum {self.momentum} lies outside 0 <= momentum < 1; 0 keeps nothing")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"wavefront: noise {self.noise} lies outside 0 <= noise <= 1; 0 is none")
+
+
+def parse_wavefront(text: str | Wavefront | None) -> Wavefront | None:
+    """`4:32` or `4:32,threshold=0.03,noise=0.5` -> 4 iterations a round, at most 32 active positions."""
+    if text is None or isinstance(text, Wavefront):
+        return text
+    first, *options = text.split(",")
+    iterations, _, width = first.partition(":")
+    if not (iterations.isdigit() and width.isdigit()):
+        raise ValueError(
+            f"wavefront {text!r} is not ITERATIONS:WIDTH; 4:32 thinks 4 iterations a round about up to 32 positions"
+        )
+    known = {"threshold": float, "headway": int, "momentum": float, "noise": float}
+    values: dict[str, float] = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            values[name] = known[name](value)
+        except (KeyError, ValueError):
+            examples = ", ".join(f"{name}={getattr(Wavefront, name)}" for name in known)
+            raise ValueError(f"wavefront option {option!r} is not known; give some of {examples}") from None
+    return Wavefront(int(iterations), int(width), **values)  # type: ignore[arg-type]
+
+
+def check_wavefront(
+    model: LanguageModel, how: Wavefront, iterations: int | Tensor | None, generator: torch.Generator | None
+) -> int:
+    """The most iterations of a position; a ValueError where the model or the call cannot be decoded like this."""
+    if not isinstance(model, RecurrentDepthTransformer):
+        raise ValueError(f"a wavefront needs a model with a core that is iterated, not a {type(model).__name__}")
+    if isinstance(iterations, Tensor):
+        raise ValueError("a wavefront takes one count of iterations for all rows, not one per row")
+    if how.noise > 0 and generator is None:
+        raise ValueError(
+            f"wavefront: noise {how.noise} is drawn at random, which needs a generator: "
+            "pass generator=torch.Generator().manual_seed(seed), or noise=0"
+        )
+    return check_count("iterations", model.config.mean_iterations if iterations is None else iterations)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The active positions, row b's in its first widths[b] of W places.
+
+    Attributes:
+        tokens: (B, W) int64, what each reads: the latest guess of the one before.
+        injected, state: (B, W, D).
+        used: (B, W) int64, iterations so far; 0 where nothing of injected and state counts.
+        luck: (B, W), a position's uniform draw from [0, 1).
+        widths: (B,) int64.
+    """
+
+    tokens: Tensor
+    injected: Tensor
+    state: Tensor
+    used: Tensor
+    luck: Tensor
+    widths: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """(B, W) bool."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.widths[:, None]
+
+    def rows(self, keep: Tensor) -> Window:
+        """The windows of some rows only."""
+        return Window(*(getattr(self, field.name)[keep] for field in fields(self)))
+
+
+@torch.no_grad()
+def wavefront(
+    model: LanguageModel,
+    last: Tensor,
+    cache: Cache,
+    limit: int,
+    how: Wavefront,
+    room: int,
+    choose: Draw,
+) -> Rounds:
+    """Rounds of frozen tokens; see the head of this file.
+
+    Args:
+        last: (B,), the last token of each row, not in the cache yet.
+        cache: of policy shared, ring 1.
+        limit: most iterations of a position.
+        room: tokens that each row may still write.
+        choose: how tokens are drawn; its generator also draws the noise.
+    """
+    assert isinstance(model, RecurrentDepthTransformer)  # check_wavefront saw to it
+    left = torch.full_like(last, room)
+    nothing = torch.zeros(len(last), 1, model.config.d_model, dtype=model.dtype, device=model.device)
+    luck = choose.uniform(len(last), 1).to(last.device)
+    window = Window(last[:, None], nothing, nothing, torch.zeros_like(last)[:, None], luck, torch.ones_like(last))
+    while True:
+        held, active = cache.lengths, window.active
+        frame = model.frame(window.tokens, active, cache, limit)
+        window, change = deepen(model, window, frame, limit, how, choose.generator)
+        logits = model.read(window.state, frame).logits[active]
+        frame.finish(None)
+        guesses = torch.zeros_like(window.tokens)
+        guesses[active] = choose.token_at(choose.distribution(logits), window.luck[active])
+        settled = active & ((change < how.threshold) | (window.used >= limit))
+        settled[:, 1:] &= window.tokens[:, 1:] == guesses[:, :-1]
+        frozen = settled.long().cumprod(dim=1).sum(dim=1)
+        cache.rollback([length + count for length, count in zip(held, frozen.tolist(), strict=True)])
+        keep = yield Round(guesses, frozen, window.used)
+        left = left - frozen
+        if keep is not None:
+            cache, window, guesses = cache.fork(keep.tolist()), window.rows(keep), guesses[keep]
+            frozen, left = frozen[keep], left[keep]
+        window = move(window, guesses, frozen, left, limit, how, choose)
+
+
+def deepen(
+    model: RecurrentDepthTransformer,
+    window: Window,
+    frame: Frame,
+    limit: int,
+    how: Wavefront,
+    generator: torch.Generator | None,
+) -> tuple[Window, Tensor]:
+    """One round of thought: the window after it, and the relative change of its states (B, W)."""
+    entered = model.enter(window.tokens, frame)
+    begun = (window.used > 0)[..., None]
+    injected = torch.where(begun, torch.lerp(entered, window.injected, how.momentum), entered)
+    before = torch.where(begun, window.state, model.draw_state(entered, None))
+    if how.noise > 0:
+        share = (how.noise / (1 + window.used))[..., None].to(before.dtype)
+        before = torch.lerp(before, model.draw_state(before, generator), share)
+    due = (limit - window.used).clamp(max=how.iterations) * window.active
+    most = int(due.max())
+    think = model.thinker(injected, frame)
+    # who is due fewer begins later, so that everybody's keys are those of its last iteration
+    state = last_state(
+        iterate(lambda s, index: torch.where((index >= most - due)[..., None], think(s, index), s), before, most)
+    )
+    deeper = replace(window, injected=injected, state=state, used=window.used + due)
+    return deeper, norm(state - before) / norm(state)
+
+
+def move(
+    window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, how: Wavefront, choose: Draw
+) -> Window:
+    """The window without its first `frozen` (B,) positions, with those appended, reading the latest guesses."""
+    widths = torch.minimum(window.widths - frozen + how.headway, left.clamp(max=how.width))
+    places = frozen[:, None] + torch.arange(int(widths.max()), device=frozen.device)  # in the old window
+    old = places < window.widths[:, None]
+    reads = torch.cat([window.tokens[:, :1], guesses], dim=1)  # by place in the old window, and the one after it
+    tokens = reads.gather(1, places.minimum(window.widths[:, None]))
+    places = places.clamp(max=window.tokens.shape[1] - 1)
+    used = window.used.gather(1, places)
+    in_vain = (used >= limit) & (tokens != window.tokens.gather(1, places))
+    luck = window.luck.gather(1, places)
+    new = ~old & (torch.arange(places.shape[1], device=places.device) < widths[:, None])
+    luck[new] = choose.uniform(int(new.sum()), 1)[:, 0].to(luck.device)
+    wide = places[..., None].expand(-1, -1, window.state.shape[-1])
+    return Window(
+        tokens=tokens,
+        injected=window.injected.gather(1, wide),
+        state=window.state.gather(1, wide),
+        used=used.where(old & ~in_vain, 0),
+        luck=luck,
+        widths=widths,
+    )
