@@ -8,6 +8,9 @@
    counts promise. Goal: at least 0.9.
 4. speculation: on the shipped text model at 32 iterations, tokens per second against plain decoding, same text. Goal:
    at least 1.5 times.
+5. continuous: the same model, batch and limit, 32 new tokens under an exit rule: calls of the core and wall-clock of
+   continuous depth batching against rows in lockstep and against plain decoding, and the share of what the iteration
+   counts promise that is saved; the same for a random model with a larger core. Goal: sooner than lockstep.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +29,8 @@ from torch.nn import functional as F
 import mull
 from mull.inference.adaptive import think_until
 from mull.inference.exits import parse
+from mull.inference.generate import Thinking, positions, uneven_positions
+from mull.inference.sampling import sample
 from mull.models import RecurrentDepthConfig, RecurrentDepthTransformer, cost
 from mull.models.cache import Policy
 
@@ -167,7 +173,70 @@ def speculation(rounds: int) -> None:
         print(f"speculate {text}: {rate:.0f} tokens/s, same text: {same}; speed / plain  {faster:.2f}")
 
 
-PARTS = {"decode": decode, "context": context, "exits": exits, "speculation": speculation}
+def writer(
+    model: RecurrentDepthTransformer, ids: Tensor, iterations: int, rule: str | None, new: int, patience: float | None
+) -> Callable[[], tuple[float, Tensor]]:
+    """A run that returns the seconds of greedy decoding, the prompt left out, and the iterations of every token.
+
+    In lockstep where patience is None, otherwise continuously; without a rule plainly.
+    """
+    way = positions if patience is None else partial(uneven_positions, patience=patience)
+    exit = None if rule is None else parse(rule)
+
+    def run() -> tuple[float, Tensor]:
+        cache = model.new_cache(len(ids), ids.shape[1] + new, "full" if exit is None else "deepest")
+        stop = torch.empty(0, dtype=torch.int64)
+        written = way(model, ids, None, Thinking(iterations, exit), new + 1, cache, sample, stop)
+        next(written)
+        start = time.perf_counter()
+        used = torch.stack([position.iterations for position in written], dim=1)
+        return time.perf_counter() - start, used
+
+    return run
+
+
+def continuous(rounds: int) -> None:
+    wide = RecurrentDepthConfig(vocab_size=257, d_model=512, n_heads=8, d_ff=1376, n_core=6)
+    shipped = mull.load(SHIPPED / "text")
+    cases = [
+        (shipped, windows(32, 64), 32, "latent:0.1", 32),
+        (shipped, windows(32, 64), 32, "latent:0.03", 32),
+        (RecurrentDepthTransformer(wide).eval(), windows(8, 16), 16, "latent:0.1", 12),
+    ]
+    for model, ids, limit, rule, new in cases:
+        c, length = model.config, ids.shape[1] + new // 2
+        runs = {
+            "plain": writer(model, ids, limit, None, new, None),
+            "lockstep": writer(model, ids, limit, rule, new, None),
+        }
+        for patience in (0.0, 0.2, 0.9):
+            runs[f"patience {patience}"] = writer(model, ids, limit, rule, new, patience)
+        seconds: dict[str, list[float]] = {way: [] for way in runs}
+        for warm in [True] + [False] * rounds:
+            for way, run in runs.items():
+                taken, used = run()
+                if not warm:
+                    seconds[way].append(taken)
+        mean = used.float().mean().item()
+        promised = 1 - cost.once_flops(c, length) / cost.flops_per_token(c, limit, length)
+        promised *= 1 - mean / limit
+        print(f"continuous: ({c.n_prelude},{c.n_core},{c.n_coda}) of width {c.d_model}, {len(ids)} rows, exit {rule}")
+        print(f"    {mean:.1f} of {limit} iterations, promised saving {promised:.3f}; calls of the core:")
+        print(
+            f"    {int(used.amax(0).sum())} in lockstep, {int(used.sum(1).max())} with patience 0, which is the least"
+        )
+        for way in runs:
+            saved, beside = 1 - ratio(seconds, way, "plain"), ratio(seconds, way, "lockstep")
+            print(f"    {way:12} saved / promised {saved / promised:5.2f}; time / lockstep {beside:5.2f}", flush=True)
+
+
+PARTS = {
+    "decode": decode,
+    "context": context,
+    "exits": exits,
+    "speculation": speculation,
+    "continuous": continuous,
+}
 
 
 def main() -> None:

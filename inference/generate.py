@@ -11,17 +11,19 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.continuous import PATIENCE, continuous, pays
 from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
+from mull.inference.lockstep import Lockstep, NewTokens
 from mull.inference.sampling import Draw, check_sampling, sample
 from mull.inference.speculate import Speculation, check_speculation, parse_speculation
 from mull.inference.speculate import speculate as speculate_rounds
@@ -29,13 +31,6 @@ from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransfo
 from mull.models.cache import Policy
 from mull.models.loop import Iterations
 from mull.models.routing import Capacity
-
-
-class NewTokens(NamedTuple):
-    """What one position of the answer got: `tokens` (B,) int64, and `iterations` (B,) spent on choosing them."""
-
-    tokens: Tensor
-    iterations: Tensor
 
 
 @dataclass(frozen=True)
@@ -178,7 +173,9 @@ def stream(
     if drafts is None:
         cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
         choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
-        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
+        uneven = rule is not None and batch_size > 1 and pays(model)  # type: ignore[arg-type]  # choose_exit saw to it
+        write = uneven_positions if uneven else positions
+        return write(model, prompt, mask, thinking, limit, cache, choose, stop)
     if rule is not None or warm_start or policy != "full":
         raise ValueError(
             "speculate verifies at full depth: it goes with no exit rule, warm start or other cache policy"
@@ -216,6 +213,37 @@ def positions(
             if isinstance(thinking.iterations, Tensor):
                 thinking = replace(thinking, iterations=thinking.iterations[goes_on.to(thinking.iterations.device)])
         logits, used, state = decode_position(model, tokens[writing], thinking, cache, state)
+
+
+def uneven_positions(
+    model: LanguageModel,
+    prompt: Tensor,
+    mask: Tensor | None,
+    thinking: Thinking,
+    limit: int,
+    cache: Cache,
+    choose: Callable[[Tensor], Tensor],
+    stop: Tensor,
+    patience: float = PATIENCE,
+) -> Iterator[NewTokens]:
+    """Like `positions` under an exit rule, but rows go on at their own speed; see `continuous`."""
+    assert isinstance(model, RecurrentDepthTransformer) and thinking.exit is not None
+    logits, used, state = prefill(model, prompt, mask, thinking, cache)
+    assert not isinstance(thinking.iterations, Tensor)  # refused before by think_until
+    tokens, answers = choose(logits), Lockstep(len(prompt), limit, stop)
+    answers.write(tokens[:, None].tolist(), used.tolist(), range(len(prompt)))
+    yield from answers.ready()
+    yield from continuous(
+        model,
+        tokens,
+        cache,
+        thinking.iterations,
+        thinking.exit,
+        choose,
+        answers,
+        state if thinking.warm_start else None,
+        patience,
+    )
 
 
 def think(
@@ -268,44 +296,30 @@ def speculated(
     assert isinstance(model, RecurrentDepthTransformer)
     logits, _, _ = prefill(model, prompt, mask, Thinking(full), cache)
     first = choose.token(choose.distribution(logits))
-    written = [[token] for token in first.tolist()]  # by row
-    ends = set(stop.tolist())
-    writing = [row for row, tokens in enumerate(written) if tokens[-1] not in ends and limit > 1]
-    given = 0
-    rounds: Generator[tuple[Tensor, Tensor], Tensor | None, None] | None = None
+    answers = Lockstep(len(prompt), limit, stop)
+    answers.write(first[:, None].tolist(), [full] * len(prompt), range(len(prompt)))
+    yield from answers.ready()
+    if not answers.writing:
+        return
+    start = cache if len(answers.writing) == len(prompt) else cache.fork(answers.writing)
+    rounds = speculate_rounds(
+        model,
+        first[answers.writing],
+        start,
+        full,
+        drafts,
+        cache.max_length,
+        choose.distribution,
+        choose.token,
+        choose.uniform,
+    )
     keep = None
-    if writing:
-        index = torch.tensor(writing, device=prompt.device)
-        start = cache if len(writing) == len(prompt) else cache.fork(writing)
-        rounds = speculate_rounds(
-            model,
-            first[index],
-            start,
-            full,
-            drafts,
-            cache.max_length,
-            choose.distribution,
-            choose.token,
-            choose.uniform,
-        )
-    while True:
-        ready = min((len(written[row]) for row in writing), default=max(map(len, written)))
-        while given < ready:
-            row_tokens = [tokens[min(given, len(tokens) - 1)] for tokens in written]
-            used = [full if given < len(tokens) else 0 for tokens in written]
-            yield NewTokens(torch.tensor(row_tokens, device=prompt.device), torch.tensor(used, device=prompt.device))
-            given += 1
-        if not writing or rounds is None:
-            return
+    while answers.writing:
         tokens, counts = rounds.send(keep)
-        goes_on = []
-        for row, new, count in zip(writing, tokens.tolist(), counts.tolist(), strict=True):
-            new = new[: min(count, limit - len(written[row]))]
-            cut = next((place + 1 for place, token in enumerate(new) if token in ends), len(new))
-            written[row] += new[:cut]
-            goes_on.append(written[row][-1] not in ends and len(written[row]) < limit)
+        new = [row[:count] for row, count in zip(tokens.tolist(), counts.tolist(), strict=True)]
+        goes_on = answers.write(new, [full] * len(new), answers.writing)
         keep = None if all(goes_on) else torch.tensor(goes_on, device=prompt.device).nonzero().flatten()
-        writing = [row for row, on in zip(writing, goes_on, strict=True) if on]
+        yield from answers.ready()
 
 
 def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from mull.models.loop import Iterations, check_count
 
 Slot = tuple[int, int]  # (layer, iteration), both from 0
+Slots = tuple[int, int | Tensor]  # the same, or (N,) iterations where every token has its own
 Policy = Literal["full", "deepest", "shared"]
 FIRST_COLUMNS = 64  # columns taken at first; doubled by need
 
@@ -128,13 +129,19 @@ class Cache:
             )
         self.capacity = capacity
 
-    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
+    def extend(self, slot: Slots, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
         """Store (B, T, K, W) at `cells`, or behind what all rows hold; return what is to be attended to, (B', K, S, W).
+
+        A slot for each token is for one token of each of the rows of `cells`.
 
         Tokens outside `cells` (padding) are not stored.
         """
         layer, iteration = slot
-        place = iteration % self.ring if self.policy == "shared" else iteration
+        place = iteration
+        if self.policy == "shared":
+            place = 0 if self.ring == 1 else iteration % self.ring
+        if isinstance(place, Tensor):
+            return self.extend_apart(layer, place, keys, values, cells)
         if cells is None:
             start, new = self.length, keys.shape[1]
             stored_keys, stored_values = self.storage(layer, place, start + new)
@@ -148,6 +155,19 @@ class Cache:
         read = [held.narrow(2, 0, cells.end) for held in stored]
         if cells.read_rows is not None:
             read = [held.index_select(0, cells.read_rows) for held in read]
+        return read[0], read[1]
+
+    def extend_apart(
+        self, layer: int, places: Tensor, keys: Tensor, values: Tensor, cells: Cells | None
+    ) -> tuple[Tensor, Tensor]:
+        """`extend` for one token each of N rows, (N, 1, K, W), every one at a place (N,) of its own: (N, K, S, W)."""
+        assert cells is not None and cells.picked is None
+        held = self.grow(layer, int(places.max()), cells.end)
+        which = places * self.batch_size + cells.rows
+        read = []
+        for stored, given in zip(held.flatten(1, 2), (keys, values), strict=True):  # (places * B, K, columns, W)
+            stored[which, :, cells.columns] = given.flatten(0, 1)
+            read.append(stored.index_select(0, which).narrow(2, 0, cells.end))  # whole rows: several times faster
         return read[0], read[1]
 
     def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:

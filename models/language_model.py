@@ -114,12 +114,15 @@ class LanguageModel(nn.Module):
                 mask = (positions[:, :, None] >= columns)[:, None]
                 picked = real.flatten().nonzero().flatten()
                 cells = Cells(picked // n_tokens, positions.flatten()[picked], picked, None, len(columns))
-        rotation = None
-        if self.config.positions == "rotary":
-            c = self.config
-            table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-            rotation = rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
-        return Frame(positions, rotation, mask, cache, cells, counts)
+        return Frame(positions, self.rotation(positions), mask, cache, cells, counts)
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos and sin by position, as `Frame` takes them; None for a model without positions."""
+        c = self.config
+        if c.positions != "rotary":
+            return None
+        table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
 
 
 def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Cells, Slot
+from mull.models.cache import Cache, Cells, Slots
 from mull.models.config import ModelConfig, RotaryLayout
 
 
@@ -139,7 +139,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
+    def forward(self, x: Tensor, frame: Frame, slot: Slots) -> Tensor:
         q, k, v = self.project(x, frame)
         q = q.transpose(1, 2) if frame.lanes is None else spread(q[0], frame)
         if frame.cache is None:
@@ -232,7 +232,7 @@ class Layer(nn.Module):
         self.attention_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
         self.mlp_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
 
-    def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
+    def forward(self, x: Tensor, frame: Frame, slot: Slots) -> Tensor:
         return self.finish(x, self.attention(self.attention_norm(x), frame, slot))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -228,11 +228,11 @@ class RecurrentDepthTransformer(LanguageModel):
             injected = layer(injected, frame, (index, 0))
         return injected
 
-    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int], Tensor]:
-        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state."""
+    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int | Tensor], Tensor]:
+        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state; or an index for each."""
         inject = self.injection(injected)
 
-        def think(state: Tensor, iteration: int) -> Tensor:
+        def think(state: Tensor, iteration: int | Tensor) -> Tensor:
             x = inject(state)
             for index, layer in enumerate(self.core, start=len(self.prelude)):
                 x = layer(x, frame, (index, iteration))
