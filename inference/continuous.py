@@ -14,8 +14,9 @@ one by one are read one by one, and a coda and a prelude cost a call of each lay
 is lockstep. Where the core is no larger than what stands around it lockstep is sooner, and `pays` says so.
 
 What a row reads is its own: of its earlier positions, which have all left, the keys at its own iteration
-(`cache.hold`). So tokens and iterations are those of the row alone, whatever the patience; of sampled text the distribution is, since
-draws share one generator. A rule that reads logits is charged for the rows that check, and no answer is read twice.
+(`cache.hold`). So tokens and iterations are those of the row alone, whatever the patience; of sampled text the
+distribution is, since draws share one generator. A rule that reads logits is charged for the rows that check, and no
+answer is read twice.
 
 Deviations from the paper: prompts are read before, by `think_until`; no new prompt takes the place of a row that ends.
 
@@ -40,11 +41,12 @@ from mull.models.cache import Cells
 from mull.models.layers import Frame
 from mull.models.loop import Think, iterate
 
-PATIENCE = 0.2  # least calls of layers, counted over cores of 2 to 8 layers with 1 to 2 around them
+PATIENCE = 0.2  # a few rows are read together at the price of few more calls of the core
 
 
 def pays(model: RecurrentDepthTransformer) -> bool:
-    """Whether fewer calls of the core outweigh more of what stands around it: of twice as many layers and more."""
+    """Whether fewer calls of the core can outweigh more of what stands around it: where it has more than twice as many
+    layers. A count of layer calls, to be trusted where a call costs the same however few its rows."""
     return len(model.core) > 2 * (len(model.prelude) + len(model.coda))
 
 
