@@ -6,21 +6,19 @@ MULL_TRACEBACK=1 to see where it came from.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from mull.inference.lockstep import NewTokens
     from mull.models import LanguageModel
+
+
+CacheDtype = Literal["same", "float32", "bfloat16"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,20 +133,26 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
     """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
     from rich.console import Console
 
+    from mull.inference.routers import router_table, router_uses
     from mull.inference.tokens import token_tables, token_uses, write_heat_map
+    from mull.models import InnerThinkingTransformer
 
     pairs = [pair for difficulty in batches.values() for pair in difficulty]
     asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+    count = asked[-1] if asked else None
     uses = token_uses(
         model,
         pairs,
-        asked[-1] if asked else None,
+        count,
         exit=options.exit,
         capacity=options.capacity,
         selection=options.selection,
     )
     for table in token_tables(uses, data.tokenizer):
         Console().print(table)
+    if isinstance(model, InnerThinkingTransformer) and model.config.routing:
+        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
+        Console().print(router_table(routed))
     if options.output:
         write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
         print(f"wrote {Path(options.output) / 'tokens.png'}")
@@ -174,6 +178,9 @@ def generate(args: list[str]) -> None:
         help="4:32 thinks about up to 32 tokens at once, 4 iterations a round: sooner, but lossy, not the same text",
     )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
+    parser.add_argument("--continuous", action="store_true", help="with --exit: rows do not wait for each other")
+    parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
+    parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int | None, help="sample among the k likeliest")
@@ -187,10 +194,13 @@ def generate(args: list[str]) -> None:
     import torch
 
     from mull.checkpoints import load_tokenizer
+    from mull.inference.console import encode, read_prompts, write_lines, write_stream
     from mull.inference.generate import stream
 
     prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
     model, tokenizer = load(options), load_tokenizer(options.folder)
+    if options.compile:
+        model.compile_decoding()
     rows = [encode(tokenizer, prompt) for prompt in prompts]
     width = max(map(len, rows))
     iterations = options.iterations
@@ -210,57 +220,14 @@ def generate(args: list[str]) -> None:
         speculate=options.speculate,
         wavefront=options.wavefront,
         warm_start=options.warm_start,
+        cache_dtype=None if options.cache_dtype == "same" else getattr(torch, options.cache_dtype),
+        continuous=options.continuous,
         capacity=options.capacity,
     )
     if options.prompts is None:
         write_stream(positions, tokenizer)
     else:
         write_lines(positions, tokenizer, prompts)
-
-
-def write_stream(positions: Iterator[NewTokens], tokenizer: Tokenizer) -> None:
-    """Print one answer as it comes, and what it took when it ends or is interrupted."""
-    from tokenizers.decoders import DecodeStream
-
-    decoded, used, start = DecodeStream(skip_special_tokens=True), [], time.perf_counter()
-    try:
-        for tokens, iterations in positions:
-            print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
-            used.append(int(iterations))
-    finally:
-        print(flush=True)
-        print(summary(used, time.perf_counter() - start), file=sys.stderr)
-
-
-def write_lines(positions: Iterator[NewTokens], tokenizer: Tokenizer, prompts: list[str]) -> None:
-    """Print the answers to many prompts, one JSON object a line, in order."""
-    start = time.perf_counter()
-    answers: list[list[int]] = [[] for _ in prompts]
-    used: list[list[int]] = [[] for _ in prompts]
-    for tokens, iterations in positions:
-        for row, (token, count) in enumerate(zip(tokens.tolist(), iterations.tolist(), strict=True)):
-            if count:
-                answers[row].append(token)
-                used[row].append(count)
-    for prompt, answer, counts_used in zip(prompts, answers, used, strict=True):
-        mean = sum(counts_used) / len(counts_used)
-        text = tokenizer.decode(answer)
-        print(json.dumps({"prompt": prompt, "text": text, "tokens": len(answer), "iterations": round(mean, 2)}))
-    print(summary([count for row in used for count in row], time.perf_counter() - start), file=sys.stderr)
-
-
-def summary(used: list[int], seconds: float) -> str:
-    mean = sum(used) / max(len(used), 1)
-    return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
-
-
-def read_prompts(path: str) -> list[str]:
-    """The lines of a file, or of standard input for `-`; empty ones are left out."""
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    prompts = [line for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{'standard input' if path == '-' else path} holds no prompt; give one a line")
-    return prompts
 
 
 def inspect(args: list[str]) -> None:
@@ -371,22 +338,6 @@ def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) 
         return [len(capacity) + 1]
     mean = model.config.default_iterations
     return asked if asked is not None or mean is None else counts_around(mean)
-
-
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a prompt. Raises ValueError for an empty one, and for symbols the tokenizer does not know."""
-    if not text:
-        raise ValueError("the prompt is empty; give at least one symbol")
-    encoded = tokenizer.encode(text)
-    unknown = tokenizer.token_to_id("<unk>")
-    if unknown is not None and unknown in encoded.ids:
-        start, end = encoded.offsets[encoded.ids.index(unknown)]
-        known = [symbol for symbol in sorted(tokenizer.get_vocab()) if not symbol.startswith("<")]
-        raise ValueError(
-            f"the prompt holds the unknown symbol {text[start:end]!r}; known are {' '.join(known[:40])}, "
-            "with blanks between them"
-        )
-    return encoded.ids
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ Shapes: B batch, T positions of this call, N positions that are still thinking, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,6 +56,25 @@ def measure(
         return Measured(iterations=used / positions, accuracy=right / scored)
 
     return run
+
+
+def read(model: RecurrentDepthTransformer, state: Tensor, frame: Frame) -> Tensor:
+    """The answers in states (B, T, D), by position: (B * T, V)."""
+    return model.read(state, frame).logits.flatten(0, 1)
+
+
+def look(
+    model: RecurrentDepthTransformer,
+    count: Tensor,
+    state: Tensor,
+    previous: Tensor,
+    logits: Callable[[], Tensor],
+    memory: Memory,
+) -> Thought:
+    """What a rule gets to see of states (B, T, D), by position."""
+    return Thought(
+        count, state.flatten(0, 1), previous.flatten(0, 1), logits, lambda: model.halt(state).flatten(), memory
+    )
 
 
 @torch.no_grad()
@@ -135,15 +155,8 @@ def settle(
         elif exit.reads_logits and not exit.checks(count):
             continue
         else:
-            thought = Thought(
-                count,
-                current.reshape(-1, width),
-                previous.reshape(-1, width),
-                lambda state=current, frame=now: model.read(state, frame).logits.flatten(0, 1),  # type: ignore[misc]
-                lambda state=current: model.halt(state).flatten(),  # type: ignore[misc]
-                memory,
-            )
-            leaves, _ = exit.leaves(thought)
+            counts = torch.full_like(running, count)
+            leaves, _ = exit.leaves(look(model, counts, current, previous, partial(read, model, current, now), memory))
             if not exit.checks(count) or not bool(leaves.any()):
                 continue
         rows, columns = now.stored()

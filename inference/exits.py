@@ -1,7 +1,8 @@
 """Exit rules: when has a position thought long enough?
 
 One contract. After every iteration a rule looks at a `Thought` - the states of N positions before and after it, and
-answers on demand - and gives each position a value; a position whose value is below the rule's threshold leaves.
+answers on demand - and gives each position a value; a position whose value is below the rule's threshold leaves. The
+positions of one look may have had different numbers of iterations, and what is remembered of each is its own.
 
     latent        ||s - s'|| / ||s||                       relative change of the state
     acceleration  max of the last two ||d - d'|| / ||s||    d = s - s': two small changes of change (arXiv 2509.23314)
@@ -26,9 +27,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -41,14 +42,14 @@ class Thought:
     """One iteration of N positions.
 
     Attributes:
-        count: iterations so far, this one included.
+        count: (N,) int64, iterations so far, this one included.
         state, previous: (N, D), after and before it.
         logits: gives (N, V) when called; costs a coda and a head.
         halt: gives the exit gate's (N,) logit when called; cheap.
-        memory: of the rule that is asked; empty at first.
+        memory: of the rule that is asked: empty at first, neutral at positions that have just begun (Exit.neutral).
     """
 
-    count: int
+    count: Tensor
     state: Tensor
     previous: Tensor
     logits: Callable[[], Tensor]
@@ -73,6 +74,7 @@ class Exit(ABC):
     name: ClassVar[str]
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
     span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
+    neutral: ClassVar[Mapping[str, float]] = {}  # all that is remembered, as it is of a position never asked
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
@@ -85,9 +87,31 @@ class Exit(ABC):
     def value(self, thought: Thought) -> Tensor:
         """(N,), and what is to be remembered goes into thought.memory; infinite while it is too early to tell."""
 
-    def checks(self, count: int) -> bool:
-        """Whether positions may leave after `count` iterations."""
-        return count >= self.minimum and (count - self.minimum) % self.every == 0
+    @overload
+    def checks(self, count: int) -> bool: ...
+
+    @overload
+    def checks(self, count: Tensor) -> Tensor: ...
+
+    def checks(self, count: int | Tensor) -> bool | Tensor:
+        """Whether positions may leave after `count` iterations, one count or one for each (N,)."""
+        return (count >= self.minimum) & ((count - self.minimum) % self.every == 0)
+
+    def recall(self, thought: Thought, name: str, like: Tensor) -> Tensor:
+        """What is remembered under a name, in the shape and type of `like`."""
+        kept = thought.memory.get(name)
+        return torch.full_like(like, self.neutral[name]) if kept is None else kept
+
+    def forget(self, memory: Memory, positions: Tensor) -> Memory:
+        """The memory with some positions, (N',) indices, as if they had never been asked."""
+        return {name: kept.index_fill(0, positions, self.neutral[name]) for name, kept in memory.items()}
+
+    def remember(self, memory: Memory, positions: Tensor, size: int, new: Memory) -> Memory:
+        """The memory of `size` positions with what is `new` of some of them, (N',) indices."""
+        if len(positions) == size:
+            return new
+        blank = {name: kept.new_full((size, *kept.shape[1:]), self.neutral[name]) for name, kept in new.items()}
+        return {name: memory.get(name, blank[name]).index_copy(0, positions, kept) for name, kept in new.items()}
 
     def leaves(self, thought: Thought) -> tuple[Tensor, Tensor]:
         """Decision (N,) bool and value (N,)."""
@@ -107,40 +131,37 @@ class Latent(Exit):
 class Acceleration(Exit):
     """Two small changes of the change in a row: also leaves from a steady drift, where `latent` would not."""
 
-    name = "acceleration"
+    name, neutral = "acceleration", {"change": math.inf, "now": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
-        memory, change = thought.memory, thought.state - thought.previous
-        infinite = torch.full_like(change[:, 0], math.inf)
-        now = norm(change - memory["change"]) / norm(thought.state) if "change" in memory else infinite
-        two = torch.maximum(now, memory.get("now", infinite))
-        memory.update(change=change, now=now)
+        change = thought.state - thought.previous
+        now = norm(change - self.recall(thought, "change", change)) / norm(thought.state)
+        two = torch.maximum(now, self.recall(thought, "now", now))
+        thought.memory.update(change=change, now=now)
         return two
 
 
 class KL(Exit):
     """Change of the answer's distribution in nats."""
 
-    name, reads_logits = "kl", True
+    name, reads_logits, neutral = "kl", True, {"log_p": -math.inf}  # no mass anywhere: infinitely far from any answer
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
-        before = thought.memory.get("log_p")
+        before, p = self.recall(thought, "log_p", log_p), log_p.exp()
         thought.memory["log_p"] = log_p
-        if before is None:
-            return torch.full_like(log_p[:, 0], math.inf)
-        return (log_p.exp() * (log_p - before)).sum(-1)
+        return torch.where(p > 0, p * (log_p - before), 0.0).sum(-1)
 
 
 class Entropy(Exit):
     """Change of the answer's entropy in nats. Two different answers of equal entropy look alike to it."""
 
-    name, reads_logits = "entropy", True
+    name, reads_logits, neutral = "entropy", True, {"entropy": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
-        before = thought.memory.get("entropy", torch.full_like(entropy, math.inf))
+        before = self.recall(thought, "entropy", entropy)
         thought.memory["entropy"] = entropy
         return (entropy - before).abs()
 
@@ -148,12 +169,12 @@ class Entropy(Exit):
 class Argmax(Exit):
     """How many checks in a row the best token has stayed the same, negated."""
 
-    name, reads_logits, span = "argmax", True, (-64.0, 0.0)
+    name, reads_logits, span, neutral = "argmax", True, (-64.0, 0.0), {"best": -1, "run": 0}
 
     def value(self, thought: Thought) -> Tensor:
         best = thought.logits().argmax(-1)
-        same = best == thought.memory.get("best", torch.full_like(best, -1))
-        run = torch.where(same, thought.memory.get("run", torch.zeros_like(best)), 0) + 1
+        same = best == self.recall(thought, "best", best)
+        run = torch.where(same, self.recall(thought, "run", best), 0) + 1
         thought.memory.update(best=best, run=run)
         return -run.float()
 
@@ -170,11 +191,11 @@ class Confidence(Exit):
 class Gate(Exit):
     """Mass that the learned exit gate has not yet halted; threshold 0.5 leaves when half is. Needs a model with one."""
 
-    name, span = "gate", (1e-6, 1.0)
+    name, span, neutral = "gate", (1e-6, 1.0), {"left": 1.0}
 
     def value(self, thought: Thought) -> Tensor:
         halt = torch.sigmoid(thought.halt().float())
-        left = thought.memory.get("left", torch.ones_like(halt)) * (1 - halt)
+        left = self.recall(thought, "left", halt) * (1 - halt)
         thought.memory["left"] = left
         return left
 
@@ -185,7 +206,7 @@ class Fixed(Exit):
     name, span = "fixed", None
 
     def value(self, thought: Thought) -> Tensor:
-        return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
+        return torch.where(thought.count < self.threshold, math.inf, 0.0)
 
 
 RULES: dict[str, type[Exit]] = {

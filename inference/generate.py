@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.checks import check_prompt, check_stop_tokens, choose_policy
+from mull.inference.continuous import continuous as continuous_rounds
 from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
 from mull.inference.lockstep import NewTokens, Round, Rounds, in_lockstep
@@ -30,7 +32,7 @@ from mull.inference.wavefront import Wavefront, check_wavefront, parse_wavefront
 from mull.inference.wavefront import wavefront as wavefront_rounds
 from mull.models import Cache, LanguageModel, ModelOutput, RecurrentDepthTransformer
 from mull.models.cache import Policy
-from mull.models.loop import Iterations
+from mull.models.loop import Iterations, check_count
 from mull.models.routing import Capacity
 
 
@@ -64,6 +66,24 @@ class Thinking:
     routing: Mapping[str, Any] = field(default_factory=dict)  # capacity, for models that route
 
 
+class Options(TypedDict, total=False):
+    """What else may be said of a generation; see `generate`."""
+
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    attention_mask: Tensor | None
+    stop_tokens: Sequence[int] | None
+    speculate: str | Speculation | None
+    wavefront: str | Wavefront | None
+    warm_start: bool
+    policy: Policy | None
+    ring: int
+    cache_dtype: torch.dtype | None
+    continuous: bool
+    capacity: Capacity | None
+
+
 def generate(
     model: LanguageModel,
     prompt_ids: Tensor,
@@ -72,18 +92,7 @@ def generate(
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
-    *,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    attention_mask: Tensor | None = None,
-    stop_tokens: Sequence[int] | None = None,
-    speculate: str | Speculation | None = None,
-    wavefront: str | Wavefront | None = None,
-    warm_start: bool = False,
-    policy: Policy | None = None,
-    ring: int = 1,
-    capacity: Capacity | None = None,
+    **options: Unpack[Options],
 ) -> Generation:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
 
@@ -104,33 +113,16 @@ def generate(
             what is written, unless the loop comes to rest where it began or not.
         policy, ring: of the cache (models/cache.py); None is `full`, `deepest` with an exit rule, or `shared` with a
             wavefront.
+        cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and
+            may change what is written.
+        continuous: with an exit rule, rows do not wait for each other: the fewest calls of the core that are possible,
+            and the same text. Sooner where a call costs the same however few its rows; small models on a CPU are not.
         capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
     """
-    positions = list(
-        stream(
-            model,
-            prompt_ids,
-            iterations,
-            exit,
-            max_new_tokens,
-            temperature,
-            generator,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            attention_mask=attention_mask,
-            stop_tokens=stop_tokens,
-            speculate=speculate,
-            wavefront=wavefront,
-            warm_start=warm_start,
-            policy=policy,
-            ring=ring,
-            capacity=capacity,
-        )
-    )
+    positions = list(stream(model, prompt_ids, iterations, exit, max_new_tokens, temperature, generator, **options))
     new_tokens = torch.stack([position.tokens for position in positions], dim=1)
     used = torch.stack([position.iterations for position in positions], dim=1)
     return Generation(tokens=torch.cat([prompt_ids.to(new_tokens), new_tokens], dim=1), iterations=used)
@@ -155,55 +147,51 @@ def stream(
     warm_start: bool = False,
     policy: Policy | None = None,
     ring: int = 1,
+    cache_dtype: torch.dtype | None = None,
+    continuous: bool = False,
     capacity: Capacity | None = None,
 ) -> Iterator[NewTokens]:
     """Like `generate`, but yields the tokens of each new position as they come. Errors are raised by this call, before
     the first token, except those of the model itself."""
     check_sampling(temperature, generator, top_k, top_p, min_p)
     check_prompt(model, prompt_ids, attention_mask)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be an integer of at least 1, not {max_new_tokens}")
-    rule = choose_exit(model, exit)
+    check_count("max_new_tokens", max_new_tokens)
+    rule, drafts, front = choose_exit(model, exit), parse_speculation(speculate), parse_wavefront(wavefront)
     if warm_start and not isinstance(model, RecurrentDepthTransformer):
         raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
+    policy = choose_policy(policy, ring, rule, drafts, front, warm_start, continuous)
     stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
     batch_size, length = prompt.shape
     limit = min(max_new_tokens, model.config.max_length - length)
-    drafts, front = parse_speculation(speculate), parse_wavefront(wavefront)
-    if front is not None and (rule is not None or drafts is not None or warm_start):
-        raise ValueError(
-            "a wavefront settles positions by its own threshold: it goes with no exit rule, speculation or warm start"
-        )
-    if front is not None and (policy not in (None, "shared") or ring != 1):
-        raise ValueError(
-            f"a wavefront needs a cache of policy shared and ring 1, not {policy} and {ring}; leave them out"
-        )
-    policy = policy or ("shared" if front is not None else "full" if rule is None else "deepest")
-    if rule is not None and policy == "full":
-        raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
-    if drafts is not None and (rule is not None or warm_start or policy != "full"):
-        raise ValueError(
-            "speculate verifies at full depth: it goes with no exit rule, warm start or other cache policy"
-        )
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
     if drafts is None and front is None:
-        cache = model.new_cache(batch_size, length + limit - 1, policy, ring)  # the last token is never read
+        cache = model.new_cache(batch_size, length + limit - 1, policy, ring, cache_dtype)  # the last is never read
         choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
-        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
+        write = uneven_positions if continuous else positions
+        return write(model, prompt, mask, thinking, limit, cache, choose, stop)
     draw = Draw(generator, **sampling)  # type: ignore[arg-type]
     go_on: Callable[[Tensor, Cache], Rounds]
     if front is not None:
         deepest = check_wavefront(model, front, iterations, generator)
-        cache = model.new_cache(batch_size, length + limit - 1, policy)
+        cache = model.new_cache(batch_size, length + limit - 1, policy, dtype=cache_dtype)
         go_on = partial(wavefront_rounds, model, limit=deepest, how=front, room=limit - 1, choose=draw)
     elif drafts is not None:
         deepest = check_speculation(model, drafts, iterations)
-        cache = model.new_cache(batch_size, length + limit)
+        cache = model.new_cache(batch_size, length + limit, dtype=cache_dtype)
         go_on = partial(speculate_rounds, model, full=deepest, how=drafts, room=length + limit, choose=draw)
-    return in_lockstep(after_prompt(model, prompt, mask, deepest, cache, draw, go_on), limit, stop)
+    rounds = after_prompt(
+        model,
+        prompt,
+        mask,
+        Thinking(deepest),
+        cache,
+        lambda logits: draw.token(draw.distribution(logits)),
+        lambda last, cache, _: go_on(last, cache),
+    )
+    return in_lockstep(rounds, limit, stop)
 
 
 def positions(
@@ -234,6 +222,30 @@ def positions(
             if isinstance(thinking.iterations, Tensor):
                 thinking = replace(thinking, iterations=thinking.iterations[goes_on.to(thinking.iterations.device)])
         logits, used, state = decode_position(model, tokens[writing], thinking, cache, state)
+
+
+def uneven_positions(
+    model: LanguageModel,
+    prompt: Tensor,
+    mask: Tensor | None,
+    thinking: Thinking,
+    limit: int,
+    cache: Cache,
+    choose: Callable[[Tensor], Tensor],
+    stop: Tensor,
+    patience: float = 0.0,
+) -> Iterator[NewTokens]:
+    """Like `positions` under an exit rule, but rows go on at their own speed; see `continuous`."""
+
+    def go_on(last: Tensor, cache: Cache, state: Tensor) -> Rounds:
+        assert isinstance(model, RecurrentDepthTransformer) and thinking.exit is not None
+        assert not isinstance(thinking.iterations, Tensor)  # think_until has refused it
+        start = state if thinking.warm_start else None
+        return continuous_rounds(
+            model, last, cache, thinking.iterations, thinking.exit, limit - 1, choose, start, patience
+        )
+
+    return in_lockstep(after_prompt(model, prompt, mask, thinking, cache, choose, go_on), limit, stop)
 
 
 def think(
@@ -275,58 +287,16 @@ def after_prompt(
     model: LanguageModel,
     prompt: Tensor,
     mask: Tensor | None,
-    iterations: int,
+    thinking: Thinking,
     cache: Cache,
-    choose: Draw,
-    go_on: Callable[[Tensor, Cache], Rounds],
+    choose: Callable[[Tensor], Tensor],
+    go_on: Callable[[Tensor, Cache, Tensor], Rounds],
 ) -> Rounds:
-    """The token after the prompt, which every row has at once, then the rounds of `go_on` from it and the cache."""
-    logits, _, _ = prefill(model, prompt, mask, Thinking(iterations), cache)
-    last = choose.token(choose.distribution(logits))
-    keep = yield Round(last[:, None], torch.ones_like(last), torch.full_like(last, iterations)[:, None])
+    """The token after the prompt, which every row has at once, then the rounds of `go_on` from the tokens (B',), cache
+    and states (B', D) of the rows that go on."""
+    logits, used, state = prefill(model, prompt, mask, thinking, cache)
+    last = choose(logits)
+    keep = yield Round(last[:, None], torch.ones_like(last), used[:, None])
     if keep is not None:
-        cache, last = cache.fork(keep.tolist()), last[keep]
-    yield from go_on(last, cache)
-
-
-def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Raise a ValueError if the model cannot continue these prompts."""
-    if prompt_ids.dim() != 2 or prompt_ids.is_floating_point() or prompt_ids.dtype == torch.bool:
-        raise ValueError(
-            f"prompt_ids must be integers of shape (batch, positions), not {prompt_ids.dtype} of shape "
-            f"{tuple(prompt_ids.shape)}; a single prompt is a batch of one"
-        )
-    if prompt_ids.numel() == 0:
-        raise ValueError("the prompt is empty; give at least one token")
-    length, limit, vocab_size = prompt_ids.shape[1], model.config.max_length, model.config.vocab_size
-    if length >= limit:
-        raise ValueError(
-            f"the prompt has {length} positions, and the model's max_length is {limit}, prompt and answer together; "
-            f"shorten the prompt to {limit - 1} or less"
-        )
-    if attention_mask is not None:
-        if attention_mask.shape != prompt_ids.shape:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, prompt_ids {tuple(prompt_ids.shape)}; "
-                "they must be equal"
-            )
-        empty = (~attention_mask.bool().any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"row {empty[0]} of the prompt is empty: attention_mask hides all of it; leave it out")
-    outside = prompt_ids[(prompt_ids < 0) | (prompt_ids >= vocab_size)]
-    if outside.numel():
-        raise ValueError(
-            f"token id {int(outside[0])} lies outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1}); "
-            "encode the prompt with the model's own tokenizer"
-        )
-
-
-def check_stop_tokens(model: LanguageModel, stop_tokens: Sequence[int] | None) -> list[int]:
-    """The stop tokens to use, the config's by default; a ValueError if one can never be met."""
-    chosen = list(model.config.stop_tokens if stop_tokens is None else stop_tokens)
-    outside = [token for token in chosen if not 0 <= token < model.config.vocab_size]
-    if outside:
-        raise ValueError(
-            f"stop token {outside[0]} lies outside the vocabulary of {model.config.vocab_size} and would never be met"
-        )
-    return chosen
+        cache, last, state = cache.fork(keep.tolist()), last[keep], state[keep]
+    yield from go_on(last, cache, state)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Cells, Policy
+from mull.models.cache import Cache, Cells, Place, Policy
 from mull.models.config import ModelConfig
 from mull.models.layers import Before, Frame, RMSNorm, rotation_angles, run
 from mull.models.loop import Iterations
@@ -60,11 +60,11 @@ class LanguageModel(nn.Module):
         x: Tensor,
         frame: Frame,
         first: int,
-        iteration: int = 0,
+        iteration: Place = 0,
         before: Before | None = None,
     ) -> Tensor:
         """See `layers.run`; compiled where that was asked for."""
-        if self.compiled is not None and not torch.is_grad_enabled():
+        if self.compiled is not None and not torch.is_grad_enabled() and isinstance(iteration, int):
             window = frame.window(first, len(layers), iteration)
             if window is not None:
                 return self.compiled(layers, x, window, 0, 0, before)
@@ -161,12 +161,15 @@ class LanguageModel(nn.Module):
                 mask = (positions[:, :, None] >= columns)[:, None]
                 picked = real.flatten().nonzero().flatten()
                 cells = Cells(picked // n_tokens, positions.flatten()[picked], picked, None, len(columns))
-        rotation = None
-        if self.config.positions == "rotary":
-            c = self.config
-            table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-            rotation = rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
-        return Frame(positions, rotation, mask, cache, cells, counts)
+        return Frame(positions, self.rotation(positions), mask, cache, cells, counts)
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos and sin by position, as `Frame` takes them; None for a model without positions."""
+        c = self.config
+        if c.positions != "rotary":
+            return None
+        table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        return rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
 
 
 def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:

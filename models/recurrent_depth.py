@@ -226,11 +226,11 @@ class RecurrentDepthTransformer(LanguageModel):
         """Embedding and prelude: (B, T) token ids -> what is injected into every iteration, (B, T, D)."""
         return self.through(self.prelude, self.embed(input_ids), frame, 0)
 
-    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int], Tensor]:
-        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state."""
+    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int | Tensor], Tensor]:
+        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state; or an index for each."""
         prepared = self.injection.prepare(injected)  # type: ignore[operator]  # a method of every injection
 
-        def think(state: Tensor, iteration: int) -> Tensor:
+        def think(state: Tensor, iteration: int | Tensor) -> Tensor:
             return self.through(self.core, state, frame, len(self.prelude), iteration, (self.injection, prepared))
 
         return think

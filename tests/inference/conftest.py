@@ -29,7 +29,7 @@ def build(family: str, seed: int = 0, **changes: object) -> LanguageModel:
         model = Transformer(TransformerConfig(n_layers=3, **fields))  # type: ignore[arg-type]
     else:
         shape = {"n_prelude": 1, "n_core": 3, "n_coda": 2, "mean_iterations": 3}
-        model = RecurrentDepthTransformer(RecurrentDepthConfig(**shape, **fields))  # type: ignore[arg-type]
+        model = RecurrentDepthTransformer(RecurrentDepthConfig(**{**shape, **fields}))  # type: ignore[arg-type]
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("attention.out.weight", "attention.qkv.weight")):

@@ -172,7 +172,7 @@ def test_the_callers_model_and_gradient_mode_are_left_alone(make_model: MakeMode
         ({"prompt_ids": torch.zeros(1, 32, dtype=torch.int64)}, "shorten the prompt to 31 or less"),
         ({"prompt_ids": torch.tensor([[1, 11]])}, "token id 11 lies outside the vocabulary of 11 (0 .. 10)"),
         ({"prompt_ids": torch.tensor([[1, -1]])}, "token id -1 lies outside"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, not 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be an integer of at least 1, not 2.5"),
         ({"attention_mask": torch.ones(2, 2)}, "attention_mask has shape (2, 2), prompt_ids (2, 4)"),
         ({"attention_mask": torch.tensor([[1] * 4, [0] * 4])}, "row 1 of the prompt is empty"),
