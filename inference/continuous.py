@@ -118,7 +118,7 @@ class Running:
     def frame(self, some: Tensor) -> Frame:
         """Where the tokens of some of the rows stand, (N',) indices."""
         rows, columns = self.rows[some], self.columns[some]
-        rotation = None if self.rotation is None else (self.rotation[0][columns, None], self.rotation[1][columns, None])
+        rotation = None if self.rotation is None else self.rotation[columns][:, None]
         end = int(columns.max()) + 1
         mask = (columns[:, None] >= torch.arange(end, device=columns.device))[:, None, None]
         cells = Cells(rows, columns, None, rows if len(rows) < self.cache.batch_size else None, end)

@@ -163,13 +163,13 @@ class LanguageModel(nn.Module):
                 cells = Cells(picked // n_tokens, positions.flatten()[picked], picked, None, len(columns))
         return Frame(positions, self.rotation(positions), mask, cache, cells, counts)
 
-    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    def rotation(self, positions: Tensor) -> Tensor | None:
         """cos and sin by position, as `Frame` takes them; None for a model without positions."""
         c = self.config
         if c.positions != "rotary":
             return None
         table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return rotation_angles(positions, c.head_dim, c.rope_base, c.rotary_layout, table_dtype)
+        return rotation_angles(positions, c.head_dim, c.rope_base, table_dtype)
 
 
 def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:

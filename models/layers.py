@@ -20,7 +20,6 @@ from mull.models.cache import Cache, Cells, Place, Slots
 from mull.models.config import ModelConfig, RotaryLayout
 
 Before = tuple[nn.Module, Tensor]  # see `run`
-Rotation = tuple[Tensor, Tensor]  # cos and signed sin, see `rotation_angles`
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Frame:
 
     Attributes:
         positions: (T,) or (B, T) int64, counting tokens only.
-        rotation: cos and sin, each (T, 1, W), or (B, T, 1, W) when rows differ; None without positions.
+        rotation: cos and sin, (T, 1, W/2, 2), or (B, T, 1, W/2, 2) when rows differ; None without positions.
         mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain causal order.
         cache: where keys and values are kept; None in training.
         cells: where in the cache these tokens stand; None when they follow on what all rows hold.
@@ -77,20 +76,18 @@ class Frame:
     """
 
     positions: Tensor
-    rotation: Rotation | None
+    rotation: Tensor | None
     mask: Tensor | None
     cache: Cache | None = None
     cells: Cells | None = None
     counts: list[int] | None = None
     lanes: Lanes | None = None
 
-    def placed(self, tokens: Tensor) -> tuple[Tensor, Rotation | None]:
-        """Positions (1, N) and rotation (1, N, 1, W) of some tokens, (N,) indices into the B * T of this call."""
+    def placed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Positions (1, N) and rotation (1, N, 1, W/2, 2) of some tokens, (N,) indices into the B * T of this call."""
         index = tokens % self.positions.shape[-1] if self.positions.dim() == 1 else tokens
-        if self.rotation is None:
-            return self.positions.flatten()[index][None], None
-        cos, sin = (part.flatten(0, -3)[index][None] for part in self.rotation)
-        return self.positions.flatten()[index][None], (cos, sin)
+        rotation = None if self.rotation is None else self.rotation.flatten(0, -4)[index][None]
+        return self.positions.flatten()[index][None], rotation
 
     def narrow(self, tokens: Tensor) -> Frame:
         """The frame of some tokens only, (N,) ascending indices into the B * T of this call, as one row (1, N).
@@ -144,31 +141,29 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
 
 
-def rotation_angles(
-    positions: Tensor, head_dim: int, base: float, layout: RotaryLayout, dtype: torch.dtype
-) -> Rotation:
-    """cos and signed sin of position * base^(-2j / W), j = 0 .. W/2 - 1, as `rotate` takes them: (..., T, 1, W).
+def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Tensor:
+    """cos and sin of position * base^(-2j / W), j = 0 .. W/2 - 1: (..., T, 1, W/2, 2).
 
-    Both dimensions of pair j carry its angle; the first carries -sin. Computed in every forward: it costs next to
-    nothing, and a stored table comes back as garbage from some loaders.
+    Computed in every forward: it costs next to nothing, and a stored table comes back as garbage from some loaders.
     """
     j = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float64)
     angles = positions.to(torch.float64)[..., None, None] * base ** (-j / head_dim)
-    pair = -1 if layout == "interleaved" else -2
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([cos, cos], pair).flatten(-2).to(dtype), torch.stack([-sin, sin], pair).flatten(-2).to(dtype)
+    return torch.stack([angles.cos(), angles.sin()], dim=-1).to(dtype)
 
 
-def rotate(x: Tensor, rotation: Rotation, layout: RotaryLayout) -> Tensor:
+def rotate(x: Tensor, rotation: Tensor, layout: RotaryLayout) -> Tensor:
     """Rotary embedding of x (B, T, heads, W): each pair (a, b) becomes (a cos - b sin, b cos + a sin).
 
     Pairs are neighbours (interleaved) or a dimension of the first half and its counterpart in the second (half).
     """
-    cos, signed_sin = rotation
-    wide = x.to(cos.dtype)
-    interleaved = layout == "interleaved"
-    swapped = wide.unflatten(-1, (-1, 2) if interleaved else (2, -1)).flip(-1 if interleaved else -2).flatten(-2)
-    return torch.addcmul(wide * cos, swapped, signed_sin).to(x.dtype)
+    wide = x.to(rotation.dtype)
+    if layout == "interleaved" and not torch.compiler.is_compiling():  # neighbours are a complex number: one product
+        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * torch.view_as_complex(rotation)
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    shape, pair = ((-1, 2), -1) if layout == "interleaved" else ((2, -1), -2)
+    a, b = wide.unflatten(-1, shape).unbind(pair)
+    cos, sin = rotation.unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -218,20 +213,20 @@ class Attention(nn.Module):
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
         return q, k, v
 
-    def queries(self, x: Tensor, rotation: Rotation | None) -> Tensor:
+    def queries(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """Queries alone, (B, T, H, W): what `project` makes of the first rows of `qkv`."""
         q = F.linear(x, self.qkv.weight[: self.heads * self.head_dim]).unflatten(-1, (-1, self.head_dim))
         bias = None if self.qk_bias is None else self.qk_bias[: self.heads]
         return self.place(q, bias, self.q_norm, rotation)
 
-    def keys_values(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """Keys and values alone, (B, T, K, W) each: what `project` makes of the other rows of `qkv`."""
         kv = F.linear(x, self.qkv.weight[self.heads * self.head_dim :]).unflatten(-1, (-1, self.head_dim))
         k, v = kv.chunk(2, dim=2)
         bias = None if self.qk_bias is None else self.qk_bias[self.heads :]
         return self.place(k, bias, self.k_norm, rotation), v
 
-    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, rotation: Rotation | None) -> Tensor:
+    def place(self, x: Tensor, bias: Tensor | None, norm: RMSNorm | None, rotation: Tensor | None) -> Tensor:
         """Bias, norm and rotation of queries or keys (B, T, heads, W)."""
         placed = x if bias is None else x + bias.to(x.dtype)
         placed = placed if norm is None else norm(placed).to(x.dtype)
