@@ -68,13 +68,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, one at a time, so that memory stays near their size."""
+    """All tensors of a safetensors file: the file itself, mapped, where nothing has to be converted.
+
+    What is converted is mapped tensor by tensor, since pages once read stay in memory as long as their mapping: at most
+    the result and one stored tensor are there at once.
+    """
     tensors = {}
     try:
         with safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 (safe_open is no mapping)
-                tensor = stored.get_tensor(name)
-                tensors[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            names = list(stored.keys())
+            kept = {name: stored.get_tensor(name) for name in names}
+        kinds = {name: dtype if tensor.is_floating_point() and dtype else tensor.dtype for name, tensor in kept.items()}
+        if device.type == "cpu" and all(kept[name].dtype == kinds[name] for name in names):
+            return kept
+        del kept
+        for name in names:
+            with safe_open(path, framework="pt") as stored:
+                tensors[name] = stored.get_tensor(name).to(device, kinds[name])
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file: {error}; {AGAIN}") from error
     return tensors
