@@ -1,9 +1,10 @@
 """What decoding costs; what exits, drafts and wavefronts save: python benchmarks/decoding.py [--rounds 5] [--only NAME]
 
 1. decode: time per token of a (2,4,2) model of width 256 at 8 iterations, batch 1, against the bare matrix products of
-   the same 36 layer calls. Goal: at most 3.3 times. Also bytes of cache per token, and FLOPs per second beside what a
-   large matrix product reaches here.
-2. context: time per token at 2,048 positions against 128, for each cache policy. Goal: at most 1.3 times.
+   the same 36 layer calls. Goals: at most 3.3 times, with compiled blocks at most 2.0 times. Also bytes of cache per
+   token, and FLOPs per second beside what a large matrix product reaches here.
+2. context: time per token at 2,048 positions against 128, by cache policy and number type. Goal: at most 1.3 times. Also
+   what reading those keys and values alone takes, as a share of a token at 128.
 3. exits: on the shipped text model at batch 32, wall-clock saved by an exit rule as a share of what its iteration
    counts promise. Goal: at least 0.9.
 4. speculation: on the shipped text model at 32 iterations, tokens per second against plain decoding, same text. Goal:
@@ -52,14 +53,18 @@ PROMPT, NEW = 64, 128
 
 
 def decoder(
-    model: RecurrentDepthTransformer, prompt: int, new: int, policy: Policy = "full", ring: int = 1
+    model: RecurrentDepthTransformer,
+    prompt: int,
+    new: int,
+    policy: Policy = "full",
+    dtype: torch.dtype | None = None,
 ) -> Callable[[], float]:
     """A run that returns seconds per token of greedy decoding, the prompt left out."""
 
     @torch.no_grad()
     def run() -> float:
         ids = torch.randint(0, model.config.vocab_size, (1, prompt))
-        cache = model.new_cache(1, prompt + new, policy, ring)
+        cache = model.new_cache(1, prompt + new, policy, dtype=dtype)
         token = model(ids, 8, cache=cache).logits[:, -1:].argmax(-1)
         start = time.perf_counter()
         for _ in range(new):
@@ -104,8 +109,13 @@ def peak_flops() -> float:
 
 
 def decode(rounds: int) -> None:
-    model = RecurrentDepthTransformer(CONFIG).eval()
-    runs = {"decode": decoder(model, PROMPT, NEW), "products": bare_products(model, NEW)}
+    model, compiled = RecurrentDepthTransformer(CONFIG).eval(), RecurrentDepthTransformer(CONFIG).eval()
+    compiled.compile_decoding()
+    runs = {
+        "decode": decoder(model, PROMPT, NEW),
+        "compiled": decoder(compiled, PROMPT, NEW),
+        "products": bare_products(model, NEW),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for warm in [True] + [False] * rounds:
         for name, run in runs.items():
@@ -116,17 +126,39 @@ def decode(rounds: int) -> None:
     flops = cost.flops_per_token(CONFIG, 8, PROMPT + NEW // 2)
     print(f"decode: {1e3 * token:.2f} ms a token, products alone {1e3 * min(seconds['products']):.2f} ms")
     print(f"decode / products                                        {ratio(seconds, 'decode', 'products'):.2f}")
+    print(f"compiled decode / products                               {ratio(seconds, 'compiled', 'products'):.2f}")
     print(f"cache: {cost.cache_bytes_per_token(CONFIG, 8):,} bytes per token")
     print(f"{flops / token / 1e9:.1f} GFLOP/s of {peak_flops() / 1e9:.1f} GFLOP/s that a large product reaches")
 
 
+def reading(dtype: torch.dtype, ring: bool) -> Callable[[], float]:
+    """A run that returns the seconds of summing up the keys and values of 2,048 positions in 36 layer calls."""
+    slots = 8 if ring else 36
+    held = torch.zeros(slots, 2, 2048, CONFIG.d_model, dtype=dtype)
+    order = [0, 1, *[2, 3, 4, 5] * 8, 6, 7] if ring else range(36)
+
+    def run() -> float:
+        start = time.perf_counter()
+        for slot in order:
+            held[slot].sum()
+        return time.perf_counter() - start
+
+    return run
+
+
 def context(rounds: int) -> None:
     model = RecurrentDepthTransformer(CONFIG).eval()
-    for policy, ring in (("full", 1), ("shared", 1)):
-        runs = {length: decoder(model, length, 24, policy, ring) for length in (128, 2048)}  # type: ignore[arg-type]
-        seconds = {str(length): [run() for _ in range(rounds)] for length, run in runs.items()}
-        name = policy if policy == "full" else f"{policy}, ring {ring}"
-        print(f"context, {name}: time per token at 2,048 / at 128          {ratio(seconds, '2048', '128'):.2f}")
+    kinds: list[tuple[Policy, torch.dtype]] = [
+        (policy, dtype) for policy in ("full", "shared") for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for policy, dtype in kinds:
+        runs = {str(length): decoder(model, length, 24, policy, dtype) for length in (128, 2048)}
+        runs["reading"] = reading(dtype, policy == "shared")
+        seconds = {name: [run() for _ in range(rounds)] for name, run in runs.items()}
+        print(
+            f"context, {policy}, {dtype}: time per token at 2,048 / at 128  {ratio(seconds, '2048', '128'):.2f}; "
+            f"reading keys and values / a token at 128  {ratio(seconds, 'reading', '128'):.2f}"
+        )
 
 
 def windows(rows: int, length: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import mull
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer
+from mull.models.layers import Attention
 from mull.models.routing import GRID, check_capacity, choose, expected_thresholds, over_threshold, top_k
 
 LOOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -32,6 +33,8 @@ VARIANTS = [
     {"step_encoding": False},
     {"routing": False},
     {"detached_auxiliary": True},
+    {"router_temperature": 3.0},
+    {"step_encoding": False, "step_start": 0.1},
     {"wiring": "sandwich", "qk_norm": True, "rotary_layout": "half"},
     {"positions": "none", "qk_bias": False},
     {"thinking_layers": (0, 1, 2), "mean_iterations": 3},
@@ -67,7 +70,7 @@ def slow_twin(model, ids, iterations, capacity, select):
         if index not in config.thinking:
             x = layer(x, frame, (index, 0))
             continue
-        phi = [1.0] + [config.first_scale] * 99
+        phi = [1.0] + [config.step_start or config.first_scale] * 99
         if layer.step_encoding is not None:
             phi = [layer.step_encoding[min(t, len(layer.step_encoding) - 1)] for t in range(iterations)]
         y = phi[0] * layer(x, frame, (index, 0))
@@ -76,6 +79,7 @@ def slow_twin(model, ids, iterations, capacity, select):
             if config.routing:
                 row = min(t, len(layer.router)) - 1
                 logits = (y / (y.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()) @ layer.router[row]
+                logits = logits / config.router_temperature
                 w = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[config.gate](logits)[..., None]
                 selected = select(logits, None, capacity[t - 1], layer.thresholds[row])[..., None]
                 selected = selected & (capacity[t - 1] > 0)
@@ -140,17 +144,52 @@ def test_a_suffix_changes_the_prefix_where_top_k_is_forced(make, tokens):
     assert not all(torch.equal(logits[:, :12], before[:, :12]) for logits in after)
 
 
+@pytest.mark.parametrize("rows", [3, 1])
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
-def test_cached_equals_uncached_at_every_capacity(make, tokens, changes):
+def test_cached_equals_uncached_at_every_capacity(make, tokens, changes, rows):
+    """Of several rows, and of one, whose positions are decided one by one; what the routers say is the same too."""
     model = make(**changes)
-    ids = tokens(model.config, 3, 15)
+    ids = tokens(model.config, rows, 15)
     for capacity in CAPACITIES:
         capacity = capacity_of(model, capacity)
-        cache, whole = model.new_cache(3, 15), model(ids, capacity=capacity)
+        cache, whole = model.new_cache(rows, 15), model(ids, capacity=capacity)
         bounds = [0, 5, 8, *range(9, 16)]  # prefill, a second chunk, then position by position
         parts = [model(ids[:, a:b], capacity=capacity, cache=cache) for a, b in pairwise(bounds)]
         torch.testing.assert_close(torch.cat([part.logits for part in parts], dim=1), whole.logits, **LOOSE)
         assert torch.equal(torch.cat([part.selected for part in parts], dim=1), whole.selected)
+        assert all(part.selected.shape == (rows, 1, *whole.selected.shape[2:]) for part in parts[2:])
+        if whole.router_logits is not None:  # of a pass that is never taken the general way need not ask
+            asked = whole.router_logits.isfinite()
+            said = torch.cat([part.router_logits for part in parts], dim=1)
+            torch.testing.assert_close(said[asked], whole.router_logits[asked], **LOOSE)
+
+
+def test_a_position_alone_costs_the_passes_it_takes(make, tokens, monkeypatch):
+    """Decoding one row: queries once for each pass that is taken; keys and values once for each state that meets a
+    pass, and none of it where the capacity is 0."""
+    model, calls = make(), []
+    ids, cache = tokens(model.config, 1, 30), model.new_cache(1, 30)
+    for name in ("queries", "keys_values"):
+        real = getattr(Attention, name)
+        monkeypatch.setattr(
+            Attention, name, lambda self, *args, real=real, name=name: calls.append(name) or real(self, *args)
+        )
+    for t in range(30):
+        calls.clear()
+        selected = model(ids[:, t : t + 1], capacity=(0.5, 0.0, 0.4), cache=cache).selected[0, 0, 0].tolist()
+        assert calls.count("queries") == sum(selected)
+        assert calls.count("keys_values") == 1 + selected[0]  # the state before the first pass, and the one it made
+
+
+def test_a_suffix_leaves_the_prefix_bit_equal_in_longer_rows(make, tokens):
+    """Where other rows and later tokens change how many are gathered by hundreds."""
+    model = make(accumulated="update")
+    ids = tokens(model.config, 4, 190)
+    before = model(ids, capacity=0.5)
+    for seed, split in enumerate((30, 77, 150)):
+        other = torch.cat([ids[:, :split], tokens(model.config, 4, 190 - split, seed=90 + seed)], dim=1)
+        after = model(other, capacity=0.5)
+        assert torch.equal(after.logits[:, :split], before.logits[:, :split])
 
 
 @pytest.mark.parametrize("capacity", [0.3, (0.9, 0.0, 0.4)])
@@ -372,6 +411,7 @@ def test_thinking_layers_are_every_other_one():
     ({"mean_iterations": 0}, "mean_iterations must be at least 1, not 0"),
     ({"capacity": 0.0}, "capacity must lie above 0 and at most at 1, not 0.0"),
     ({"capacity": 1.5}, "capacity must lie above 0 and at most at 1, not 1.5"),
+    ({"router_temperature": 0.0}, "router_temperature must be positive, not 0.0"),
     ({"thinking_layers": (1, 3)}, r"thinking_layers must name layers from 0 to 2, .* not \[1, 3\]"),
     ({"thinking_layers": (1, 0)}, r"ascending and at least one, not \[1, 0\]"),
     ({"thinking_layers": ()}, r"at least one, not \[\]"),
