@@ -3,8 +3,8 @@
 1. decode: time per token of a (2,4,2) model of width 256 at 8 iterations, batch 1, against the bare matrix products of
    the same 36 layer calls. Goals: at most 3.3 times, with compiled blocks at most 2.0 times. Also bytes of cache per
    token, and FLOPs per second beside what a large matrix product reaches here.
-2. context: time per token at 2,048 positions against 128, by cache policy and number type. Goal: at most 1.3 times. Also
-   what reading those keys and values alone takes, as a share of a token at 128.
+2. context: time per token at 2,048 positions against 128, by cache policy and number type. Goal: at most 1.3 times.
+   Also what reading those keys and values alone takes, as a share of a token at 128.
 3. exits: on the shipped text model at batch 32, wall-clock saved by an exit rule as a share of what its iteration
    counts promise. Goal: at least 0.9.
 4. speculation: on the shipped text model at 32 iterations, tokens per second against plain decoding, same text. Goal:
