@@ -190,6 +190,11 @@ class Cache:
         assert isinstance(place, int)
         return Window([self.storage(first + i, place, columns) for i in range(count)], self.length)
 
+    def reserve(self, layer: int, iterations: int, columns: int) -> None:
+        """Make room for what a call is about to store at so many iterations of a layer: bit by bit would be copied."""
+        if self.policy == "full":
+            self.grow(layer, iterations - 1, columns)
+
     def fill(self, layer: int, first: int, last: int, keys: Tensor, values: Tensor) -> None:
         """Store one position, (B, 1, K, W), behind what all rows hold, at the iterations first .. last - 1 of a layer:
         a state that does not move has the same keys at all of them. Not for `shared`."""

@@ -132,6 +132,9 @@ class ThinkingLayer(Layer):
         total = int(plan.iterations.max()) if isinstance(plan.iterations, Tensor) else plan.iterations
         if self.decides_alone(x, frame, plan):
             return self.think_alone(x, frame, index, plan, total)
+        if frame.cache is not None:
+            end = frame.cache.length + x.shape[1] if frame.cells is None else frame.cells.end
+            frame.cache.reserve(index, total, end)
         held, decisions = Held(x, plan.block), list[Decision]()
 
         def one_pass(y: Tensor, t: int) -> Tensor:
@@ -212,9 +215,8 @@ class ThinkingLayer(Layer):
             elif chosen.taken:
                 part, narrow = chosen.gather(y), chosen.frame(frame, keys.shape[2])
                 answers = self.answer(part, narrow, keys, values)
-                new = chosen.scatter(
-                    new, self.moved(part, answers, None if weight is None else chosen.gather(weight), t)
-                )
+                moved = self.moved(part, answers, None if weight is None else chosen.gather(weight), t)
+                new = (chosen.scatter if torch.is_grad_enabled() else chosen.scatter_)(new, moved)
         held.stale = held.stale | decision.selected if self.config.holds else torch.ones_like(held.stale)
         return new, decision
 

@@ -333,8 +333,7 @@ def test_a_pass_of_capacity_zero_costs_and_keeps_nothing(make, tokens):
     model = make()
     cache = model.new_cache(1, 12)
     out = model(tokens(model.config, 1, 12), 4, capacity=(0.0, 0.5, 0.0), cache=cache)
-    first = cache.layers[1][:, 0]  # a pass that was never written holds what the layer held before it
-    assert [torch.equal(cache.layers[1][:, t], first) for t in (1, 2, 3)] == [True, False, True]
+    assert [bool(cache.layers[1][:, t].any()) for t in range(4)] == [True, False, True, False]  # what was written
     assert not out.selected[..., 0].any() and not out.selected[..., 2].any() and out.selected[..., 1].any()
 
 
