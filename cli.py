@@ -85,7 +85,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
-    parser.add_argument("--seed", type=int, default=0, help="of the test items")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the test items")
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--output", type=str | None, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -99,6 +99,8 @@ def evaluate(args: list[str]) -> None:
     )
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    if options.tokens and options.json:
+        raise ValueError("--tokens prints tables: leave --json out")
     if options.tokens:
         return show_tokens(model, data, batches, options)
     rows = measure(
@@ -150,7 +152,7 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
     )
     for table in token_tables(uses, data.tokenizer):
         Console().print(table)
-    if isinstance(model, InnerThinkingTransformer) and model.config.routing:
+    if isinstance(model, InnerThinkingTransformer) and model.config.routing and count != 1:
         routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
         Console().print(router_table(routed))
     if options.output:
@@ -185,7 +187,7 @@ def generate(args: list[str]) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     parser.add_argument("--top-k", type=int | None, help="sample among the k likeliest")
     parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parser.parse_args(args)
     if (options.prompt is None) == (options.prompts is None):
@@ -307,6 +309,7 @@ def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+counts.__name__ = "list of integers of at least 1, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 
@@ -318,6 +321,8 @@ def at_least(limit: int) -> Callable[[Any], int]:
             raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
         if value < limit:
             raise ValueError(f"{value} is below the limit of {limit}")
+        if value >= 2**63:
+            raise ValueError(f"{value} is above the limit of 2^63 - 1")
         return value
 
     parse.__name__ = f"an integer of at least {limit}"

@@ -12,6 +12,8 @@ from mull.inference.speculate import Speculation
 from mull.inference.wavefront import Wavefront
 from mull.models import LanguageModel
 from mull.models.cache import Policy
+from mull.models.loop import Iterations
+from mull.models.routing import Capacity, check_capacity
 
 
 def choose_policy(
@@ -42,6 +44,14 @@ def choose_policy(
             "speculate verifies at full depth: it goes with no exit rule, warm start or other cache policy"
         )
     return chosen
+
+
+def check_routing(model: LanguageModel, iterations: Iterations | None, capacity: Capacity | None) -> None:
+    """Raise a ValueError for a capacity that the routed passes of this many iterations cannot have."""
+    count = model.config.default_iterations if iterations is None else iterations
+    if capacity is None or model.config.default_capacity is None or count is None:
+        return
+    check_capacity(capacity, (int(count.max()) if isinstance(count, Tensor) else count) - 1)
 
 
 def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tensor | None) -> None:

@@ -38,8 +38,9 @@ def write_stream(positions: Iterator[NewTokens], tokenizer: Tokenizer) -> None:
             print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
             used.append(int(iterations))
     finally:
-        print(flush=True)
-        print(summary(used, time.perf_counter() - start), file=sys.stderr)
+        if used:
+            print(flush=True)
+            print(summary(used, time.perf_counter() - start), file=sys.stderr)
 
 
 def write_lines(positions: Iterator[NewTokens], tokenizer: Tokenizer, prompts: list[str]) -> None:

@@ -17,8 +17,8 @@ A prime is the iteration before. latent, acceleration, gate and fixed cost next 
 out, which is a coda and a head for every check. In a prompt these read all positions at the same count, so that a
 position's answer there is not the one it would get token by token; the others are the same either way.
 
-Deviation: the two-scale rule is stated on ||d - d'||; ours divides by ||s||, so that a threshold means the same at any
-width.
+Deviations: the two-scale rule is stated on ||d - d'||; ours divides by ||s||, so that a threshold means the same at any
+width. The public reference has KL(p' || p); ours weighs by the newer answer.
 
 Shapes: N positions, D model width, V vocabulary.
 """
@@ -228,7 +228,7 @@ def parse(text: str) -> Exit:
     values: dict[str, int] = {}
     for option in options:
         key, _, value = option.partition("=")
-        if key not in known or not value.isdigit():
+        if key not in known or not value.isdecimal():
             raise ValueError(f"exit option {option!r} is not known; give {' or '.join(f'{k}=2' for k in known)}")
         values[key] = int(value)
     try:

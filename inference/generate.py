@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
-from mull.inference.checks import check_prompt, check_stop_tokens, choose_policy
+from mull.inference.checks import check_prompt, check_routing, check_stop_tokens, choose_policy
 from mull.inference.continuous import continuous as continuous_rounds
 from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
@@ -166,6 +166,7 @@ def stream(
     batch_size, length = prompt.shape
     limit = min(max_new_tokens, model.config.max_length - length)
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    check_routing(model, iterations, capacity)
     thinking = Thinking(iterations, rule, warm_start, routing_options(model, capacity=capacity))
     if drafts is None and front is None:
         cache = model.new_cache(batch_size, length + limit - 1, policy, ring, cache_dtype)  # the last is never read

@@ -45,7 +45,7 @@ def parse_speculation(text: str | Speculation | None) -> Speculation | None:
     if text is None or isinstance(text, Speculation):
         return text
     iterations, _, tokens = text.partition(":")
-    if not (iterations.isdigit() and tokens.isdigit()):
+    if not (iterations.isdecimal() and tokens.isdecimal()):
         raise ValueError(f"speculate {text!r} is not ITERATIONS:TOKENS; 4:16 drafts 16 tokens at 4 iterations each")
     return Speculation(int(iterations), int(tokens))
 

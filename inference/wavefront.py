@@ -79,7 +79,7 @@ def parse_wavefront(text: str | Wavefront | None) -> Wavefront | None:
         return text
     first, *options = text.split(",")
     iterations, _, width = first.partition(":")
-    if not (iterations.isdigit() and width.isdigit()):
+    if not (iterations.isdecimal() and width.isdecimal()):
         raise ValueError(
             f"wavefront {text!r} is not ITERATIONS:WIDTH; 4:32 thinks 4 iterations a round about up to 32 positions"
         )
@@ -107,6 +107,10 @@ def check_wavefront(
         raise ValueError(
             f"wavefront: noise {how.noise} is drawn at random, which needs a generator: "
             "pass generator=torch.Generator().manual_seed(seed), or noise=0"
+        )
+    if how.noise > 0 and model.config.initial_state == "zero":
+        raise ValueError(
+            f"wavefront: noise {how.noise} is a draw of the initial state, and this model's is always zero; use noise=0"
         )
     return check_count("iterations", model.config.mean_iterations if iterations is None else iterations)
 

@@ -111,6 +111,7 @@ class Cache:
         self.device, self.dtype = device, dtype
         self.lengths = [0] * batch_size  # positions held, by row
         self.depth: Iterations | None = None  # of everything stored, under `full`
+        self.total = 0  # iterations of the deepest row that was here
         self.layers: dict[int, Tensor] = {}  # layer -> (2, iterations, B, K, columns, W): keys, then values
         self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, place) -> its part of `layers`: slicing takes time
         self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
@@ -145,7 +146,14 @@ class Cache:
                 f"the cache was filled at iterations={self.depth} and cannot continue at {iterations}; "
                 "use a new cache, or one of policy deepest"
             )
-        self.depth = iterations
+        self.depth, self.total = iterations, self.deepest(iterations)
+
+    def deepest(self, iterations: Iterations | None) -> int:
+        """How many iterations a call at these counts has, which rows reach together: those of the deepest row that was
+        ever here, since the keys of all rows are addressed from its first on."""
+        if isinstance(iterations, Tensor):
+            return max(int(iterations.max()), self.total if self.length else 0)
+        return iterations or 0
 
     def reserve_capacity(self, capacity: tuple[float, ...]) -> None:
         """Check that a call routes as the stored ones did: states of one capacity cannot stand in for another's."""
@@ -281,6 +289,7 @@ class Cache:
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
         copy.lengths = [self.lengths[row] for row in rows]
         copy.depth = self.depth[index] if isinstance(self.depth, Tensor) else self.depth
+        copy.total, copy.capacity = self.total, self.capacity
         copy.layers = {layer: held.index_select(2, index) for layer, held in self.layers.items()}
         return copy
 

@@ -50,7 +50,7 @@ from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.config import ModelConfig, Wiring
-from mull.models.language_model import LanguageModel, initialize
+from mull.models.language_model import LanguageModel, check_read_at, initialize
 from mull.models.layers import Frame, Layer
 from mull.models.loop import Iterations, check_count, check_iterations
 from mull.models.output import ModelOutput, Reading
@@ -210,7 +210,7 @@ class InnerThinkingTransformer(LanguageModel):
         """
         depth = check_iterations(self.config.mean_iterations if iterations is None else iterations, len(input_ids))
         depth = depth.to(input_ids.device) if isinstance(depth, Tensor) else depth
-        check_read_at(read_at, depth, cache)
+        check_read_at(read_at, depth, cache, "each count is a run of its own, with keys of its own")
         valid = None if attention_mask is None else attention_mask.bool()
         plan = self.plan(depth, capacity, selection, valid, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
@@ -255,9 +255,11 @@ class InnerThinkingTransformer(LanguageModel):
             raise ValueError("top_k looks at tokens that a cached call does not have yet; leave selection out")
         chosen = selection or ("top_k" if self.training and cache is None else "threshold")
         deepest = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
+        total = deepest if cache is None else cache.deepest(iterations)
         return Plan(
             iterations=iterations,
-            capacity=check_capacity(self.share(capacity), deepest - 1),
+            total=total,
+            capacity=check_capacity(self.share(capacity), total - 1),
             select=SELECTIONS[chosen],
             causal=chosen == "threshold",
             learns=self.training and chosen == "top_k",
@@ -318,9 +320,9 @@ class InnerThinkingTransformer(LanguageModel):
                 selected = logits >= found[-1].to(logits.dtype)  # noqa: B023
                 return selected if eligible is None else selected & eligible
 
-            self.run(
-                self.embed(input_ids), frame, Plan(iterations, (share,) * (iterations - 1), select, True, False, valid)
-            )
+            shares = (share,) * (iterations - 1)
+            plan = Plan(iterations, iterations, shares, select, causal=False, learns=False, valid=valid)
+            self.run(self.embed(input_ids), frame, plan)
             columns.append(torch.stack(found))
         table = torch.stack(columns, dim=-1).view(len(self.config.thinking), iterations - 1, len(GRID))
         for index, thresholds in zip(self.config.thinking, table, strict=True):
@@ -343,15 +345,3 @@ class InnerThinkingTransformer(LanguageModel):
             "router_logits": torch.stack(logits, dim=-2) if logits else None,
             "auxiliary_loss": torch.stack(losses).mean() if losses else None,
         }
-
-
-def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None) -> None:
-    if not read_at:
-        return
-    if cache is not None:
-        raise ValueError("read_at cannot be used with a cache: each count is a run of its own, with keys of its own")
-    if isinstance(iterations, Tensor):
-        raise ValueError("read_at needs one iteration count for all rows, not one per row")
-    outside = [count for count in read_at if not 1 <= count <= iterations]
-    if outside:
-        raise ValueError(f"read_at {outside} lies outside 1 .. iterations={iterations}")

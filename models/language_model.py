@@ -102,6 +102,8 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"a cache keeps floating-point numbers, such as torch.bfloat16, not {dtype}")
         c = self.config
         return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)
 
@@ -140,7 +142,10 @@ class LanguageModel(nn.Module):
         held = [0] * batch_size if cache is None else cache.lengths
         ends = [length + count for length, count in zip(held, counts, strict=True)]
         if max(ends) > self.config.max_length:
-            raise ValueError(f"{max(ends)} positions are more than the model's limit of {self.config.max_length}")
+            raise ValueError(
+                f"{max(ends)} positions are more than the model's limit of {self.config.max_length}; "
+                "shorten the input, or train with a larger max_length"
+            )
         cells, mask = None, None
         columns = torch.arange(n_tokens if cache is None else max(*ends, 1), device=input_ids.device)
         if cache is None:
@@ -170,6 +175,19 @@ class LanguageModel(nn.Module):
             return None
         table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         return rotation_angles(positions, c.head_dim, c.rope_base, table_dtype)
+
+
+def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None, why_not: str) -> None:
+    """Raise a ValueError unless answers can be read out on the way at these counts; `why_not` with a cache."""
+    if not read_at:
+        return
+    if cache is not None:
+        raise ValueError(f"read_at cannot be used with a cache: {why_not}")
+    if isinstance(iterations, Tensor):
+        raise ValueError("read_at needs one iteration count for all rows, not one per row")
+    outside = [count for count in read_at if not 1 <= count <= iterations]
+    if outside:
+        raise ValueError(f"read_at {outside} lies outside 1 .. iterations={iterations}")
 
 
 def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:

@@ -105,8 +105,11 @@ class Frame:
 
     def window(self, first: int, count: int, iteration: int) -> Frame | None:
         """This frame with what `count` layers hold at one iteration in place of the cache, as layers 0, 1, ...; None
-        unless it is of one token a row that follows on what all rows hold."""
+        unless it is of one token a row that follows on what all rows hold, two positions or more: compilers take 0 and
+        1 for special cases."""
         if self.cache is None or self.cells is not None or self.lanes is not None or self.positions.shape[-1] != 1:
+            return None
+        if self.cache.length < 2:
             return None
         window = self.cache.window(first, count, iteration, 1)
         return Frame(self.positions, self.rotation, None, window)  # type: ignore[arg-type]  # all that a layer asks for

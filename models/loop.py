@@ -32,6 +32,7 @@ def iterate(
     state: Tensor,
     iterations: Iterations,
     backprop_iterations: int | None = None,
+    total: int | None = None,
 ) -> Loop:
     """Yield (count, state) after each iteration, 1 .. R.
 
@@ -40,8 +41,10 @@ def iterate(
         state: s_0, (B, T, D).
         iterations: R >= 1, or (B,) int64 with one count per row (R is then the largest).
         backprop_iterations: gradients flow through the last k iterations; None means through all.
+        total: R where it is more than the counts of these rows, whose keys are addressed with those of deeper ones.
     """
-    total = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
+    if total is None:
+        total = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
     window = total if backprop_iterations is None else min(backprop_iterations, total)
     first = total - iterations if isinstance(iterations, Tensor) else None  # (B,): the index at which a row begins
     for index in range(total):

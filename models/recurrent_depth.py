@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from mull.models.cache import Cache
 from mull.models.config import ModelConfig
-from mull.models.language_model import LanguageModel, initialize
+from mull.models.language_model import LanguageModel, check_read_at, initialize
 from mull.models.layers import Frame, Layer, RMSNorm
 from mull.models.loop import Iterations, check_count, check_iterations, iterate
 from mull.models.output import ModelOutput, Reading
@@ -178,7 +178,7 @@ class RecurrentDepthTransformer(LanguageModel):
             depth = depth.to(input_ids.device)
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
-        check_read_at(read_at, depth, cache)
+        check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             frame = self.frame(input_ids, attention_mask, cache, depth)
             readings = {}
@@ -220,7 +220,8 @@ class RecurrentDepthTransformer(LanguageModel):
             state = self.draw_state(injected, generator)
         elif state.shape != injected.shape:
             raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
-        yield from iterate(self.thinker(injected, frame), state, iterations, backprop_iterations)
+        total = None if frame.cache is None else frame.cache.deepest(iterations)
+        yield from iterate(self.thinker(injected, frame), state, iterations, backprop_iterations, total)
 
     def enter(self, input_ids: Tensor, frame: Frame) -> Tensor:
         """Embedding and prelude: (B, T) token ids -> what is injected into every iteration, (B, T, D)."""
@@ -255,15 +256,3 @@ class RecurrentDepthTransformer(LanguageModel):
         if self.exit_gate is None:
             raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
         return self.exit_gate(self.final_norm(state)).squeeze(-1)
-
-
-def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None) -> None:
-    if not read_at:
-        return
-    if cache is not None:
-        raise ValueError("read_at cannot be used with a cache: the coda's keys in it belong to the last iteration")
-    if isinstance(iterations, Tensor):
-        raise ValueError("read_at needs one iteration count for all rows, not one per row")
-    outside = [count for count in read_at if not 1 <= count <= iterations]
-    if outside:
-        raise ValueError(f"read_at {outside} lies outside 1 .. iterations={iterations}")

@@ -161,7 +161,7 @@ def choose(selected: Tensor, block: int = 1) -> Chosen | None:
     """
     tokens = selected.flatten().nonzero().flatten()
     taken = len(tokens)
-    if taken == selected.numel():
+    if taken == selected.numel() >= block:
         return None
     fill = tokens[:1].expand(-taken % block)
     return Chosen(torch.cat([tokens, fill]) if len(fill) else tokens, taken, selected.shape[1], block)

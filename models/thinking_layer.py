@@ -37,6 +37,7 @@ class Plan:
 
     Attributes:
         iterations: R, or (B,) with a count per row; a row takes its first passes and holds from then on.
+        total: R, of the deepest row.
         capacity: share of the tokens for each of the R - 1 routed passes.
         select: how tokens are selected.
         causal: each token is selected by itself, by threshold.
@@ -46,6 +47,7 @@ class Plan:
     """
 
     iterations: Iterations
+    total: int
     capacity: tuple[float, ...]
     select: Select
     causal: bool
@@ -129,9 +131,9 @@ class ThinkingLayer(Layer):
 
     def think(self, x: Tensor, frame: Frame, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
         """All passes over x (B, T, D): the last state, and what was decided; None where no pass is routed."""
-        total = int(plan.iterations.max()) if isinstance(plan.iterations, Tensor) else plan.iterations
+        total = plan.total
         if self.decides_alone(x, frame, plan):
-            return self.think_alone(x, frame, index, plan, total)
+            return self.think_alone(x, frame, index, plan)
         if frame.cache is not None:
             end = frame.cache.length + x.shape[1] if frame.cells is None else frame.cells.end
             frame.cache.reserve(index, total, end)
@@ -154,13 +156,11 @@ class ThinkingLayer(Layer):
             return False
         return plan.causal and self.router is not None and self.config.holds
 
-    def think_alone(
-        self, x: Tensor, frame: Frame, index: int, plan: Plan, total: int
-    ) -> tuple[Tensor, Decision | None]:
+    def think_alone(self, x: Tensor, frame: Frame, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
         """`think` for one position of one row, x (1, 1, D), so that a pass that is not taken costs next to nothing:
         decided in Python, all logits of a state at once, and its keys written at once to all passes that meet it."""
         assert frame.cache is not None
-        cache, end = frame.cache, frame.cache.length + 1
+        cache, end, total = frame.cache, frame.cache.length + 1, plan.total
         wanted = {c: threshold(self.thresholds, c).tolist() for c in set(plan.capacity) if 0 < c < 1}
         taken, asked = [False] * (total - 1), [-math.inf] * (total - 1)
         known, logits, values_of = x, x, list[float]()  # the state that was asked about last, and its logits
@@ -241,8 +241,8 @@ class ThinkingLayer(Layer):
         return torch.sigmoid(logits) if self.config.gate == "sigmoid" else torch.tanh(logits)
 
     def logits(self, y: Tensor, row: int | slice) -> Tensor:
-        """r . y / rms(y) / temperature, (B, T), or (1, 1, rows) of one token for several rows of r; elementwise: a
-        token's logit depends on nothing beside it, not even in bits."""
+        """r . y / rms(y) / temperature, (B, T), or (1, rows) of one token for several rows of r; elementwise: a token's
+        logit depends on nothing beside it, not even in bits."""
         assert self.router is not None  # who asks has one
         along = F.rms_norm(y, (y.shape[-1],), None, self.config.norm_eps) * self.router[row]
         logits = along.sum(dim=-1)

@@ -34,6 +34,7 @@ class Constant(CapacitySampler):
     """
 
     def __init__(self, capacity: float | list[float]) -> None:
+        check_capacity(capacity, len(capacity) if isinstance(capacity, list) else 1)
         self.capacity = capacity
 
     def __call__(self, seed: int, index: int, n_passes: int) -> tuple[float, ...]:  # noqa: ARG002

@@ -5,6 +5,7 @@ import torch
 
 import mull
 from mull import cli
+from mull.inference import generate as generation
 from mull.inference.evaluate import evaluate
 from mull.inference.inspect import cost_lines
 from mull.inference.rows import from_json, to_json
@@ -93,3 +94,21 @@ def test_capacities_are_read_from_the_command_line(capsys):
         assert cli.main(["evaluate", "nowhere", "--capacity", wrong]) == 2
         told = capsys.readouterr().err
         assert "--capacity" in told and "from 0 to 1, as 0.5" in told and wrong in told
+
+
+def test_rows_that_stop_leave_the_others_alone(model):
+    """Each row writes what it writes alone, whichever stops first, also with passes of its own."""
+    prompt = torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(2))
+    for iterations, capacity in ((4, None), (torch.tensor([2, 4, 3]), (0.9, 0.0, 0.4))):
+        free = mull.generate(model, prompt, iterations, capacity=capacity, max_new_tokens=6, stop_tokens=())
+        for stop in free.new_tokens[:, 1].tolist():
+            out = mull.generate(model, prompt, iterations, capacity=capacity, max_new_tokens=6, stop_tokens=[stop])
+            for row in range(3):
+                n = int((out.iterations[row] > 0).sum())
+                assert torch.equal(out.new_tokens[row, :n], free.new_tokens[row, :n])
+                assert n == 6 or out.new_tokens[row, n - 1] == stop
+
+
+def test_a_capacity_of_the_wrong_length_is_refused_before_anything_is_written(model):
+    with pytest.raises(ValueError, match="capacity names 2 routed passes and there are 3"):
+        generation.stream(model, torch.zeros(1, 3, dtype=torch.int64), 4, capacity=(0.5, 0.5))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.models import TransformerConfig
+from mull.models import InnerThinkingConfig, RecurrentDepthConfig, TransformerConfig
 from mull.models import cache as cache_module
 from mull.models.cache import Cache, Cells, source
 
@@ -260,3 +260,19 @@ def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build, small, to
                 exact, rounded = exact[attention_mask.bool()], rounded[attention_mask.bool()]
             assert 0 < (rounded - exact).std() < 0.05 * exact.std()
     assert narrow.nbytes * 2 == wide.nbytes and narrow.fork([1]).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", [RecurrentDepthConfig, InnerThinkingConfig], ids=lambda family: family.model_type)
+def test_rows_with_counts_of_their_own_outlive_the_deepest(build, tokens, family):
+    """When the row with most iterations leaves, the others find their keys where they were written."""
+    shape = {"n_layers": 3} if family is InnerThinkingConfig else {"n_core": 2}
+    model = build(family(vocab_size=11, d_model=24, n_heads=3, max_length=32, mean_iterations=5, **shape))
+    ids, counts = tokens(model.config, 3, 8), torch.tensor([2, 5, 3])
+    cache = model.new_cache(3, 8)
+    model(ids[:, :5], counts, cache=cache)
+    rest = cache.fork([0, 2])
+    for t in range(5, 8):
+        out = model(ids[[0, 2], t : t + 1], counts[[0, 2]], cache=rest)
+    for row, count, place in ((0, 2, 0), (2, 3, 1)):
+        alone = model(ids[row : row + 1], count).logits[0, -1]
+        torch.testing.assert_close(out.logits[place, 0], alone, rtol=1e-10, atol=1e-10)

@@ -181,6 +181,16 @@ def test_a_position_alone_costs_the_passes_it_takes(make, tokens, monkeypatch):
         assert calls.count("keys_values") == 1 + selected[0]  # the state before the first pass, and the one it made
 
 
+def test_a_suffix_leaves_the_prefix_bit_equal_in_the_shortest_rows(make, tokens):
+    """Where all tokens may be selected, and are fewer than a block."""
+    model = make()
+    for length, seed in ((length, seed) for length in (2, 3) for seed in range(40)):
+        ids = tokens(model.config, 1, length, seed=seed)
+        other = torch.cat([ids[:, :-1], (ids[:, -1:] + 1 + seed % 9) % 11], dim=1)
+        before, after = (model(some, capacity=0.5).logits[:, :-1] for some in (ids, other))
+        assert torch.equal(before, after)
+
+
 def test_a_suffix_leaves_the_prefix_bit_equal_in_longer_rows(make, tokens):
     """Where other rows and later tokens change how many are gathered by hundreds."""
     model = make(accumulated="update")

@@ -42,6 +42,7 @@ def test_uniform_draws_each_pass_of_each_batch_by_itself(seed, index, n_passes):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Constant(1.5), "1.5 lies outside"),
         (lambda: WarmUp(1.2, 10), "1.2 lies outside"),
         (lambda: WarmUp(0.5, 0), "at least 1, not 0"),
         (lambda: Uniform(0.8, 0.3), "minimum <= maximum"),
