@@ -325,7 +325,7 @@ def at_least(limit: int) -> Callable[[Any], int]:
             raise ValueError(f"{value} is above the limit of 2^63 - 1")
         return value
 
-    parse.__name__ = f"an integer of at least {limit}"
+    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
     return parse
 
 
