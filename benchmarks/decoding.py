@@ -61,7 +61,7 @@ def decoder(
 ) -> Callable[[], float]:
     """A run that returns seconds per token of greedy decoding, the prompt left out."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> float:
         ids = torch.randint(0, model.config.vocab_size, (1, prompt))
         cache = model.new_cache(1, prompt + new, policy, dtype=dtype)
@@ -86,7 +86,7 @@ def bare_products(model: RecurrentDepthTransformer, new: int) -> Callable[[], fl
         )
     ]  # fmt: skip
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> float:
         start = time.perf_counter()
         for _ in range(new):
@@ -170,14 +170,15 @@ def windows(rows: int, length: int) -> Tensor:
 
 def exits(rounds: int) -> None:
     model, ids, limit = mull.load(SHIPPED / "text"), windows(32, 64), 32
+    think = torch.inference_mode()(think_until)  # as evaluation and generation call it
     for text in ("latent:0.1", "latent:0.03"):
         rule, never = parse(text), parse("fixed:99")
         used = think_until(model, ids, limit, rule).iterations.float().mean().item()
         seconds = take_turns(
             {
-                "rule": lambda rule=rule: think_until(model, ids, limit, rule),  # type: ignore[misc]
-                "never": lambda never=never: think_until(model, ids, limit, never),  # type: ignore[misc]
-                "plain": lambda: torch.no_grad()(model)(ids, limit),
+                "rule": lambda rule=rule: think(model, ids, limit, rule),  # type: ignore[misc]
+                "never": lambda never=never: think(model, ids, limit, never),  # type: ignore[misc]
+                "plain": lambda: torch.inference_mode()(model)(ids, limit),
             },
             rounds,
         )

@@ -40,7 +40,7 @@ def training_step(model: InnerThinkingTransformer, ids: torch.Tensor, capacity: 
 
 
 def scoring(model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float) -> Callable[[], None]:
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> None:
         model.eval()(ids, capacity=capacity)
 
@@ -48,7 +48,7 @@ def scoring(model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float)
 
 
 def prefill(model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float) -> Callable[[], None]:
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> None:
         model.eval()(ids, capacity=capacity, cache=model.new_cache(*ids.shape))
 
@@ -60,7 +60,7 @@ def decoding(
 ) -> Callable[[], None]:
     """The positions after a prompt of LENGTH - positions, fed one by one; the prompt is read beforehand."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def run() -> None:
         cache.rollback([LENGTH - positions])  # what is behind is written again
         for t in range(LENGTH - positions, LENGTH):
@@ -68,7 +68,7 @@ def decoding(
 
     model.eval()
     cache = model.new_cache(1, LENGTH)
-    with torch.no_grad():
+    with torch.inference_mode():
         model(ids[:1, : LENGTH - positions], capacity=capacity, cache=cache)
     return run
 

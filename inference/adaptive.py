@@ -106,7 +106,8 @@ def think_until(
         raise ValueError("an exit rule takes one limit of iterations for all rows, not one per row")
     limit = check_count("iterations", model.config.mean_iterations if iterations is None else iterations)
     if cache is None:
-        cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="deepest")
+        # one set of keys will do: of who still thinks the last are those of this iteration, of who left the deepest
+        cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")
     frame = model.frame(input_ids, attention_mask, cache, limit)
     injected = model.enter(input_ids, frame)
     state = model.draw_state(injected, None) if state is None else state

@@ -42,7 +42,7 @@ from mull.models.layers import Frame
 from mull.models.loop import Think, iterate
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def continuous(
     model: RecurrentDepthTransformer,
     last: Tensor,

@@ -97,7 +97,7 @@ def evaluate(
     return rows
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sweep(
     model: LanguageModel,
     input_ids: Tensor,

@@ -259,7 +259,7 @@ def think(
     return model(input_ids, thinking.iterations, attention_mask=mask, cache=cache, **start, **thinking.routing)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def prefill(
     model: LanguageModel, prompt: Tensor, mask: Tensor | None, thinking: Thinking, cache: Cache
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,7 +272,7 @@ def prefill(
     return out.logits[rows, last], out.iterations[rows, last], out.state[rows, last]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def decode_position(
     model: LanguageModel, tokens: Tensor, thinking: Thinking, cache: Cache, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ class RouterUses(NamedTuple):
     dead: float
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def router_uses(
     model: InnerThinkingTransformer,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -67,7 +67,7 @@ def check_speculation(model: LanguageModel, how: Speculation, iterations: int | 
     return full
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def speculate(
     model: LanguageModel,
     last: Tensor,

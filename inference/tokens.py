@@ -49,7 +49,7 @@ class Group:
     loss: float
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def token_uses(
     model: LanguageModel,
     batches: Iterable[tuple[Tensor, Tensor]],

@@ -144,7 +144,7 @@ class Window:
         return Window(*(getattr(self, field.name)[keep] for field in fields(self)))
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def wavefront(
     model: LanguageModel,
     last: Tensor,

@@ -139,9 +139,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64):  # nothing to cast: one call
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+        weight = self.weight  # to look a parameter up takes a tenth of a norm's time in decoding
+        if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):  # nothing to cast: one call
+            return F.rms_norm(x, weight.shape, weight, self.eps)
+        return F.rms_norm(x.float(), weight.shape, None, self.eps).to(x.dtype) * weight
 
 
 def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Tensor:
@@ -206,11 +207,12 @@ class Attention(nn.Module):
         """Queries, keys and values, (B, T, heads, W) each: bias, then norm, then rotation on queries and keys."""
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_dim))
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        if self.qk_bias is not None:
-            qk = qk + self.qk_bias.to(qk.dtype)
-        if self.q_norm is not None and self.k_norm is not None:
+        bias, q_norm, k_norm = self.qk_bias, self.q_norm, self.k_norm
+        if bias is not None:
+            qk = qk + bias.to(qk.dtype)
+        if q_norm is not None and k_norm is not None:
             q, k = qk.split([self.heads, self.kv_heads], dim=2)
-            qk = torch.cat([self.q_norm(q), self.k_norm(k)], dim=2).to(v.dtype)
+            qk = torch.cat([q_norm(q), k_norm(k)], dim=2).to(v.dtype)
         if frame.rotation is not None:
             qk = rotate(qk, frame.rotation, self.layout)
         q, k = qk.split([self.heads, self.kv_heads], dim=2)
