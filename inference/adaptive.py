@@ -138,12 +138,13 @@ def settle(
     """
     assert frame.cache is not None
     shape, width = state.shape, state.shape[-1]
-    flat_injected, settled = injected.reshape(-1, width), state.reshape(-1, width).clone()
+    prepared = model.prepare(injected)
+    flat_prepared, settled = prepared.reshape(-1, width), state.reshape(-1, width).clone()
     used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
     everything = len(running) == len(settled)  # then nothing need be picked out yet
     now = frame if everything else frame.narrow(running)
     current = state if everything else settled[running][None]
-    think = model.thinker(injected if everything else flat_injected[running][None], now)
+    think = model.thinker(prepared if everything else flat_prepared[running][None], now)
     memory: Memory = {}
     loop = iterate(think, current, limit)
     sent = None
@@ -169,6 +170,6 @@ def settle(
         if len(running):
             memory = {name: kept[stays] for name, kept in memory.items()}
             now = frame.narrow(running)
-            sent = (model.thinker(flat_injected[running][None], now), current)
+            sent = (model.thinker(flat_prepared[running][None], now), current)
     loop.close()
     return settled.view(shape), used

@@ -110,8 +110,9 @@ class Running:
         self.count = torch.zeros_like(self.rows)  # (N,), iterations of it so far
         self.waits = torch.zeros_like(self.rows, dtype=torch.bool)  # (N,), whether it has left and is not read yet
         self.memory: Memory = {}
-        self.injected = model.enter(tokens[:, None], self.frame(self.rows))
-        self.state = model.draw_state(self.injected, None) if start is None else start[:, None].clone()
+        injected = model.enter(tokens[:, None], self.frame(self.rows))
+        self.prepared = model.prepare(injected)
+        self.state = model.draw_state(injected, None) if start is None else start[:, None].clone()
         self.logits = self.state.new_zeros(len(tokens), model.config.vocab_size)  # of those that wait, if a rule reads
         self.begin()
 
@@ -129,7 +130,7 @@ class Running:
         self.live = (~self.waits).nonzero().flatten()
         self.current = self.state[self.live]
         self.look_up()
-        self.step = self.model.thinker(self.injected[self.live], self.frame(self.live))
+        self.step = self.model.thinker(self.prepared[self.live], self.frame(self.live))
         return self.think, self.current
 
     def look_up(self) -> None:
@@ -197,11 +198,11 @@ class Running:
         begins = waiting[goes_on]
         if len(begins):
             injected = self.model.enter(tokens[goes_on, None], self.frame(begins))
-            self.injected[begins] = injected
+            self.prepared[begins] = self.model.prepare(injected)
             if not warm:
                 self.state[begins] = self.model.draw_state(injected, None)
         if len(begins) < len(waiting):
             stays = torch.ones_like(self.waits).index_fill(0, waiting[~goes_on], False)
-            for name in ("rows", "columns", "count", "waits", "injected", "state", "logits"):
+            for name in ("rows", "columns", "count", "waits", "prepared", "state", "logits"):
                 setattr(self, name, getattr(self, name)[stays])
             self.memory = {name: kept[stays] for name, kept in self.memory.items()}

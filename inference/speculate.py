@@ -117,7 +117,9 @@ def draft(
     for j in range(k + 1):
         frame = model.frame(inputs[-1][:, None], None, cache, full)
         injected = model.enter(inputs[-1][:, None], frame)
-        state = last_state(iterate(model.thinker(injected, frame), model.draw_state(injected, None), iterations))
+        state = last_state(
+            iterate(model.thinker(model.prepare(injected), frame), model.draw_state(injected, None), iterations)
+        )
         injections.append(injected)
         states.append(state)
         if j < k:
@@ -140,7 +142,7 @@ def verify(
     """Logits (B, k + 1, V) at full depth of inputs whose first `drafted` iterations are done."""
     cache.rollback([length - inputs.shape[1] for length in cache.lengths])
     frame = model.frame(inputs, None, cache, full)
-    think = model.thinker(injected, frame)
+    think = model.thinker(model.prepare(injected), frame)
     state = last_state(iterate(lambda s, index: think(s, index + drafted), state, full - drafted))
     logits = model.read(state, frame).logits
     frame.finish(full)

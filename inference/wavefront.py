@@ -206,7 +206,7 @@ def deepen(
         before = torch.lerp(before, model.draw_state(before, generator), share)
     due = (limit - window.used).clamp(max=how.iterations) * window.active
     most = int(due.max())
-    think = model.thinker(injected, frame)
+    think = model.thinker(model.prepare(injected), frame)
     # who is due fewer begins later, so that everybody's keys are those of its last iteration
     state = last_state(
         iterate(lambda s, index: torch.where((index >= most - due)[..., None], think(s, index), s), before, most)

@@ -221,15 +221,19 @@ class RecurrentDepthTransformer(LanguageModel):
         elif state.shape != injected.shape:
             raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
         total = None if frame.cache is None else frame.cache.deepest(iterations)
-        yield from iterate(self.thinker(injected, frame), state, iterations, backprop_iterations, total)
+        think = self.thinker(self.prepare(injected), frame)
+        yield from iterate(think, state, iterations, backprop_iterations, total)
 
     def enter(self, input_ids: Tensor, frame: Frame) -> Tensor:
         """Embedding and prelude: (B, T) token ids -> what is injected into every iteration, (B, T, D)."""
         return self.through(self.prelude, self.embed(input_ids), frame, 0)
 
-    def thinker(self, injected: Tensor, frame: Frame) -> Callable[[Tensor, int | Tensor], Tensor]:
+    def prepare(self, injected: Tensor) -> Tensor:
+        """What every iteration makes of the injected input, (B, T, D)."""
+        return self.injection.prepare(injected)  # type: ignore[operator]  # a method of every injection
+
+    def thinker(self, prepared: Tensor, frame: Frame) -> Callable[[Tensor, int | Tensor], Tensor]:
         """One iteration over these tokens, as `iterate` takes it: (state, index) -> state; or an index for each."""
-        prepared = self.injection.prepare(injected)  # type: ignore[operator]  # a method of every injection
 
         def think(state: Tensor, iteration: int | Tensor) -> Tensor:
             return self.through(self.core, state, frame, len(self.prelude), iteration, (self.injection, prepared))

@@ -54,7 +54,7 @@ def twin(
                 p.state = torch.zeros_like(new) if p.state is None else p.state
                 befores.append(p.state)
                 dues.append(min(how.iterations, limit - p.used))
-            think = model.thinker(torch.stack([p.injected for p in window])[None], frame)  # type: ignore[misc]
+            think = model.thinker(model.prepare(torch.stack([p.injected for p in window])[None]), frame)  # type: ignore[misc]
             for index in range(max(dues)):
                 after = think(torch.stack([p.state for p in window])[None], 0)[0]  # type: ignore[misc]
                 for j, p in enumerate(window):
