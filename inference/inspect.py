@@ -77,6 +77,7 @@ def training_lines(file: Path) -> list[str]:
         "seed": found.get("seed_everything"),
         "iterations": describe(model.get("iterations")),
         "backprop_iterations": model.get("backprop_iterations"),
+        "capacity": describe(model.get("capacity")),
         "optimizer": describe(model.get("optimizer")),
     }
     return ["", "training:", *(f"  {name}: {value}" for name, value in shown.items() if value is not None)]
