@@ -154,7 +154,8 @@ class ThinkingLayer(Layer):
         cache = frame.cache
         if cache is None or cache.policy == "shared" or frame.cells is not None or x.shape[:2] != (1, 1):
             return False
-        return plan.causal and self.router is not None and self.config.holds
+        alike = isinstance(plan.iterations, int)  # a count of its own may end before the last pass
+        return alike and plan.causal and self.router is not None and self.config.holds
 
     def think_alone(self, x: Tensor, frame: Frame, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
         """`think` for one position of one row, x (1, 1, D), so that a pass that is not taken costs next to nothing:

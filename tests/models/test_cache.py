@@ -270,6 +270,10 @@ def test_rows_with_counts_of_their_own_outlive_the_deepest(build, tokens, family
     ids, counts = tokens(model.config, 3, 8), torch.tensor([2, 5, 3])
     cache = model.new_cache(3, 8)
     model(ids[:, :5], counts, cache=cache)
+    last = cache.fork([2])  # one row is decided by itself, and has a count of its own all the same
+    for t in range(5, 8):
+        out = model(ids[2:, t : t + 1], counts[2:], cache=last)
+    torch.testing.assert_close(out.logits[0, 0], model(ids[2:], 3).logits[0, -1], rtol=1e-10, atol=1e-10)
     rest = cache.fork([0, 2])
     for t in range(5, 8):
         out = model(ids[[0, 2], t : t + 1], counts[[0, 2]], cache=rest)
