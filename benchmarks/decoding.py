@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -148,7 +149,7 @@ def reading(dtype: torch.dtype, ring: bool) -> Callable[[], float]:
 
 
 def context(rounds: int) -> None:
-    for kv_heads, policy in ((4, "full"), (4, "shared"), (1, "full")):
+    for kv_heads, policy in product((4, 2, 1), ("full", "shared")):
         model = RecurrentDepthTransformer(replace(CONFIG, n_kv_heads=kv_heads)).eval()
         for dtype in (torch.float32, torch.bfloat16):
             runs = {str(length): decoder(model, length, 24, policy, dtype) for length in (128, 2048)}  # type: ignore[arg-type]

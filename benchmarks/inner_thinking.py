@@ -1,9 +1,10 @@
 """What routed passes save: python benchmarks/inner_thinking.py [--threads 1] [--rounds 7]
 
-Four layers, two of which think four times (x4), batches of 4 windows of 256 positions, at widths 256 and 512:
+Four layers, two of which think four times (x4):
 
 1. Routed passes, in a training step's forward and backward, in eval and in a prefill (into a cache): the time that they
-   add to the first passes at capacity 0.5, divided by what they add at 1.0. Goal: at most 0.62.
+   add to the first passes at capacity 0.5, divided by what they add at 1.0. Goal: at most 0.62. By width and length;
+   1,024 tokens, in as many rows as that makes.
 2. The same for the whole model, first passes and head included.
 3. Decoding one position at a time, batch 1, width 256: positions per second against those of a straight line between no
    routed passes and all of them, by the share that ran. Goal: within 15 %. Also the share of the added time itself.
@@ -20,13 +21,14 @@ from timing import announce, ratio, take_turns
 
 from mull import InnerThinkingConfig, InnerThinkingTransformer
 
-LENGTH, BATCH = 256, 4
+SHAPES = ((256, 256), (256, 1024), (512, 256))  # width and length
+TOKENS, DECODED = 1024, 32
 CAPACITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def make(width: int = 256) -> tuple[InnerThinkingTransformer, torch.Tensor]:
-    config = InnerThinkingConfig(vocab_size=256, d_model=width, n_heads=4, n_layers=4, max_length=2 * LENGTH)
-    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (BATCH, LENGTH))
+def make(width: int, length: int) -> tuple[InnerThinkingTransformer, torch.Tensor]:
+    config = InnerThinkingConfig(vocab_size=256, d_model=width, n_heads=4, n_layers=4, max_length=2 * length)
+    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (TOKENS // length, length))
     model.calibrate(ids)
     return model, ids
 
@@ -56,20 +58,22 @@ def prefill(model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float)
 
 
 def decoding(
-    model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float, positions: int, taken: list[float]
+    model: InnerThinkingTransformer, ids: torch.Tensor, capacity: float, taken: list[float]
 ) -> Callable[[], None]:
-    """The positions after a prompt of LENGTH - positions, fed one by one; the prompt is read beforehand."""
+    """The last positions of a row, fed one by one; those before are read beforehand."""
+    end = ids.shape[1]
+    start = end - DECODED
 
     @torch.inference_mode()
     def run() -> None:
-        cache.rollback([LENGTH - positions])  # what is behind is written again
-        for t in range(LENGTH - positions, LENGTH):
+        cache.rollback([start])  # what is behind is written again
+        for t in range(start, end):
             taken.append(float(model(ids[:1, t : t + 1], capacity=capacity, cache=cache).selected.float().mean()))
 
     model.eval()
-    cache = model.new_cache(1, LENGTH)
+    cache = model.new_cache(1, end)
     with torch.inference_mode():
-        model(ids[:1, : LENGTH - positions], capacity=capacity, cache=cache)
+        model(ids[:1, :start], capacity=capacity, cache=cache)
     return run
 
 
@@ -87,22 +91,25 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     announce()
-    for width in (256, 512):
-        model, ids = make(width)
+    for width, length in SHAPES:
+        model, ids = make(width, length)
         for name, kind in (("training step", training_step), ("eval", scoring), ("prefill", prefill)):
             seconds = take_turns({str(c): kind(model, ids, c) for c in (0.0, 0.5, 1.0)}, options.rounds)
             routed, whole = added(seconds, "0.5", "0.0", "1.0"), ratio(seconds, "0.5", "1.0")
-            print(f"width {width}, {name}: capacity 0.5 / 1.0 of routed passes {routed:.3f}, of the model {whole:.3f}")
-    model, ids = make()
+            print(
+                f"width {width}, length {length}, {name}: capacity 0.5 / 1.0 of routed passes {routed:.3f}, "
+                f"of the model {whole:.3f}"
+            )
+    model, ids = make(*SHAPES[0])
     taken: dict[float, list[float]] = {c: [] for c in CAPACITIES}
-    runs = {str(c): decoding(model, ids, c, 32, taken[c]) for c in CAPACITIES}
+    runs = {str(c): decoding(model, ids, c, taken[c]) for c in CAPACITIES}
     seconds = take_turns(runs, options.rounds)
     for c in CAPACITIES:
         met, share = statistics.mean(taken[c]), added(seconds, str(c), "0.0", "1.0")
         line = {"line": [(1 - met) * n + met * a for n, a in zip(seconds["0.0"], seconds["1.0"], strict=True)]}
         print(
             f"decoding at capacity {c}: {met:.2f} of the passes ran, {share:.2f} of their time; "
-            f"{32 / statistics.median(seconds[str(c)]):.0f} positions/s, "
+            f"{DECODED / statistics.median(seconds[str(c)]):.0f} positions/s, "
             f"{ratio(seconds | line, 'line', str(c)):.3f} of the straight line's"
         )
 

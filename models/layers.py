@@ -9,8 +9,8 @@ W head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,37 +28,46 @@ class Lanes:
 
     Attributes:
         rows: (B',) int64, ascending, the rows of the call that have a token.
-        row, query: (N,) int64, the place of each token.
-        width: A, queries of the row that has most.
+        width: A, queries of a row.
+        places: (N,) int64 into the B' * A, the place of each token.
+        tokens: (B' * A,) int64 into the N, the token at each place; where there is none the first, whose answer there
+            nobody collects.
         full: every place is taken, in order.
+        mask: which keys each query sees, (B', 1, A, S) bool, or what is added to its scores; no key is read beyond S.
     """
 
     rows: Tensor
-    row: Tensor
-    query: Tensor
     width: int
+    places: Tensor
+    tokens: Tensor
     full: bool
+    mask: Tensor | None = None
 
     @staticmethod
     def of(tokens: Tensor, length: int, block: int = 1) -> Lanes:
-        """Places of tokens, (N,) ascending indices into the B * T of a call of T = length. With a `block`, A becomes a
-        multiple of it, and every row keeps a place to spare."""
+        """Places of tokens, (N,) ascending indices into the B * T of a call of T = length; A is a multiple of block."""
         rows, row, per_row = (tokens // length).unique_consecutive(return_inverse=True, return_counts=True)
-        query = torch.arange(len(tokens), device=tokens.device) - (per_row.cumsum(0) - per_row)[row]
-        most = int(per_row.max())
-        width = most if block == 1 else -(-(most + 1) // block) * block
-        return Lanes(rows, row, query, width, len(tokens) == width * len(rows))
+        count = torch.arange(len(tokens), device=tokens.device)
+        width = -(-int(per_row.max()) // block) * block
+        places = row * width + count - (per_row.cumsum(0) - per_row)[row]
+        at_place = tokens.new_zeros(len(rows) * width).index_copy_(0, places, count)
+        return Lanes(rows, width, places, at_place, len(tokens) == len(at_place))
 
     def spread(self, x: Tensor) -> Tensor:
-        """One row of tokens (1, N, ...) -> (B', A, ...); zero where there is no token."""
-        if self.full:
-            return x[0].unflatten(0, (len(self.rows), self.width))
-        places = x.new_zeros(len(self.rows), self.width, *x.shape[2:])
-        return places.index_put((self.row, self.query), x[0])
+        """One row of tokens (1, N, ...) -> (B', A, ...)."""
+        placed = x[0] if self.full else x[0].index_select(0, self.tokens)
+        return placed.unflatten(0, (len(self.rows), self.width))
 
     def collect(self, x: Tensor) -> Tensor:
         """(B', A, ...) -> the tokens as one row (1, N, ...)."""
-        return x.flatten(0, 1)[None] if self.full else x[self.row, self.query][None]
+        placed = x.flatten(0, 1)
+        return (placed if self.full else placed.index_select(0, self.places))[None]
+
+    def read(self, x: Tensor) -> Tensor:
+        """Keys or values (B, K, S or more, W) -> those that the queries may see, (B', K, S, W)."""
+        assert self.mask is not None
+        seen = x.narrow(2, 0, self.mask.shape[-1])
+        return seen if len(seen) == len(self.rows) else seen[self.rows]
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,8 @@ class Frame:
         cache: where keys and values are kept; None in training.
         cells: where in the cache these tokens stand; None when they follow on what all rows hold.
         counts: tokens by row, without padding.
-        lanes: of a narrowed frame, whose tokens come as one row (1, N): their places among the queries.
+        lanes: of a narrowed frame, whose tokens come as one row (1, N): their places among the queries, and what these
+            see, by runs of tokens whose attention is one call each.
     """
 
     positions: Tensor
@@ -81,12 +91,12 @@ class Frame:
     cache: Cache | None = None
     cells: Cells | None = None
     counts: list[int] | None = None
-    lanes: Lanes | None = None
+    lanes: Sequence[Lanes] | None = None
 
     def placed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Positions (1, N) and rotation (1, N, 1, W/2, 2) of some tokens, (N,) indices into the B * T of this call."""
         index = tokens % self.positions.shape[-1] if self.positions.dim() == 1 else tokens
-        rotation = None if self.rotation is None else self.rotation.flatten(0, -4)[index][None]
+        rotation = None if self.rotation is None else self.rotation.flatten(0, -4).index_select(0, index)[None]
         return self.positions.flatten()[index][None], rotation
 
     def narrow(self, tokens: Tensor) -> Frame:
@@ -100,8 +110,8 @@ class Frame:
         end = int(positions.max()) + 1
         mask = (lanes.spread(positions)[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
         read_rows = lanes.rows if len(lanes.rows) < self.cache.batch_size else None
-        cells = Cells(lanes.rows[lanes.row], positions[0], None, read_rows, end)
-        return Frame(positions, rotation, mask, self.cache, cells, lanes=lanes)
+        cells = Cells(tokens // self.positions.shape[-1], positions[0], None, read_rows, end)
+        return Frame(positions, rotation, None, self.cache, cells, lanes=[replace(lanes, mask=mask)])
 
     def window(self, first: int, count: int, iteration: int) -> Frame | None:
         """This frame with what `count` layers hold at one iteration in place of the cache, as layers 0, 1, ...; None
@@ -190,18 +200,37 @@ class Attention(nn.Module):
             k, v = k.transpose(1, 2), v.transpose(1, 2)
         else:
             k, v = frame.cache.extend(slot, k, v, frame.cells)
-        return self.attend(q, k, v, frame.mask, frame.lanes)
+        return self.attend(q, k, v, frame)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, lanes: Lanes | None = None) -> Tensor:
-        """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D). With the lanes of
-        a narrowed frame queries and answers are one row, (1, N, ...), and keys those of its rows, (B', K, S, W)."""
-        dtype = q.dtype
-        q = (q if lanes is None else lanes.spread(q)).transpose(1, 2).to(k.dtype)  # a cache may keep narrower numbers
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, frame: Frame) -> Tensor:
+        """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D). In a narrowed
+        frame queries and answers are one row, (1, N, ...)."""
+        if frame.lanes is None:
+            heads = self.look(q, k, v, frame.mask)
+        else:
+            runs = q.split([len(lanes.places) for lanes in frame.lanes], dim=1)
+            answers = [
+                lanes.collect(self.look(lanes.spread(run), lanes.read(k), lanes.read(v), lanes.mask))
+                for run, lanes in zip(runs, frame.lanes, strict=True)
+            ]
+            heads = answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
+        return self.out(heads.flatten(-2).to(q.dtype))
+
+    def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Answers of queries (B, T, H, W), by head, (B, T, H, W). Without a mask order is causal."""
+        q = q.transpose(1, 2).to(k.dtype)  # a cache may keep narrower numbers
+        shared = self.kv_heads != self.heads
+        if shared and mask is None and q.shape[2] == 1 and k.dtype.itemsize >= 4:  # narrower types lose by it
+            return self.look_once(q, k, v).transpose(1, 2)
         causal = mask is None and q.shape[2] > 1  # one query sees every key there is
-        heads = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.kv_heads != self.heads
-        ).transpose(1, 2)
-        return self.out((heads if lanes is None else lanes.collect(heads)).flatten(-2).to(dtype))
+        answers = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
+        return answers.transpose(1, 2)
+
+    def look_once(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Answers of one query (B, H, 1, W) to all keys. Heads that share keys become so many queries of one head, and
+        the keys are read once and not once a head."""
+        queries = q.unflatten(1, (self.kv_heads, -1)).squeeze(3)
+        return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(2)
 
     def project(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, T, heads, W) each: bias, then norm, then rotation on queries and keys."""

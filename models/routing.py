@@ -31,6 +31,7 @@ Select = Callable[[Tensor, Tensor | None, float, Tensor], Tensor]  # (logits, el
 
 GRID = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)  # capacities at which thresholds are measured
 BLOCK = 8  # see `choose`
+SEGMENT = 256  # positions whose queries share an attention; see `Chosen.frame`
 
 
 def check_capacity(capacity: Capacity, n_passes: int) -> tuple[float, ...]:
@@ -104,20 +105,25 @@ class Chosen:
     """The tokens of a pass, out of a call of B rows of T positions.
 
     Attributes:
-        tokens: (N,) int64 into the B * T: those that take the pass, ascending, then repeats of the first that fill up.
-        taken: how many of them take the pass.
+        tokens: (N,) int64 into the B * T: those that take the pass, then repeats of the last that fill up.
+        sizes: how many of them lie in each segment of the positions; the tokens come by segment, then ascending.
         length: T.
         block: N, and the queries of a row, are multiples of this; see `choose`.
     """
 
     tokens: Tensor
-    taken: int
+    sizes: list[int]
     length: int
     block: int
 
+    @property
+    def taken(self) -> int:
+        """How many tokens take the pass."""
+        return sum(self.sizes)
+
     def gather(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (1, N, ...)."""
-        return x.flatten(0, 1)[self.tokens][None]
+        return x.flatten(0, 1).index_select(0, self.tokens)[None]
 
     def scatter(self, x: Tensor, new: Tensor) -> Tensor:
         """(B, T, ...) with `new` (1, N, ...) where the pass was taken."""
@@ -132,24 +138,40 @@ class Chosen:
         """Of results (1, N, ...) those of tokens that take the pass, in the type of x."""
         return new[0, : self.taken].to(x.dtype)
 
-    def frame(self, frame: Frame, n_keys: int) -> Frame:
-        """The frame of these tokens alone, as queries to n_keys keys, the last T of which are their own call's."""
-        column = self.tokens % self.length
-        last = n_keys - self.length + column  # of the keys, by their order
-        lanes = Lanes.of(self.tokens[: self.taken], self.length, self.block)
+    def frame(self, frame: Frame, keys: Tensor) -> Frame:
+        """The frame of these tokens alone, as queries to keys (B, K, S, W), the last T of which their own call's.
+
+        What a mask hides is computed all the same: so each segment of the positions is an attention of its own, to the
+        keys up to its end.
+        """
+        every_lane = []
+        for i, tokens in enumerate(self.tokens[: self.taken].split(self.sizes)):
+            if len(tokens):
+                lanes = Lanes.of(tokens, self.length, self.block)
+                mask = self.mask(frame, keys, i * SEGMENT, tokens[lanes.tokens])
+                every_lane.append(replace(lanes, mask=mask.view(len(lanes.rows), 1, lanes.width, -1)))
         idle = len(self.tokens) - self.taken
-        if idle:  # what fills up shares the place to spare, which nobody reads
-            row = torch.cat([lanes.row, lanes.row.new_zeros(idle)])
-            query = torch.cat([lanes.query, lanes.query.new_full((idle,), lanes.width - 1)])
-            lanes = replace(lanes, row=row, query=query, full=False)
-        if frame.mask is None:
-            mask = lanes.spread(last[None])[..., None] >= torch.arange(n_keys, device=column.device)
-        else:
-            sees = frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[self.tokens]
-            mask = lanes.spread(sees[None])
-            mask = mask | ~mask.any(dim=-1, keepdim=True)  # a softmax over nothing is NaN
+        if idle:  # what fills up gets the answer of the last once more
+            last = every_lane[-1]
+            places = torch.cat([last.places, last.places[-1:].expand(idle)])
+            every_lane[-1] = replace(last, places=places, full=False)
         positions, rotation = frame.placed(self.tokens)
-        return Frame(positions, rotation, mask[:, None], frame.cache, lanes=lanes)
+        return Frame(positions, rotation, None, frame.cache, lanes=every_lane)
+
+    def mask(self, frame: Frame, keys: Tensor, start: int, tokens: Tensor) -> Tensor:
+        """What is added to the scores of tokens (A,) of the segment that starts at `start`, (A, S): see `hiding`."""
+        n_keys, column = keys.shape[2], tokens % self.length
+        if frame.mask is not None:
+            sees = frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[tokens]
+            return hiding(sees | ~sees.any(dim=-1, keepdim=True), keys)  # a softmax over nothing is NaN
+        size, earlier = min(SEGMENT, self.length - start), n_keys - self.length + start
+        own = hiding(torch.ones(size, size, dtype=torch.bool, device=keys.device).tril(), keys)
+        return F.pad(own.index_select(0, column - start), (earlier, 0))
+
+
+def hiding(sees: Tensor, like: Tensor) -> Tensor:
+    """0 where `sees` and minus infinity elsewhere, in the type of `like`."""
+    return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(~sees, -math.inf)
 
 
 def choose(selected: Tensor, block: int = 1) -> Chosen | None:
@@ -157,11 +179,16 @@ def choose(selected: Tensor, block: int = 1) -> Chosen | None:
 
     N is rounded up to a multiple of `block`. Matrix products of few rows, and of the last of an odd number of rows,
     take another kernel, whose sums differ in the last bit: in whole blocks a token's result does not depend on how
-    many others go.
+    many others go. For the same reason segments are of positions, not of tokens, and where blocks are asked for all
+    tokens are gathered too unless that gives the same blocks and one segment.
     """
-    tokens = selected.flatten().nonzero().flatten()
+    length, tokens = selected.shape[1], selected.flatten().nonzero().flatten()
     taken = len(tokens)
-    if taken == selected.numel() >= block:
+    if taken == selected.numel() and (block == 1 or (taken % block == 0 and length <= SEGMENT)):
         return None
-    fill = tokens[:1].expand(-taken % block)
-    return Chosen(torch.cat([tokens, fill]) if len(fill) else tokens, taken, selected.shape[1], block)
+    sizes = [taken]
+    if length > SEGMENT:
+        segment = tokens % length // SEGMENT
+        tokens, sizes = tokens[segment.argsort(stable=True)], segment.bincount().tolist()
+    fill = tokens[-1:].expand(-taken % block)
+    return Chosen(torch.cat([tokens, fill]) if len(fill) else tokens, sizes, length, block)

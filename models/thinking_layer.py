@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from mull.models.cache import Slot
 from mull.models.layers import Frame, Layer
 from mull.models.loop import Iterations, iterate, last_state
-from mull.models.routing import Select, auxiliary, choose, expected_thresholds, threshold
+from mull.models.routing import Chosen, Select, auxiliary, choose, expected_thresholds, threshold
 
 if TYPE_CHECKING:
     from mull.models.inner_thinking import InnerThinkingConfig
@@ -62,26 +62,35 @@ class Plan:
         goes_on = (t < self.iterations)[:, None]
         return goes_on if self.valid is None else goes_on & self.valid
 
+    def takes_all(self, t: int) -> bool:
+        """Whether every token takes pass t, whatever the tokens are."""
+        return self.capacity[t - 1] == 1 and self.eligible(t) is None
+
 
 class Held:
-    """The keys and values that a layer has of its tokens, (B, T, K, W) each, and whose state moved on since."""
+    """The keys and values that a layer has of its tokens, (B, T, K, W) each, and what moved on since."""
 
-    def __init__(self, tokens: Tensor, block: int) -> None:
-        self.block = block
-        self.stale = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        self.pair: tuple[Tensor, Tensor] | None = None
+    def __init__(self) -> None:
+        self.pair: tuple[Tensor, Tensor] | None = None  # None: everything is to be projected
+        self.moved: tuple[Chosen, Tensor, Frame] | None = None  # tokens, their states (1, N, D), their frame
+
+    def move(self, chosen: Chosen | None, states: Tensor, frame: Frame) -> None:
+        """Take note of the tokens of a pass, in the frame in which it saw them; None for all tokens."""
+        if chosen is None:
+            self.pair = None
+        else:
+            self.moved = chosen, states, frame
 
     def refreshed(self, layer: Layer, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Keys and values of states y: projected where stale, reused elsewhere."""
-        chosen = None if self.pair is None else choose(self.stale, self.block)
-        if self.pair is None or chosen is None:
+        """Keys and values of states y: projected where they moved, reused elsewhere."""
+        if self.pair is None:
             self.pair = layer.attention.keys_values(layer.attention_norm(y), frame.rotation)
-        elif chosen.taken:
-            _, rotation = frame.placed(chosen.tokens)
-            new = layer.attention.keys_values(layer.attention_norm(chosen.gather(y)), rotation)
+        elif self.moved is not None:
+            chosen, states, narrow = self.moved
+            new = layer.attention.keys_values(layer.attention_norm(states), narrow.rotation)
             scatter = chosen.scatter if torch.is_grad_enabled() else chosen.scatter_  # nobody else has the pair
             self.pair = (scatter(self.pair[0], new[0]), scatter(self.pair[1], new[1]))
-        self.stale = torch.zeros_like(self.stale)
+        self.moved = None
         return self.pair
 
 
@@ -137,7 +146,7 @@ class ThinkingLayer(Layer):
         if frame.cache is not None:
             end = frame.cache.length + x.shape[1] if frame.cells is None else frame.cells.end
             frame.cache.reserve(index, total, end)
-        held, decisions = Held(x, plan.block), list[Decision]()
+        held, decisions = Held(), list[Decision]()
 
         def one_pass(y: Tensor, t: int) -> Tensor:
             if t == 0:
@@ -200,10 +209,10 @@ class ThinkingLayer(Layer):
         """Y(t-1) -> Y(t), both (B, T, D); `slot` is (layer, t)."""
         t = slot[1]
         if plan.capacity[t - 1] == 0 and self.config.holds:  # nothing moves, and nobody asks for keys
-            nobody = torch.zeros_like(held.stale)
+            nobody = torch.zeros(y.shape[:2], dtype=torch.bool, device=y.device)
             return y, Decision(nobody, None if self.router is None else torch.full_like(y[..., 0], -math.inf))
         decision, weight = self.decide(y, t, plan)
-        chosen = choose(decision.selected, plan.block)
+        chosen = None if plan.takes_all(t) else choose(decision.selected, plan.block)
         new = self.skipped(y, weight, t, plan.eligible(t))
         if frame.cache is not None or chosen is None or chosen.taken:
             keys, values = held.refreshed(self, y, frame)
@@ -213,12 +222,15 @@ class ThinkingLayer(Layer):
                 keys, values = frame.cache.extend(slot, keys, values, frame.cells)
             if chosen is None:
                 new = self.moved(y, self.answer(y, frame, keys, values), weight, t)
+                held.move(None, new, frame)
             elif chosen.taken:
-                part, narrow = chosen.gather(y), chosen.frame(frame, keys.shape[2])
+                part, narrow = chosen.gather(y), chosen.frame(frame, keys)
                 answers = self.answer(part, narrow, keys, values)
                 moved = self.moved(part, answers, None if weight is None else chosen.gather(weight), t)
                 new = (chosen.scatter if torch.is_grad_enabled() else chosen.scatter_)(new, moved)
-        held.stale = held.stale | decision.selected if self.config.holds else torch.ones_like(held.stale)
+                held.move(chosen, moved, narrow)
+        if not self.config.holds:
+            held.move(None, new, frame)
         return new, decision
 
     def decide(self, y: Tensor, t: int, plan: Plan) -> tuple[Decision, Tensor | None]:
@@ -252,9 +264,7 @@ class ThinkingLayer(Layer):
     def answer(self, y: Tensor, frame: Frame, keys: Tensor, values: Tensor) -> Tensor:
         """f of tokens y (B, T, D), or (1, N, D) in a narrowed frame, that attend to keys and values (B, K, S, W)."""
         queries = self.attention.queries(self.attention_norm(y), frame.rotation)
-        if frame.lanes is not None and len(frame.lanes.rows) < len(keys):
-            keys, values = keys[frame.lanes.rows], values[frame.lanes.rows]
-        return self.finish(y, self.attention.attend(queries, keys, values, frame.mask, frame.lanes))
+        return self.finish(y, self.attention.attend(queries, keys, values, frame))
 
     def moved(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
         """Y(t) of tokens that take the pass: Y + phi * w f(Y), or as the options say."""

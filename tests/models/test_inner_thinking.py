@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 import mull
-from mull.models import InnerThinkingConfig, InnerThinkingTransformer
+from mull.models import InnerThinkingConfig, InnerThinkingTransformer, routing
 from mull.models.layers import Attention
 from mull.models.routing import GRID, check_capacity, choose, expected_thresholds, over_threshold, top_k
 
@@ -100,8 +100,10 @@ def slow_twin(model, ids, iterations, capacity, select):
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 @pytest.mark.parametrize("training", [False, True])
-def test_gathering_equals_computing_everything(make, tokens, changes, training):
-    """The fast path against its slow obvious twin, forward and gradients, at every option value."""
+def test_gathering_equals_computing_everything(make, tokens, monkeypatch, changes, training):
+    """The fast path against its slow obvious twin, forward and gradients, at every option value; the queries come in
+    several segments, the last of them short."""
+    monkeypatch.setattr(routing, "SEGMENT", 7)
     model = make(**changes).train(training)
     ids = tokens(model.config, 3, 20)
     for capacity in CAPACITIES:
@@ -191,8 +193,24 @@ def test_a_suffix_leaves_the_prefix_bit_equal_in_the_shortest_rows(make, tokens)
         assert torch.equal(before, after)
 
 
-def test_a_suffix_leaves_the_prefix_bit_equal_in_longer_rows(make, tokens):
+def test_a_suffix_leaves_the_prefix_bit_equal_where_all_may_be_selected(make, tokens, monkeypatch):
+    """All tokens together must not go another way, in other segments, than all but one."""
+    monkeypatch.setattr(routing, "SEGMENT", 7)
+    model, everybody = make(), set()
+    for seed in range(30):
+        ids = tokens(model.config, 1, 16, seed=seed)
+        split = 3 + seed % 12
+        other = torch.cat([ids[:, :split], tokens(model.config, 1, 16 - split, seed=90 + seed)], dim=1)
+        before, after = (model(some, capacity=0.97) for some in (ids, other))
+        everybody |= {bool(out.selected[0, ..., t].all()) for out in (before, after) for t in range(3)}
+        assert torch.equal(before.logits[:, :split], after.logits[:, :split])
+    assert everybody == {True, False}  # both happened
+
+
+@pytest.mark.parametrize("segment", [256, 50])
+def test_a_suffix_leaves_the_prefix_bit_equal_in_longer_rows(make, tokens, monkeypatch, segment):
     """Where other rows and later tokens change how many are gathered by hundreds."""
+    monkeypatch.setattr(routing, "SEGMENT", segment)
     model = make(accumulated="update")
     ids = tokens(model.config, 4, 190)
     before = model(ids, capacity=0.5)
@@ -286,6 +304,7 @@ def test_all_tokens_selected_need_no_gathering():
     assert choose(torch.ones(2, 3, dtype=torch.bool)) is None
     chosen = choose(torch.tensor([[False, True, True], [False, False, True]]))
     assert chosen.tokens.tolist() == [1, 2, 5] and chosen.taken == 3
+    assert choose(torch.ones(2, 3, dtype=torch.bool), block=8) is not None  # six would be summed as eight elsewhere
     x = torch.arange(6.0).view(2, 3)
     assert chosen.scatter(x, -torch.ones(1, 3)).tolist() == [[0, -1, -1], [3, 4, -1]]
 
