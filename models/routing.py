@@ -159,19 +159,17 @@ class Chosen:
         return Frame(positions, rotation, None, frame.cache, lanes=every_lane)
 
     def mask(self, frame: Frame, keys: Tensor, start: int, tokens: Tensor) -> Tensor:
-        """What is added to the scores of tokens (A,) of the segment that starts at `start`, (A, S): see `hiding`."""
+        """What is added to the scores of tokens (A,) of the segment that starts at `start`, (A, S): 0 for a key that is
+        seen, minus infinity for others."""
         n_keys, column = keys.shape[2], tokens % self.length
         if frame.mask is not None:
             sees = frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[tokens]
-            return hiding(sees | ~sees.any(dim=-1, keepdim=True), keys)  # a softmax over nothing is NaN
+            sees = sees | ~sees.any(dim=-1, keepdim=True)  # a softmax over nothing is NaN
+            return torch.zeros(sees.shape, dtype=keys.dtype, device=keys.device).masked_fill_(~sees, -math.inf)
         size, earlier = min(SEGMENT, self.length - start), n_keys - self.length + start
-        own = hiding(torch.ones(size, size, dtype=torch.bool, device=keys.device).tril(), keys)
-        return F.pad(own.index_select(0, column - start), (earlier, 0))
-
-
-def hiding(sees: Tensor, like: Tensor) -> Tensor:
-    """0 where `sees` and minus infinity elsewhere, in the type of `like`."""
-    return torch.zeros(sees.shape, dtype=like.dtype, device=like.device).masked_fill_(~sees, -math.inf)
+        hidden = torch.full((size, size), -math.inf, dtype=keys.dtype, device=keys.device).triu_(1)
+        own = hidden.index_select(0, column - start)
+        return F.pad(own, (earlier, 0)) if earlier else own
 
 
 def choose(selected: Tensor, block: int = 1) -> Chosen | None:
