@@ -106,7 +106,8 @@ class Chosen:
 
     Attributes:
         tokens: (N,) int64 into the B * T: those that take the pass, then repeats of the last that fill up.
-        sizes: how many of them lie in each segment of the positions; the tokens come by segment, then ascending.
+        sizes: how many of them lie in each segment of the positions, from the first to the last that has any; the
+            tokens come by segment, then ascending.
         length: T.
         block: N, and the queries of a row, are multiples of this; see `choose`.
     """
@@ -177,12 +178,12 @@ def choose(selected: Tensor, block: int = 1) -> Chosen | None:
 
     N is rounded up to a multiple of `block`. Matrix products of few rows, and of the last of an odd number of rows,
     take another kernel, whose sums differ in the last bit: in whole blocks a token's result does not depend on how
-    many others go. For the same reason segments are of positions, not of tokens, and where blocks are asked for all
-    tokens are gathered too unless that gives the same blocks and one segment.
+    many others go. For the same reason segments are of positions, not of tokens, and where blocks are asked for, all
+    tokens together are gathered too, unless without gathering rows of queries are whole blocks and one segment anyway.
     """
     length, tokens = selected.shape[1], selected.flatten().nonzero().flatten()
     taken = len(tokens)
-    if taken == selected.numel() and (block == 1 or (taken % block == 0 and length <= SEGMENT)):
+    if taken == selected.numel() and (block == 1 or (length % block == 0 and length <= SEGMENT)):
         return None
     sizes = [taken]
     if length > SEGMENT:

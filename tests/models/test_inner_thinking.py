@@ -207,6 +207,23 @@ def test_a_suffix_leaves_the_prefix_bit_equal_where_all_may_be_selected(make, to
     assert everybody == {True, False}  # both happened
 
 
+@pytest.mark.parametrize("shape", [(8, 2), (8, 3), (1, 8), (4, 6)])
+def test_the_last_token_that_skips_leaves_the_others_bit_equal(make, tokens, monkeypatch, shape):
+    """All tokens of a batch may be whole blocks while the queries of a row are not."""
+    model = make(accumulated="update")
+    ids, answers = tokens(model.config, *shape), []
+    for skips in (False, True):
+
+        def select(logits, *_, skips=skips):
+            selected = torch.ones_like(logits, dtype=torch.bool)
+            selected[-1, -1] = not skips
+            return selected
+
+        monkeypatch.setitem(routing.SELECTIONS, "threshold", select)
+        answers.append(model(ids, capacity=0.9).logits.flatten(0, 1)[:-1])
+    assert torch.equal(*answers)
+
+
 @pytest.mark.parametrize("segment", [256, 50])
 def test_a_suffix_leaves_the_prefix_bit_equal_in_longer_rows(make, tokens, monkeypatch, segment):
     """Where other rows and later tokens change how many are gathered by hundreds."""
