@@ -4,7 +4,7 @@ Four layers, two of which think four times (x4):
 
 1. Routed passes, in a training step's forward and backward, in eval and in a prefill (into a cache): the time that they
    add to the first passes at capacity 0.5, divided by what they add at 1.0. Goal: at most 0.62. By width and length;
-   1,024 tokens, in as many rows as that makes.
+   1,024 tokens in as many rows as that makes, or one row.
 2. The same for the whole model, first passes and head included.
 3. Decoding one position at a time, batch 1, width 256: positions per second against those of a straight line between no
    routed passes and all of them, by the share that ran. Goal: within 15 %. Also the share of the added time itself.
@@ -21,14 +21,14 @@ from timing import announce, ratio, take_turns
 
 from mull import InnerThinkingConfig, InnerThinkingTransformer
 
-SHAPES = ((256, 256), (256, 1024), (512, 256))  # width and length
+SHAPES = ((256, 256), (256, 1024), (256, 2048), (512, 256))  # width and length
 TOKENS, DECODED = 1024, 32
 CAPACITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def make(width: int, length: int) -> tuple[InnerThinkingTransformer, torch.Tensor]:
     config = InnerThinkingConfig(vocab_size=256, d_model=width, n_heads=4, n_layers=4, max_length=2 * length)
-    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (TOKENS // length, length))
+    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (max(1, TOKENS // length), length))
     model.calibrate(ids)
     return model, ids
 

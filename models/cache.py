@@ -248,9 +248,9 @@ class Cache:
             few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * place}
             places = max(places, few[self.policy])
         width = FIRST_COLUMNS if held is None else held.shape[4]
-        while width <= columns:  # a column more than is filled: see `window`
+        while width <= columns:  # a prompt that just fits would be copied at its first new token
             width *= 2
-        width = min(width, self.max_length + 1)
+        width = min(width, self.max_length + 1)  # a column more than is filled: see `window`
         shape = (2, places, self.batch_size, self.kv_heads, width, self.head_dim)
         grown = torch.empty(shape, dtype=self.dtype, device=self.device)
         known = 0 if held is None else held.shape[4]

@@ -30,8 +30,8 @@ class Lanes:
         rows: (B',) int64, ascending, the rows of the call that have a token.
         width: A, queries of a row.
         places: (N,) int64 into the B' * A, the place of each token.
-        tokens: (B' * A,) int64 into the N, the token at each place; where there is none the first, whose answer there
-            nobody collects.
+        occupants: (B' * A,) int64 into the N, the token at each place; where there is none the first, whose answer
+            there nobody collects.
         full: every place is taken, in order.
         mask: which keys each query sees, (B', 1, A, S) bool, or what is added to its scores; no key is read beyond S.
     """
@@ -39,7 +39,7 @@ class Lanes:
     rows: Tensor
     width: int
     places: Tensor
-    tokens: Tensor
+    occupants: Tensor
     full: bool
     mask: Tensor | None = None
 
@@ -50,12 +50,12 @@ class Lanes:
         count = torch.arange(len(tokens), device=tokens.device)
         width = -(-int(per_row.max()) // block) * block
         places = row * width + count - (per_row.cumsum(0) - per_row)[row]
-        at_place = tokens.new_zeros(len(rows) * width).index_copy_(0, places, count)
-        return Lanes(rows, width, places, at_place, len(tokens) == len(at_place))
+        occupants = tokens.new_zeros(len(rows) * width).index_copy_(0, places, count)
+        return Lanes(rows, width, places, occupants, len(tokens) == len(occupants))
 
     def spread(self, x: Tensor) -> Tensor:
         """One row of tokens (1, N, ...) -> (B', A, ...)."""
-        placed = x[0] if self.full else x[0].index_select(0, self.tokens)
+        placed = x[0] if self.full else x[0].index_select(0, self.occupants)
         return placed.unflatten(0, (len(self.rows), self.width))
 
     def collect(self, x: Tensor) -> Tensor:

@@ -142,31 +142,29 @@ class Chosen:
     def frame(self, frame: Frame, keys: Tensor) -> Frame:
         """The frame of these tokens alone, as queries to keys (B, K, S, W), the last T of which their own call's.
 
-        What a mask hides is computed all the same: so each segment of the positions is an attention of its own, to the
-        keys up to its end.
+        What a mask hides is computed all the same: so each segment of the positions is an attention of its own, in
+        plain causal order to the keys up to its end, and to all of them where the frame has a mask.
         """
-        every_lane = []
+        runs = []
         for i, tokens in enumerate(self.tokens[: self.taken].split(self.sizes)):
             if len(tokens):
                 lanes = Lanes.of(tokens, self.length, self.block)
-                mask = self.mask(frame, keys, i * SEGMENT, tokens[lanes.tokens])
-                every_lane.append(replace(lanes, mask=mask.view(len(lanes.rows), 1, lanes.width, -1)))
+                mask = self.mask(frame, keys, i * SEGMENT, tokens[lanes.occupants])
+                runs.append(replace(lanes, mask=mask.view(len(lanes.rows), 1, lanes.width, -1)))
         idle = len(self.tokens) - self.taken
         if idle:  # what fills up gets the answer of the last once more
-            last = every_lane[-1]
+            last = runs[-1]
             places = torch.cat([last.places, last.places[-1:].expand(idle)])
-            every_lane[-1] = replace(last, places=places, full=False)
+            runs[-1] = replace(last, places=places, full=False)
         positions, rotation = frame.placed(self.tokens)
-        return Frame(positions, rotation, None, frame.cache, lanes=every_lane)
+        return Frame(positions, rotation, None, frame.cache, lanes=runs)
 
     def mask(self, frame: Frame, keys: Tensor, start: int, tokens: Tensor) -> Tensor:
-        """What is added to the scores of tokens (A,) of the segment that starts at `start`, (A, S): 0 for a key that is
-        seen, minus infinity for others."""
+        """What tokens (A,) of the segment that starts at `start` see, (A, S): bool, or, cheaper where only order counts,
+        0 for a key that is seen and minus infinity for others."""
         n_keys, column = keys.shape[2], tokens % self.length
         if frame.mask is not None:
-            sees = frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[tokens]
-            sees = sees | ~sees.any(dim=-1, keepdim=True)  # a softmax over nothing is NaN
-            return torch.zeros(sees.shape, dtype=keys.dtype, device=keys.device).masked_fill_(~sees, -math.inf)
+            return frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[tokens]
         size, earlier = min(SEGMENT, self.length - start), n_keys - self.length + start
         hidden = torch.full((size, size), -math.inf, dtype=keys.dtype, device=keys.device).triu_(1)
         own = hidden.index_select(0, column - start)

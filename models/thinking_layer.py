@@ -72,14 +72,11 @@ class Held:
 
     def __init__(self) -> None:
         self.pair: tuple[Tensor, Tensor] | None = None  # None: everything is to be projected
-        self.moved: tuple[Chosen, Tensor, Frame] | None = None  # tokens, their states (1, N, D), their frame
+        self.moved: tuple[Chosen, Tensor, Frame] | None = None  # tokens of the last pass, states (1, N, D), frame
 
-    def move(self, chosen: Chosen | None, states: Tensor, frame: Frame) -> None:
-        """Take note of the tokens of a pass, in the frame in which it saw them; None for all tokens."""
-        if chosen is None:
-            self.pair = None
-        else:
-            self.moved = chosen, states, frame
+    def forget(self) -> None:
+        """All tokens moved."""
+        self.pair = self.moved = None
 
     def refreshed(self, layer: Layer, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
         """Keys and values of states y: projected where they moved, reused elsewhere."""
@@ -222,15 +219,14 @@ class ThinkingLayer(Layer):
                 keys, values = frame.cache.extend(slot, keys, values, frame.cells)
             if chosen is None:
                 new = self.moved(y, self.answer(y, frame, keys, values), weight, t)
-                held.move(None, new, frame)
             elif chosen.taken:
                 part, narrow = chosen.gather(y), chosen.frame(frame, keys)
                 answers = self.answer(part, narrow, keys, values)
                 moved = self.moved(part, answers, None if weight is None else chosen.gather(weight), t)
                 new = (chosen.scatter if torch.is_grad_enabled() else chosen.scatter_)(new, moved)
-                held.move(chosen, moved, narrow)
-        if not self.config.holds:
-            held.move(None, new, frame)
+                held.moved = chosen, moved, narrow
+        if chosen is None or not self.config.holds:
+            held.forget()
         return new, decision
 
     def decide(self, y: Tensor, t: int, plan: Plan) -> tuple[Decision, Tensor | None]:
