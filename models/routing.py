@@ -160,8 +160,8 @@ class Chosen:
         return Frame(positions, rotation, None, frame.cache, lanes=runs)
 
     def mask(self, frame: Frame, keys: Tensor, start: int, tokens: Tensor) -> Tensor:
-        """What tokens (A,) of the segment that starts at `start` see, (A, S): bool, or, cheaper where only order counts,
-        0 for a key that is seen and minus infinity for others."""
+        """What tokens (A,) of the segment that starts at `start` see, (A, S): bool, or where only order counts, as
+        it is cheaper, 0 for a key that is seen and minus infinity for others."""
         n_keys, column = keys.shape[2], tokens % self.length
         if frame.mask is not None:
             return frame.mask[column] if frame.mask.dim() == 2 else frame.mask.flatten(0, 2)[tokens]
