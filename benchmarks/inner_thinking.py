@@ -1,10 +1,10 @@
-"""What routed passes save: python benchmarks/inner_thinking.py [--threads 1] [--rounds 7]
+"""What routed passes save: python benchmarks/inner_thinking.py [--threads 1] [--rounds 7] [--tokens 4096]
 
 Four layers, two of which think four times (x4):
 
 1. Routed passes, in a training step's forward and backward, in eval and in a prefill (into a cache): the time that they
    add to the first passes at capacity 0.5, divided by what they add at 1.0. Goal: at most 0.62. By width and length;
-   1,024 tokens in as many rows as that makes, or one row.
+   so many tokens as asked, in as many rows as that makes, or one row.
 2. The same for the whole model, first passes and head included.
 3. Decoding one position at a time, batch 1, width 256: positions per second against those of a straight line between no
    routed passes and all of them, by the share that ran. Goal: within 15 %. Also the share of the added time itself.
@@ -22,13 +22,13 @@ from timing import announce, ratio, take_turns
 from mull import InnerThinkingConfig, InnerThinkingTransformer
 
 SHAPES = ((256, 256), (256, 1024), (256, 2048), (512, 256))  # width and length
-TOKENS, DECODED = 1024, 32
+DECODED = 32
 CAPACITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def make(width: int, length: int) -> tuple[InnerThinkingTransformer, torch.Tensor]:
+def make(width: int, length: int, rows: int) -> tuple[InnerThinkingTransformer, torch.Tensor]:
     config = InnerThinkingConfig(vocab_size=256, d_model=width, n_heads=4, n_layers=4, max_length=2 * length)
-    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (max(1, TOKENS // length), length))
+    model, ids = InnerThinkingTransformer(config), torch.randint(0, 256, (rows, length))
     model.calibrate(ids)
     return model, ids
 
@@ -87,20 +87,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=4096, help="of a call that routes many at once")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     announce()
     for width, length in SHAPES:
-        model, ids = make(width, length)
+        model, ids = make(width, length, max(1, options.tokens // length))
         for name, kind in (("training step", training_step), ("eval", scoring), ("prefill", prefill)):
             seconds = take_turns({str(c): kind(model, ids, c) for c in (0.0, 0.5, 1.0)}, options.rounds)
             routed, whole = added(seconds, "0.5", "0.0", "1.0"), ratio(seconds, "0.5", "1.0")
             print(
-                f"width {width}, length {length}, {name}: capacity 0.5 / 1.0 of routed passes {routed:.3f}, "
-                f"of the model {whole:.3f}"
+                f"width {width}, {len(ids)} rows of {length}, {name}: "
+                f"capacity 0.5 / 1.0 of routed passes {routed:.3f}, of the model {whole:.3f}"
             )
-    model, ids = make(*SHAPES[0])
+    model, ids = make(*SHAPES[0], rows=4)
     taken: dict[float, list[float]] = {c: [] for c in CAPACITIES}
     runs = {str(c): decoding(model, ids, c, taken[c]) for c in CAPACITIES}
     seconds = take_turns(runs, options.rounds)
