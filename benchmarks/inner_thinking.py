@@ -4,7 +4,7 @@ Four layers, two of which think four times (x4):
 
 1. Routed passes, in a training step's forward and backward, in eval and in a prefill (into a cache): the time that they
    add to the first passes at capacity 0.5, divided by what they add at 1.0. Goal: at most 0.62. By width and length;
-   so many tokens as asked, in as many rows as that makes, or one row.
+   `--tokens` in rows of that length, one at least.
 2. The same for the whole model, first passes and head included.
 3. Decoding one position at a time, batch 1, width 256: positions per second against those of a straight line between no
    routed passes and all of them, by the share that ran. Goal: within 15 %. Also the share of the added time itself.
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=4096, help="of a call that routes many at once")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a call in 1 and 2")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
