@@ -1,4 +1,4 @@
-"""What routed passes save: python benchmarks/inner_thinking.py [--threads 1] [--rounds 7] [--tokens 4096]
+"""What routed passes save: python benchmarks/inner_thinking.py [--rounds 7] [--tokens 4096] [--shapes W:L,W:L]
 
 Four layers, two of which think four times (x4):
 
@@ -21,9 +21,14 @@ from timing import announce, ratio, take_turns
 
 from mull import InnerThinkingConfig, InnerThinkingTransformer
 
-SHAPES = ((256, 256), (256, 1024), (256, 2048), (512, 256))  # width and length
+SHAPES = "256:256,256:1024,256:2048,512:256"
 DECODED = 32
 CAPACITIES = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def shapes(text: str) -> list[tuple[int, int]]:
+    """Widths and lengths out of 256:1024,512:256."""
+    return [(int(width), int(length)) for width, length in (shape.split(":") for shape in text.split(","))]
 
 
 def make(width: int, length: int, rows: int) -> tuple[InnerThinkingTransformer, torch.Tensor]:
@@ -88,11 +93,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=4096, help="of a call in 1 and 2")
+    parser.add_argument("--shapes", type=shapes, default=SHAPES, help=f"width:length, ..., such as {SHAPES}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     announce()
-    for width, length in SHAPES:
+    for width, length in options.shapes:
         model, ids = make(width, length, max(1, options.tokens // length))
         for name, kind in (("training step", training_step), ("eval", scoring), ("prefill", prefill)):
             seconds = take_turns({str(c): kind(model, ids, c) for c in (0.0, 0.5, 1.0)}, options.rounds)
@@ -101,7 +107,7 @@ def main() -> None:
                 f"width {width}, {len(ids)} rows of {length}, {name}: "
                 f"capacity 0.5 / 1.0 of routed passes {routed:.3f}, of the model {whole:.3f}"
             )
-    model, ids = make(*SHAPES[0], rows=4)
+    model, ids = make(256, 256, rows=4)
     taken: dict[float, list[float]] = {c: [] for c in CAPACITIES}
     runs = {str(c): decoding(model, ids, c, taken[c]) for c in CAPACITIES}
     seconds = take_turns(runs, options.rounds)
