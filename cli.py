@@ -69,10 +69,10 @@ def train(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
-    from mull.inference.evaluate import evaluate as measure
-    from mull.inference.plots import write_plot
-    from mull.inference.rows import to_csv, to_json
-    from mull.inference.table import print_table
+    from mull.inference.measure.evaluate import evaluate as measure
+    from mull.inference.measure.plots import write_plot
+    from mull.inference.measure.results import to_csv, to_json
+    from mull.inference.measure.table import print_table
     from mull.models.routing import Selection
     from mull.training.evaluation import data_of
 
@@ -103,7 +103,7 @@ def evaluate(args: list[str]) -> None:
         raise ValueError("--tokens prints tables: leave --json out")
     if options.tokens:
         return show_tokens(model, data, batches, options)
-    rows = measure(
+    results = measure(
         model,
         batches,
         depths(model, options.iterations, options.capacity),
@@ -113,17 +113,17 @@ def evaluate(args: list[str]) -> None:
         exit=options.exit,
     )
     if options.json:
-        print(to_json(rows))
+        print(to_json(results))
     else:
-        print_table(rows, title=options.folder)
+        print_table(results, title=options.folder)
     if options.output:
         output = Path(options.output)
-        (output / "evaluation.json").write_text(to_json(rows) + "\n")
-        (output / "evaluation.csv").write_text(to_csv(rows))
+        (output / "evaluation.json").write_text(to_json(results) + "\n")
+        (output / "evaluation.csv").write_text(to_csv(results))
         trained = model.config.default_iterations
         if trained is not None:  # a picture against iterations needs some
             write_plot(
-                rows,
+                results,
                 output / "evaluation.png",
                 title=Path(options.folder).resolve().name,
                 trained_iterations=trained,
@@ -135,8 +135,8 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
     """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
     from rich.console import Console
 
-    from mull.inference.routers import router_table, router_uses
-    from mull.inference.tokens import token_tables, token_uses, write_heat_map
+    from mull.inference.measure.routers import router_table, router_uses
+    from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
     from mull.models import InnerThinkingTransformer
 
     pairs = [pair for difficulty in batches.values() for pair in difficulty]
@@ -240,7 +240,7 @@ def inspect(args: list[str]) -> None:
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
     options = parser.parse_args(args)
 
-    from mull.inference.inspect import inspection
+    from mull.inference.measure.inspect import inspection
 
     print(inspection(options.folder, options.iterations, options.capacity))
 

@@ -1,13 +1,13 @@
 """Everything after weights exist: writing on, measuring, and pictures of what was measured.
 
-The functions `generate` and `evaluate` live in the modules of the same names: `from mull.inference.generate import
-generate` (also `mull.generate`), `from mull.inference.evaluate import evaluate`. Here they would hide their modules.
+The functions `generate` and `evaluate` live in the modules of the same names, which they would hide here: `from
+mull.inference.generate import generate` (also `mull.generate`), `from mull.inference.measure.evaluate import evaluate`.
 """
 
 from mull.inference.generate import Generation, stream
 from mull.inference.lockstep import NewTokens
-from mull.inference.rows import Row, from_json, to_csv, to_json
+from mull.inference.measure.results import Result, from_json, to_csv, to_json
+from mull.inference.measure.table import print_table
 from mull.inference.sampling import sample
-from mull.inference.table import print_table
 
-__all__ = ["Generation", "NewTokens", "Row", "from_json", "print_table", "sample", "stream", "to_csv", "to_json"]
+__all__ = ["Generation", "NewTokens", "Result", "from_json", "print_table", "sample", "stream", "to_csv", "to_json"]

@@ -22,9 +22,9 @@ from torch import Tensor
 from mull.inference.adaptive import choose_exit, think_until
 from mull.inference.checks import check_prompt, check_routing, check_stop_tokens, choose_policy
 from mull.inference.continuous import continuous as continuous_rounds
-from mull.inference.evaluate import routing_options
 from mull.inference.exits import Exit
 from mull.inference.lockstep import NewTokens, Round, Rounds, in_lockstep
+from mull.inference.measure.evaluate import routing_options
 from mull.inference.sampling import Draw, check_sampling, sample
 from mull.inference.speculate import Speculation, check_speculation, parse_speculation
 from mull.inference.speculate import speculate as speculate_rounds

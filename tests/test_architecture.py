@@ -94,9 +94,9 @@ def test_import_order() -> None:
         "from mull.cli import main",
         "from mull import generate",
         "import mull",
-        "from ..inference import rows",
+        "from ..inference import measure",
         "from .. import training",
-        "def f():\n    from mull.inference import rows",
+        "def f():\n    from mull.inference import measure",
         "import_module('mull.training.run')",
     ],
 )

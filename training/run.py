@@ -24,9 +24,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from mull.checkpoints.files import read_yaml, replace_all
 from mull.checkpoints.store import TRAINING, family_of, save
-from mull.inference.evaluate import evaluate
-from mull.inference.rows import to_json
-from mull.inference.table import print_table
+from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.results import to_json
+from mull.inference.measure.table import print_table
 from mull.models import InnerThinkingTransformer, LanguageModel
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput, calibrate
@@ -167,9 +167,9 @@ def export(cli: TrainingCLI, args: list[str]) -> None:
     depth = None
     if hasattr(data, "evaluation_batches"):
         counts = cli.model.validate_at or None
-        rows = evaluate(network, data.evaluation_batches(), counts, bytes_per_token=data.bytes_per_token)
-        print_table(rows)
-        depth = {"command": shlex.join(["mull", "train", *args]), **json.loads(to_json(rows))}
+        results = evaluate(network, data.evaluation_batches(), counts, bytes_per_token=data.bytes_per_token)
+        print_table(results)
+        depth = {"command": shlex.join(["mull", "train", *args]), **json.loads(to_json(results))}
     text = (cli.folder / "trainer" / "config.yaml").read_text()
     save(network, cli.folder, tokenizer=getattr(data, "tokenizer", None), training=text, depth=depth)
     print(f"wrote {cli.folder}")

@@ -10,7 +10,7 @@ import pytest
 import mull
 from mull.checkpoints import store
 from mull.checkpoints.card import cell, depth_table, model_card
-from mull.inference.rows import Row
+from mull.inference.measure.results import Result
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer, Transformer, TransformerConfig
 
 SHAPE: dict[str, Any] = dict(vocab_size=11, d_model=24, n_heads=6, n_kv_heads=2, d_ff=20, max_length=2048)
@@ -67,8 +67,8 @@ def test_card_without_a_depth_table_claims_nothing() -> None:
 
 def test_columns_are_those_of_an_evaluation() -> None:
     """Guards the names: a column that an evaluation renames would vanish from every card without a word."""
-    row = dict.fromkeys((f.name for f in fields(Row)), 1)
-    assert depth_table([row])[0].count("|") - 1 == 8
+    result = dict.fromkeys((f.name for f in fields(Result)), 1)
+    assert depth_table([result])[0].count("|") - 1 == 8
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mull.inference import adaptive
 from mull.inference.adaptive import think_until
-from mull.inference.evaluate import evaluate
 from mull.inference.exits import RULES, Exit, parse
 from mull.inference.generate import generate
+from mull.inference.measure.evaluate import evaluate
 from mull.models import LanguageModel, RecurrentDepthTransformer
 
 MakeModel = Callable[..., LanguageModel]

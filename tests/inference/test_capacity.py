@@ -6,9 +6,9 @@ import torch
 import mull
 from mull import cli
 from mull.inference import generate as generation
-from mull.inference.evaluate import evaluate
-from mull.inference.inspect import cost_lines
-from mull.inference.rows import from_json, to_json
+from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.inspect import cost_lines
+from mull.inference.measure.results import from_json, to_json
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, TransformerConfig, cost
 
 

@@ -100,8 +100,8 @@ def depth_lines(file: Path) -> list[str]:
     if not {"command", "rows"} <= found.keys():
         raise ValueError(f"{file} lacks command or rows; measure again with `mull evaluate`")
     lines = ["", f"measured by `{found['command']}`:", "  difficulty  iterations  accuracy    loss  bits/byte"]
-    for row in found["rows"]:
-        values = [row.get(name) for name in ("difficulty", "iterations", "accuracy", "loss", "bits_per_byte")]
+    for result in found["rows"]:
+        values = [result.get(name) for name in ("difficulty", "iterations", "accuracy", "loss", "bits_per_byte")]
         text = ["-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values]
         lines.append(f"  {text[0]:>10}  {text[1]:>10}  {text[2]:>8}  {text[3]:>6}  {text[4]:>9}")
     return lines

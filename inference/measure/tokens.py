@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
-from mull.inference.evaluate import IGNORE, routing_options
 from mull.inference.exits import Exit
+from mull.inference.measure.evaluate import IGNORE, routing_options
 from mull.models import LanguageModel
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mull.inference.rows import Row, from_json, headline, to_csv, to_json
-from mull.inference.table import print_table, si
+from mull.inference.measure.results import Result, from_json, headline, to_csv, to_json
+from mull.inference.measure.table import print_table, si
 
 KEYS = ["iterations", "difficulty", "accuracy", "exact_match", "loss", "examples", "flops_per_token", "seconds"]
-TASK = Row(
+TASK = Result(
     iterations=8, difficulty=32, accuracy=0.971, accuracy_low=0.962, accuracy_high=0.98, exact_match=0.9,
     exact_match_low=0.87, exact_match_high=0.93, loss=0.1, loss_low=0.08, loss_high=0.12, bits_per_byte=None,
     examples=512, flops_per_token=1.2e6, seconds=0.8,
@@ -26,21 +26,21 @@ BASELINE = replace(TASK, iterations=None, accuracy=0.5)
 
 
 def test_json_holds_the_agreed_keys_and_comes_back() -> None:
-    rows = [TASK, TEXT, BASELINE]
-    found = json.loads(to_json(rows))
+    results = [TASK, TEXT, BASELINE]
+    found = json.loads(to_json(results))
     assert list(found) == ["rows"]
-    assert all(set(KEYS) <= set(row) for row in found["rows"])
+    assert all(set(KEYS) <= set(result) for result in found["rows"])
     assert found["rows"][1]["exact_match"] is None
-    assert from_json(to_json(rows)) == rows
-    assert from_json(json.dumps({"command": "mull evaluate", **found})) == rows
+    assert from_json(to_json(results)) == results
+    assert from_json(json.dumps({"command": "mull evaluate", **found})) == results
 
 
 def test_json_has_null_where_a_number_is_not_finite() -> None:
-    """NaN in a file is no JSON, and a strict reader would lose all the other rows."""
+    """NaN in a file is no JSON, and a strict reader would lose all the other results."""
     text = to_json([replace(TASK, loss=math.nan, loss_high=math.inf)])
-    row = json.loads(text, parse_constant=pytest.fail)["rows"][0]
-    assert row["loss"] is None
-    assert row["loss_high"] is None
+    result = json.loads(text, parse_constant=pytest.fail)["rows"][0]
+    assert result["loss"] is None
+    assert result["loss_high"] is None
     assert math.isnan(from_json(text)[0].loss)
 
 
@@ -55,8 +55,8 @@ def test_json_of_something_else_is_refused(text: str, message: str) -> None:
 def test_csv_holds_every_value() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv([TASK, TEXT]))))
     assert [float(line["accuracy_low"]) for line in lines] == [0.962, 0.962]
-    for line, row in zip(lines, [TASK, TEXT], strict=True):
-        assert {name: None if value == "" else float(value) for name, value in line.items()} == vars(row)
+    for line, result in zip(lines, [TASK, TEXT], strict=True):
+        assert {name: None if value == "" else float(value) for name, value in line.items()} == vars(result)
 
 
 def test_headline_of_text_is_bits_per_byte_with_its_own_interval() -> None:
@@ -65,9 +65,9 @@ def test_headline_of_text_is_bits_per_byte_with_its_own_interval() -> None:
     assert headline(replace(TEXT, loss_low=None, loss_high=None)) == (2.0, None, None)
 
 
-def printed(rows: list[Row], width: int = 120) -> str:
+def printed(results: list[Result], width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_table(rows, title="a title", console=console)
+    print_table(results, title="a title", console=console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -96,8 +96,8 @@ def test_table_of_text_and_of_a_model_without_a_loop() -> None:
 
 
 def test_a_narrow_terminal_breaks_cells_and_loses_nothing() -> None:
-    rows = [replace(TASK, difficulty=difficulty) for difficulty in (8, 16, 32, 64)]
-    text = printed(rows, width=60)
+    results = [replace(TASK, difficulty=difficulty) for difficulty in (8, 16, 32, 64)]
+    text = printed(results, width=60)
     assert "…" not in text
     assert "".join(text.split()).count("±0.9") == 4
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mull.inference.routers import router_table, router_uses
+from mull.inference.measure.routers import router_table, router_uses
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer
 
 

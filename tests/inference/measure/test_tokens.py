@@ -10,7 +10,7 @@ import mull
 from mull.checkpoints import load_tokenizer
 from mull.inference.adaptive import think_until
 from mull.inference.exits import parse
-from mull.inference.tokens import Use, class_of, grouped, token_tables, token_uses, write_heat_map
+from mull.inference.measure.tokens import Use, class_of, grouped, token_tables, token_uses, write_heat_map
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, LanguageModel
 
 
@@ -52,7 +52,7 @@ def test_classes() -> None:
 
 
 def test_tables_and_picture(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "checkpoints" / "text"
+    folder = Path(__file__).parents[3] / "checkpoints" / "text"
     model, tokenizer = mull.load(folder), load_tokenizer(folder)
     ids = torch.tensor([list(b"Tom paid $12 for 3 pens, and $4 for a book. How much did he pay in all? ")])
     uses = token_uses(model, [(ids[:, :-1], ids[:, 1:])], 16, exit="latent:0.1")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.inference.evaluate import evaluate
-from mull.inference.intervals import clustered_mean, clustered_share, wilson
-from mull.inference.rows import Row
+from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.results import Result
 from mull.models import LanguageModel, RecurrentDepthTransformer, cost
 
 MakeModel = Callable[..., LanguageModel]
@@ -58,33 +58,33 @@ def slow(model: LanguageModel, batch: Batch, iterations: int | None) -> dict[str
     }  # fmt: skip
 
 
-def measured(row: Row) -> dict[str, Any]:
-    """What a row says, without its clock and the columns that do not apply."""
-    return {name: value for name, value in vars(row).items() if name != "seconds" and value is not None}
+def measured(result: Result) -> dict[str, Any]:
+    """What a result says, without its clock and the columns that do not apply."""
+    return {name: value for name, value in vars(result).items() if name != "seconds" and value is not None}
 
 
 def test_one_sweep_equals_separate_runs(make_model: MakeModel) -> None:
     model = make_model("recurrent")
     batch = learnable(model, 10, 7, 4)
-    rows = evaluate(model, {7: [batch]}, [4, 1, 6, 4])
-    assert [row.iterations for row in rows] == [1, 4, 6]
-    assert rows[1].exact_match == 0.5 > rows[0].exact_match  # type: ignore[operator]
-    for row in rows:
-        assert row.difficulty == 7
-        for name, value in slow(model, batch, row.iterations).items():
-            assert getattr(row, name) == pytest.approx(value, rel=1e-9), name
-        assert row.flops_per_token == cost.flops_per_token(model.config, row.iterations, 7)
-        assert row.bits_per_byte is None
+    results = evaluate(model, {7: [batch]}, [4, 1, 6, 4])
+    assert [result.iterations for result in results] == [1, 4, 6]
+    assert results[1].exact_match == 0.5 > results[0].exact_match  # type: ignore[operator]
+    for result in results:
+        assert result.difficulty == 7
+        for name, value in slow(model, batch, result.iterations).items():
+            assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
+        assert result.flops_per_token == cost.flops_per_token(model.config, result.iterations, 7)
+        assert result.bits_per_byte is None
 
 
-def test_a_transformer_has_one_row(make_model: MakeModel) -> None:
+def test_a_transformer_has_one_result(make_model: MakeModel) -> None:
     model = make_model("transformer")
     batch = learnable(model, 6, 5, None)
-    (row,) = evaluate(model, {None: [batch]})
-    assert row.iterations is None
+    (result,) = evaluate(model, {None: [batch]})
+    assert result.iterations is None
     for name, value in slow(model, batch, None).items():
-        assert getattr(row, name) == pytest.approx(value, rel=1e-9), name
-    assert row.flops_per_token == cost.flops_per_token(model.config, None, 5)
+        assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
+    assert result.flops_per_token == cost.flops_per_token(model.config, None, 5)
 
 
 def test_exactly_one_unroll_and_one_readout_a_count(make_model: MakeModel) -> None:
@@ -140,35 +140,35 @@ def test_right_padding_changes_nothing(make_model: MakeModel) -> None:
 
 def test_difficulties_stay_apart_and_in_order(make_model: MakeModel) -> None:
     model = make_model("recurrent")
-    rows = evaluate(model, {8: [examples(3, 8)], 4: [examples(5, 4)]}, [2, 1])
-    assert [(row.difficulty, row.iterations, row.examples) for row in rows] == [
+    results = evaluate(model, {8: [examples(3, 8)], 4: [examples(5, 4)]}, [2, 1])
+    assert [(result.difficulty, result.iterations, result.examples) for result in results] == [
         (8, 1, 3),
         (8, 2, 3),
         (4, 1, 5),
         (4, 2, 5),
     ]
     alone = evaluate(model, {4: [examples(5, 4)]}, [1, 2])
-    assert [measured(row) for row in rows[2:]] == [measured(row) for row in alone]
+    assert [measured(result) for result in results[2:]] == [measured(result) for result in alone]
 
 
 def test_text_is_measured_in_bits_per_byte(make_model: MakeModel) -> None:
-    (row,) = evaluate(make_model("recurrent"), {None: [examples(4, 6)]}, [2], bytes_per_token=2.5)
-    assert row.bits_per_byte == pytest.approx(row.loss / 0.6931471805599453 / 2.5, rel=1e-12)
-    assert (row.exact_match, row.exact_match_low, row.exact_match_high) == (None, None, None)
+    (result,) = evaluate(make_model("recurrent"), {None: [examples(4, 6)]}, [2], bytes_per_token=2.5)
+    assert result.bits_per_byte == pytest.approx(result.loss / 0.6931471805599453 / 2.5, rel=1e-12)
+    assert (result.exact_match, result.exact_match_low, result.exact_match_high) == (None, None, None)
 
 
 def test_defaults_and_what_is_left_alone(make_model: MakeModel) -> None:
     model = make_model("recurrent").train()
-    rows = evaluate(model, {None: [examples(1, 6)]})
-    assert [row.iterations for row in rows] == [3]  # the config's mean_iterations
-    assert rows[0].loss_low is None  # one example has no spread
+    results = evaluate(model, {None: [examples(1, 6)]})
+    assert [result.iterations for result in results] == [3]  # the config's mean_iterations
+    assert results[0].loss_low is None  # one example has no spread
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_seconds_grow_with_the_count_and_cover_all_batches(make_model: MakeModel) -> None:
-    rows = evaluate(make_model("recurrent"), {None: [examples(4, 6)] * 3}, [1, 2, 30])
-    assert 0 < rows[0].seconds < rows[1].seconds < rows[2].seconds
+    results = evaluate(make_model("recurrent"), {None: [examples(4, 6)] * 3}, [1, 2, 30])
+    assert 0 < results[0].seconds < results[1].seconds < results[2].seconds
 
 
 def test_a_position_without_a_number_is_not_right(make_model: MakeModel) -> None:
@@ -176,9 +176,9 @@ def test_a_position_without_a_number_is_not_right(make_model: MakeModel) -> None
     model = make_model("recurrent")
     torch.nn.init.constant_(model.coda[0].mlp.down.weight, float("nan"))  # type: ignore[index, union-attr]
     ids = examples(4, 6)[0]
-    (row,) = evaluate(model, {None: [(ids, torch.zeros_like(ids))]}, [2])
-    assert row.accuracy == row.exact_match == 0
-    assert row.loss != row.loss
+    (result,) = evaluate(model, {None: [(ids, torch.zeros_like(ids))]}, [2])
+    assert result.accuracy == result.exact_match == 0
+    assert result.loss != result.loss
 
 
 @pytest.mark.parametrize(

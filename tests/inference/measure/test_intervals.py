@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.inference.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from mull.inference.adaptive import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.intervals import clustered_mean, clustered_share, wilson
-from mull.inference.rows import Row
+from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.results import Result
 from mull.models import InnerThinkingConfig, LanguageModel, ModelOutput, cost
 from mull.models.loop import check_iterations
 from mull.models.routing import Capacity, Selection
@@ -56,7 +56,7 @@ def evaluate(
     capacity: Capacity | None = None,
     selection: Selection | None = None,
     exit: str | Exit | None = None,
-) -> list[Row]:
+) -> list[Result]:
     """Score a model at several iteration counts, one sweep per batch.
 
     Args:
@@ -72,8 +72,8 @@ def evaluate(
             a run of its own.
 
     Returns:
-        A row per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are left
-        out, so a result does not depend on how examples are batched.
+        A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
+        left out, so a result does not depend on how examples are batched.
 
     Raises:
         ValueError: a bad count, batch or bytes_per_token, or a difficulty without any scored token.
@@ -83,7 +83,7 @@ def evaluate(
     counts = check_counts(model, iterations)
     options = routing_options(model, capacity=capacity, selection=selection)
     rule = choose_exit(model, exit)
-    rows = []
+    results = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
         for input_ids, labels in pairs:
@@ -93,8 +93,8 @@ def evaluate(
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
         routed = model.config.default_capacity is not None
-        rows += [make_row(count, difficulty, tallies[count], bytes_per_token, routed) for count in counts]
-    return rows
+        results += [make_result(count, difficulty, tallies[count], bytes_per_token, routed) for count in counts]
+    return results
 
 
 @torch.inference_mode()
@@ -149,17 +149,17 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return sums[0], sums[1]
 
 
-def make_row(
+def make_result(
     count: int | None, difficulty: int | None, tally: Tally, bytes_per_token: float | None, routed: bool = False
-) -> Row:
-    """The row of a finished tally."""
+) -> Result:
+    """The result of a finished tally."""
     n, tokens = len(tally.scored), sum(tally.scored)
     loss = sum(tally.nats) / tokens
     exact = sum(right == scored for right, scored in zip(tally.correct, tally.scored, strict=True))
     accuracy_interval = clustered_share(tally.correct, tally.scored)
     exact_interval = wilson(exact, n) if bytes_per_token is None else None
     loss_interval = clustered_mean(tally.nats, tally.scored)
-    return Row(
+    return Result(
         iterations=count,
         difficulty=difficulty,
         accuracy=sum(tally.correct) / tokens,

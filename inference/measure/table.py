@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mull.inference.rows import Headline, Row, headline, is_text
+from mull.inference.measure.results import Headline, Result, headline, is_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 Key = tuple[int | None, int | None]  # (iterations, difficulty)
 
 
-def print_table(rows: Sequence[Row], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print `table(rows)` to the console, by default on standard output."""
+def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
+    """Print `table(results)` to the console, by default on standard output."""
     from rich.console import Console
 
-    (console or Console()).print(table(rows, title=title))
+    (console or Console()).print(table(results, title=title))
 
 
-def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
+def table(results: Sequence[Result], *, title: str | None = None) -> Table:
     """Iterations down; across: accuracy in percent (bits per byte for text) with its 95 % interval for each
     difficulty, exact match and loss when there is one difficulty only, FLOPs per token, and seconds of the sweep.
 
@@ -30,7 +30,7 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown = "bits per byte" if is_text(rows) else "accuracy in %"
+    shown = "bits per byte" if is_text(results) else "accuracy in %"
     made = Table(
         title=title,
         caption=f"{shown} ± 95 % interval; loss in nats; sec: the sweep so far",
@@ -38,45 +38,45 @@ def table(rows: Sequence[Row], *, title: str | None = None) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    at = {(row.iterations, row.difficulty): row for row in rows}
-    difficulties = list(dict.fromkeys(row.difficulty for row in rows))
-    for name in ["iterations", *headers(rows, difficulties)]:
+    at = {(result.iterations, result.difficulty): result for result in results}
+    difficulties = list(dict.fromkeys(result.difficulty for result in results))
+    for name in ["iterations", *headers(results, difficulties)]:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
-    for count in dict.fromkeys(row.iterations for row in rows):
+    for count in dict.fromkeys(result.iterations for result in results):
         made.add_row("-" if count is None else str(count), *cells(at, count, difficulties))
     return made
 
 
-def headers(rows: Sequence[Row], difficulties: Sequence[int | None]) -> list[str]:
+def headers(results: Sequence[Result], difficulties: Sequence[int | None]) -> list[str]:
     """Names of the columns after the first."""
-    used = ["mean iterations"] if any(row.mean_iterations is not None for row in rows) else []
+    used = ["mean iterations"] if any(result.mean_iterations is not None for result in results) else []
     if len(difficulties) == 1:
-        shown = "bits per byte" if is_text(rows) else "accuracy %"
+        shown = "bits per byte" if is_text(results) else "accuracy %"
         at = "" if difficulties[0] is None else f" at {difficulties[0]}"
-        exact = [] if is_text(rows) else ["exact match %"]
-        routed = ["capacity %"] if any(row.capacity is not None for row in rows) else []
+        exact = [] if is_text(results) else ["exact match %"]
+        routed = ["capacity %"] if any(result.capacity is not None for result in results) else []
         return [shown + at, *exact, "loss", *routed, *used, "FLOPs/token", "sec"]
     return [*(f"at {d}" for d in difficulties), *used, f"FLOPs/token ({difficulties[-1]})", "sec"]
 
 
-def cells(at: dict[Key, Row], count: int | None, difficulties: Sequence[int | None]) -> list[str]:
+def cells(at: dict[Key, Result], count: int | None, difficulties: Sequence[int | None]) -> list[str]:
     """The cells of one count, after the first; a blank where nothing was measured."""
     found = [at.get((count, difficulty)) for difficulty in difficulties]
-    measured = [row for row in found if row is not None]
+    measured = [result for result in found if result is not None]
     text = is_text(measured)
-    shown = ["" if row is None else with_interval(headline(row), percent=not text) for row in found]
+    shown = ["" if result is None else with_interval(headline(result), percent=not text) for result in found]
     if len(difficulties) == 1:
-        row = measured[0]
-        if row.exact_match is not None:
-            exact = Headline(row.exact_match, row.exact_match_low, row.exact_match_high)
+        result = measured[0]
+        if result.exact_match is not None:
+            exact = Headline(result.exact_match, result.exact_match_low, result.exact_match_high)
             shown.append(with_interval(exact, percent=True))
-        shown.append(f"{row.loss:.4f}")
+        shown.append(f"{result.loss:.4f}")
         if any(other.capacity is not None for other in at.values()):
-            shown.append("" if row.capacity is None else f"{100 * row.capacity:.1f}")
-    used = [row.mean_iterations for row in measured if row.mean_iterations is not None]
+            shown.append("" if result.capacity is None else f"{100 * result.capacity:.1f}")
+    used = [result.mean_iterations for result in measured if result.mean_iterations is not None]
     if any(other.mean_iterations is not None for other in at.values()):
         shown.append(f"{sum(used) / len(used):.2f}" if used else "")
-    return [*shown, si(measured[-1].flops_per_token), f"{sum(row.seconds for row in measured):.2f}"]
+    return [*shown, si(measured[-1].flops_per_token), f"{sum(result.seconds for result in measured):.2f}"]
 
 
 def with_interval(shown: Headline, percent: bool) -> str:

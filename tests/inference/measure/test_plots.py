@@ -11,14 +11,14 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mull.inference.plots import draw, write_plot
-from mull.inference.rows import Row
+from mull.inference.measure.plots import draw, write_plot
+from mull.inference.measure.results import Result
 
 COUNTS = (1, 2, 3, 8)
 
 
-def make_row(iterations: int | None, difficulty: int | None, accuracy: float) -> Row:
-    return Row(
+def make_result(iterations: int | None, difficulty: int | None, accuracy: float) -> Result:
+    return Result(
         iterations=iterations, difficulty=difficulty, accuracy=accuracy, accuracy_low=accuracy - 0.02,
         accuracy_high=accuracy + 0.01, exact_match=None, exact_match_low=None, exact_match_high=None, loss=1.0,
         loss_low=0.9, loss_high=1.2, bits_per_byte=None, examples=9, flops_per_token=1e5 + 2e5 * (iterations or 1),
@@ -26,7 +26,7 @@ def make_row(iterations: int | None, difficulty: int | None, accuracy: float) ->
     )  # fmt: skip
 
 
-ROWS = [make_row(count, d, 1 - 1 / (1 + count) - d / 1000) for d in (8, 64) for count in reversed(COUNTS)]
+RESULTS = [make_result(count, d, 1 - 1 / (1 + count) - d / 1000) for d in (8, 64) for count in reversed(COUNTS)]
 
 
 def lines(figure: Figure, panel: int) -> list[tuple[list[float], list[float]]]:
@@ -35,8 +35,8 @@ def lines(figure: Figure, panel: int) -> list[tuple[list[float], list[float]]]:
     return [(list(line.get_xdata()), list(line.get_ydata())) for line in found]  # type: ignore[arg-type]
 
 
-def test_both_panels_show_every_row_in_order() -> None:
-    figure = draw(ROWS)
+def test_both_panels_show_every_result_in_order() -> None:
+    figure = draw(RESULTS)
     values = [[1 - 1 / (1 + count) - d / 1000 for count in COUNTS] for d in (8, 64)]
     assert lines(figure, 0) == [(list(COUNTS), values[0]), (list(COUNTS), values[1])]
     assert lines(figure, 1) == [([1e5 + 2e5 * count for count in COUNTS], y) for y in values]
@@ -48,14 +48,14 @@ def test_both_panels_show_every_row_in_order() -> None:
 
 
 def test_bands_are_the_intervals() -> None:
-    (band, _) = draw(ROWS).axes[0].collections
+    (band, _) = draw(RESULTS).axes[0].collections
     heights = np.asarray(band.get_paths()[0].vertices)[:, 1]
     assert min(heights) == pytest.approx(0.5 - 0.008 - 0.02)
     assert max(heights) == pytest.approx(1 - 1 / 9 - 0.008 + 0.01)
 
 
 def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
-    figure = draw(ROWS, difficulty_name="length")
+    figure = draw(RESULTS, difficulty_name="length")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["length 8", "length 64"]
     colors = [to_rgb(handle.get_color()) for handle in legend.legend_handles]  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
 
 
 def test_chance_and_trained_depth_are_marked() -> None:
-    plain, marked = draw(ROWS), draw(ROWS, chance=0.25, trained_iterations=5.5, title="a title")
+    plain, marked = draw(RESULTS), draw(RESULTS, chance=0.25, trained_iterations=5.5, title="a title")
     assert [len(axes.lines) for axes in marked.axes] == [len(plain.axes[0].lines) + 2, len(plain.axes[1].lines) + 1]
     assert {text.get_text() for axes in marked.axes for text in axes.texts} == {"chance", "trained mean"}
     assert any(set(line.get_xdata()) == {5.5} for line in marked.axes[0].lines)  # type: ignore[arg-type]
@@ -74,10 +74,10 @@ def test_chance_and_trained_depth_are_marked() -> None:
 
 def test_baselines_are_levels_on_the_left_and_points_on_the_right() -> None:
     others = {
-        "transformer": [make_row(None, 8, 0.7), make_row(None, 999, 0.1)],  # 999 is no difficulty of this model
-        "another loop": [make_row(count, 64, 0.3) for count in (1, 4)],
+        "transformer": [make_result(None, 8, 0.7), make_result(None, 999, 0.1)],  # 999 is no difficulty of this model
+        "another loop": [make_result(count, 64, 0.3) for count in (1, 4)],
     }
-    plain, figure = draw(ROWS), draw(ROWS, baselines=others)
+    plain, figure = draw(RESULTS), draw(RESULTS, baselines=others)
     left, right = (list(axes.lines[len(plain.axes[0].lines) :]) for axes in figure.axes)
     assert [list(np.asarray(line.get_ydata())) for line in left] == [[0.7, 0.7], [0.3, 0.3]]
     assert [(list(np.asarray(line.get_xdata())), list(np.asarray(line.get_ydata()))) for line in right] == [
@@ -89,40 +89,40 @@ def test_baselines_are_levels_on_the_left_and_points_on_the_right() -> None:
 
 
 def test_text_is_drawn_in_bits_per_byte() -> None:
-    rows = [replace(make_row(count, None, 0.5), bits_per_byte=2.0 / count) for count in COUNTS]
-    figure = draw(rows)
+    results = [replace(make_result(count, None, 0.5), bits_per_byte=2.0 / count) for count in COUNTS]
+    figure = draw(results)
     assert figure.axes[0].get_ylabel() == "bits per byte"
     assert lines(figure, 0) == [(list(COUNTS), [2.0 / count for count in COUNTS])]
     assert not figure.legends
 
 
 def test_many_counts_are_labelled_at_powers_of_two() -> None:
-    rows = [make_row(count, 8, 0.5) for count in range(1, 33)]
-    labels = [label.get_text() for label in draw(rows).axes[0].get_xticklabels()]
+    results = [make_result(count, 8, 0.5) for count in range(1, 33)]
+    labels = [label.get_text() for label in draw(results).axes[0].get_xticklabels()]
     assert labels == ["1", "2", "4", "8", "16", "32"]
 
 
 def test_the_file_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
-    """The size stands in the header, bytes 16-23; a row without an interval or a number must not stop the picture."""
-    rows = [*ROWS, replace(make_row(32, 8, math.nan), bits_per_byte=None)]
-    write_plot(rows, tmp_path / "plot.png", chance=0.1)
+    """The size stands in the header, bytes 16-23; a result without an interval or a number must not stop it."""
+    results = [*RESULTS, replace(make_result(32, 8, math.nan), bits_per_byte=None)]
+    write_plot(results, tmp_path / "plot.png", chance=0.1)
     data = (tmp_path / "plot.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1500, 660)
 
 
 def test_nothing_to_draw_is_said_and_nothing_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing to draw: no row has an iteration count"):
-        write_plot([make_row(None, 8, 0.5)], tmp_path / "plot.png")
+    with pytest.raises(ValueError, match="nothing to draw: no result has an iteration count"):
+        write_plot([make_result(None, 8, 0.5)], tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_importing_loads_neither_matplotlib_nor_rich_nor_the_trainer() -> None:
     """A user who only runs a model pays for none of them; and the functions do not hide the modules of their names."""
     code = (
-        "import sys, mull.inference, mull.inference.plots, mull.inference.evaluate, types\n"
+        "import sys, mull.inference, mull.inference.measure.plots, mull.inference.measure.evaluate, types\n"
         "assert isinstance(mull.inference.generate, types.ModuleType)\n"
-        "assert isinstance(mull.inference.evaluate, types.ModuleType)\n"
+        "assert isinstance(mull.inference.measure.evaluate, types.ModuleType)\n"
         "assert callable(mull.generate)\n"
         "print([name for name in ('matplotlib', 'rich', 'lightning', 'wandb') if name in sys.modules])"
     )

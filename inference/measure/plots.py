@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mull.inference.rows import Row, headline, is_text
+from mull.inference.measure.results import Result, headline, is_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,20 +24,20 @@ MOST_TICKS = 10
 
 
 def write_plot(
-    rows: Sequence[Row],
+    results: Sequence[Result],
     path: str | Path,
     *,
     title: str | None = None,
     chance: float | None = None,
     trained_iterations: float | None = None,
-    baselines: Mapping[str, Sequence[Row]] | None = None,
+    baselines: Mapping[str, Sequence[Result]] | None = None,
     difficulty_name: str = "difficulty",
 ) -> None:
     """Write the picture of `draw` as a PNG of 1500 x 660 pixels; nothing is written unless it could be drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure = draw(
-        rows,
+        results,
         title=title,
         chance=chance,
         trained_iterations=trained_iterations,
@@ -50,44 +50,44 @@ def write_plot(
 
 
 def draw(
-    rows: Sequence[Row],
+    results: Sequence[Result],
     *,
     title: str | None = None,
     chance: float | None = None,
     trained_iterations: float | None = None,
-    baselines: Mapping[str, Sequence[Row]] | None = None,
+    baselines: Mapping[str, Sequence[Result]] | None = None,
     difficulty_name: str = "difficulty",
 ) -> Figure:
     """Two panels with one vertical axis: against iterations (log2, left), and against FLOPs per token (log, right).
 
     Args:
-        rows: of a model with a loop, with at least one count.
+        results: of a model with a loop, with at least one count.
         title: above both panels.
         chance: where guessing lands, in the unit of the vertical axis (0 .. 1 for accuracy); a dotted line.
         trained_iterations: mean count in training; a vertical mark on the left.
-        baselines: rows of other models by name; one without a loop is a level line on the left, a point on the right.
-            Their difficulties take the colours of `rows`; those that `rows` lacks are left out.
+        baselines: results of other models by name; one without a loop is a level line on the left, a point on the
+            right. Their difficulties take the colours of `results`; those that `results` lacks are left out.
         difficulty_name: what the difficulty counts, for the legend, e.g. "length".
 
     Raises:
-        ValueError: no row has an iteration count.
+        ValueError: no result has an iteration count.
     """
     from matplotlib.figure import Figure
 
-    counts = sorted({row.iterations for row in rows if row.iterations is not None})
+    counts = sorted({result.iterations for result in results if result.iterations is not None})
     if not counts:
-        raise ValueError("nothing to draw: no row has an iteration count; evaluate a model with a loop")
+        raise ValueError("nothing to draw: no result has an iteration count; evaluate a model with a loop")
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    colors = difficulty_colors(rows)
-    for difficulty, line in by_difficulty(rows):
+    colors = difficulty_colors(results)
+    for difficulty, line in by_difficulty(results):
         draw_line((left, right), line, colors[difficulty], "-", "o")
     for index, others in enumerate((baselines or {}).values()):
         style = BASELINE_STYLES[index % len(BASELINE_STYLES)]
         for difficulty, line in by_difficulty(others):
             if difficulty in colors:
                 draw_baseline((left, right), line, colors[difficulty], style, MARKERS[index % len(MARKERS)])
-    dress(left, right, counts, text=is_text(rows))
+    dress(left, right, counts, text=is_text(results))
     mark(left, right, chance, trained_iterations)
     add_legend(figure, colors, list(baselines or {}), difficulty_name)
     if title is not None:
@@ -95,43 +95,43 @@ def draw(
     return figure
 
 
-def by_difficulty(rows: Sequence[Row]) -> Iterator[tuple[int | None, list[Row]]]:
-    """(difficulty, its rows by ascending count), in the order in which difficulties first occur."""
-    for difficulty in dict.fromkeys(row.difficulty for row in rows):
-        yield difficulty, sorted((r for r in rows if r.difficulty == difficulty), key=lambda row: row.iterations or 0)
+def by_difficulty(results: Sequence[Result]) -> Iterator[tuple[int | None, list[Result]]]:
+    """(difficulty, its results by ascending count), in the order in which difficulties first occur."""
+    for difficulty in dict.fromkeys(result.difficulty for result in results):
+        own = [result for result in results if result.difficulty == difficulty]
+        yield difficulty, sorted(own, key=lambda result: result.iterations or 0)
 
 
-def difficulty_colors(rows: Sequence[Row]) -> dict[int | None, Any]:
+def difficulty_colors(results: Sequence[Result]) -> dict[int | None, Any]:
     """A colour for every difficulty, darker where it is harder; the pale end of viridis is left out."""
     from matplotlib import colormaps
 
-    difficulties = sorted({row.difficulty for row in rows}, key=lambda difficulty: difficulty or 0)
+    difficulties = sorted({result.difficulty for result in results}, key=lambda difficulty: difficulty or 0)
     share = {d: i / max(1, len(difficulties) - 1) for i, d in enumerate(difficulties)}
     return {d: colormaps["viridis"](0.78 * (1 - share[d]) if len(share) > 1 else 0.3) for d in difficulties}
 
 
-def draw_line(axes: tuple[Axes, Axes], line: Sequence[Row], color: Any, style: Any, marker: str) -> None:
+def draw_line(axes: tuple[Axes, Axes], line: Sequence[Result], color: Any, style: Any, marker: str) -> None:
     """One difficulty on both panels: the values, and the band of their intervals where these are known."""
-    line = [row for row in line if row.iterations is not None]
-    values = [headline(row) for row in line]
+    line = [result for result in line if result.iterations is not None]
+    values = [headline(result) for result in line]
     low = [value.value if value.low is None else value.low for value in values]
     high = [value.value if value.high is None else value.high for value in values]
-    counts = [float(row.iterations) for row in line if row.iterations is not None]
-    for panel, x in zip(axes, (counts, [row.flops_per_token for row in line]), strict=True):
+    counts = [float(result.iterations) for result in line if result.iterations is not None]
+    for panel, x in zip(axes, (counts, [result.flops_per_token for result in line]), strict=True):
         panel.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         panel.plot(x, [value.value for value in values], color=color, linestyle=style, marker=marker, markersize=5)
 
 
-def draw_baseline(axes: tuple[Axes, Axes], line: Sequence[Row], color: Any, style: Any, marker: str) -> None:
+def draw_baseline(axes: tuple[Axes, Axes], line: Sequence[Result], color: Any, style: Any, marker: str) -> None:
     """Another model at one difficulty: a level line and a point without a loop, otherwise a line on both panels."""
     left, right = axes
-    for row in line:
-        if row.iterations is None:
-            left.axhline(headline(row).value, color=color, linestyle=style, linewidth=1.4)
-            right.plot(
-                row.flops_per_token, headline(row).value, color=color, marker=marker, markersize=9, markeredgecolor="k"
-            )
-    if any(row.iterations is not None for row in line):
+    for result in line:
+        if result.iterations is None:
+            value = headline(result).value
+            left.axhline(value, color=color, linestyle=style, linewidth=1.4)
+            right.plot(result.flops_per_token, value, color=color, marker=marker, markersize=9, markeredgecolor="k")
+    if any(result.iterations is not None for result in line):
         draw_line(axes, line, color, style, marker)
 
 

@@ -1,4 +1,4 @@
-"""Row: one line of an evaluation, a model at one iteration count and one difficulty; and its JSON and CSV."""
+"""Result: one line of an evaluation, a model at one iteration count and one difficulty; and its JSON and CSV."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Result:
     """What was measured at one iteration count. `_low` and `_high` bound the 95 % interval (see `intervals`).
 
     Attributes:
@@ -49,62 +49,62 @@ class Row:
 
 
 class Headline(NamedTuple):
-    """The one number a row is shown by, with its 95 % interval."""
+    """The one number a result is shown by, with its 95 % interval."""
 
     value: float
     low: float | None
     high: float | None
 
 
-def is_text(rows: Sequence[Row]) -> bool:
-    """Whether rows are shown by bits per byte (text) rather than by accuracy (tasks)."""
-    return any(row.bits_per_byte is not None for row in rows)
+def is_text(results: Sequence[Result]) -> bool:
+    """Whether results are shown by bits per byte (text) rather than by accuracy (tasks)."""
+    return any(result.bits_per_byte is not None for result in results)
 
 
-def headline(row: Row) -> Headline:
+def headline(result: Result) -> Headline:
     """Bits per byte where there are such, otherwise accuracy."""
-    if row.bits_per_byte is None:
-        return Headline(row.accuracy, row.accuracy_low, row.accuracy_high)
-    if row.loss_low is None or row.loss_high is None:
-        return Headline(row.bits_per_byte, None, None)
-    scale = row.bits_per_byte / row.loss if row.loss else 0.0
-    return Headline(row.bits_per_byte, scale * row.loss_low, scale * row.loss_high)
+    if result.bits_per_byte is None:
+        return Headline(result.accuracy, result.accuracy_low, result.accuracy_high)
+    if result.loss_low is None or result.loss_high is None:
+        return Headline(result.bits_per_byte, None, None)
+    scale = result.bits_per_byte / result.loss if result.loss else 0.0
+    return Headline(result.bits_per_byte, scale * result.loss_low, scale * result.loss_high)
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """`{"rows": [...]}` with the fields of Row as keys; null where a column does not apply or is not finite."""
-    return json.dumps({"rows": [finite(row) for row in rows]}, indent=2, allow_nan=False)
+def to_json(results: Sequence[Result]) -> str:
+    """`{"rows": [...]}` with the fields of Result as keys; null where a column does not apply or is not finite."""
+    return json.dumps({"rows": [finite(result) for result in results]}, indent=2, allow_nan=False)
 
 
-def from_json(text: str) -> list[Row]:
-    """The rows of `to_json` or of a depth.json; other keys are left aside, and a null loss comes back as NaN.
+def from_json(text: str) -> list[Result]:
+    """The results of `to_json` or of a depth.json; other keys are left aside, and a null loss comes back as NaN.
 
     Raises:
-        ValueError: the text is no such JSON, or a row lacks a field.
+        ValueError: the text is no such JSON, or a result lacks a field.
     """
     found = json.loads(text)
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
         raise ValueError('an evaluation is one JSON object with a list "rows"; this is something else')
-    rows = []
-    required = [field.name for field in fields(Row) if field.default is MISSING]
+    results = []
+    required = [field.name for field in fields(Result) if field.default is MISSING]
     for values in found["rows"]:
         lacking = [name for name in required if name not in values]
         if lacking:
-            raise ValueError(f"a row of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
-        known = {field.name: values[field.name] for field in fields(Row) if field.name in values}
-        rows.append(Row(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))
-    return rows
+            raise ValueError(f"a result of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
+        known = {field.name: values[field.name] for field in fields(Result) if field.name in values}
+        results.append(Result(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))
+    return results
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """One line a row under a line of names; empty where JSON has null."""
+def to_csv(results: Sequence[Result]) -> str:
+    """One line a result under a line of names; empty where JSON has null."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(finite(row) for row in rows)
+    writer.writerows(finite(result) for result in results)
     return text.getvalue()
 
 
-def finite(row: Row) -> dict[str, float | None]:
-    """A row as plain values, None instead of NaN and infinity, which JSON has no word for."""
-    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(row).items()}
+def finite(result: Result) -> dict[str, float | None]:
+    """A result as plain values, None instead of NaN and infinity, which JSON has no word for."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(result).items()}
