@@ -180,7 +180,6 @@ def generate(args: list[str]) -> None:
         help="4:32 thinks about up to 32 tokens at once, 4 iterations a round: sooner, but lossy, not the same text",
     )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
-    parser.add_argument("--continuous", action="store_true", help="with --exit: rows do not wait for each other")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
     parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
@@ -223,7 +222,6 @@ def generate(args: list[str]) -> None:
         wavefront=options.wavefront,
         warm_start=options.warm_start,
         cache_dtype=None if options.cache_dtype == "same" else getattr(torch, options.cache_dtype),
-        continuous=options.continuous,
         capacity=options.capacity,
     )
     if options.prompts is None:

@@ -11,9 +11,6 @@
    at least 1.5 times.
 5. wavefront: the same for a window of positions thought about at once, beside an exit rule of the same threshold. Both
    are lossy: also the share of tokens that plain greedy decoding writes at the same place, over six prompts.
-6. continuous: the same model, batch and limit, 32 new tokens under an exit rule: calls of the core and wall-clock of
-   continuous depth batching against rows in lockstep and against plain decoding, and the share of what the iteration
-   counts promise that is saved. Goal: sooner than lockstep.
 """
 
 from __future__ import annotations
@@ -22,7 +19,6 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -34,8 +30,6 @@ from torch.nn import functional as F
 import mull
 from mull.inference.adaptive import think_until
 from mull.inference.exits import parse
-from mull.inference.generate import Thinking, positions, uneven_positions
-from mull.inference.sampling import sample
 from mull.models import RecurrentDepthConfig, RecurrentDepthTransformer, cost
 from mull.models.cache import Policy
 
@@ -242,62 +236,12 @@ def wavefront(rounds: int) -> None:
         )
 
 
-def writer(
-    model: RecurrentDepthTransformer, ids: Tensor, iterations: int, rule: str | None, new: int, patience: float | None
-) -> Callable[[], tuple[float, Tensor]]:
-    """A run that returns the seconds of greedy decoding, the prompt left out, and the iterations of every token.
-
-    In lockstep where patience is None, otherwise continuously; without a rule plainly.
-    """
-    way = positions if patience is None else partial(uneven_positions, patience=patience)
-    exit = None if rule is None else parse(rule)
-
-    def run() -> tuple[float, Tensor]:
-        cache = model.new_cache(len(ids), ids.shape[1] + new, "full" if exit is None else "deepest")
-        stop = torch.empty(0, dtype=torch.int64)
-        written = way(model, ids, None, Thinking(iterations, exit), new + 1, cache, sample, stop)
-        next(written)
-        start = time.perf_counter()
-        used = torch.stack([position.iterations for position in written], dim=1)
-        return time.perf_counter() - start, used
-
-    return run
-
-
-def continuous(rounds: int) -> None:
-    model, ids, limit, new = mull.load(SHIPPED / "text"), windows(32, 64), 32, 32
-    for rule in ("latent:0.1", "latent:0.03"):
-        c, length = model.config, ids.shape[1] + new // 2
-        runs = {
-            "plain": writer(model, ids, limit, None, new, None),
-            "lockstep": writer(model, ids, limit, rule, new, None),
-        }
-        for patience in (0.0, 0.2, 0.9):
-            runs[f"patience {patience}"] = writer(model, ids, limit, rule, new, patience)
-        seconds: dict[str, list[float]] = {way: [] for way in runs}
-        for warm in [True] + [False] * rounds:
-            for way, run in runs.items():
-                taken, used = run()
-                if not warm:
-                    seconds[way].append(taken)
-        mean = used.float().mean().item()
-        promised = 1 - cost.once_flops(c, length) / cost.flops_per_token(c, limit, length)
-        promised *= 1 - mean / limit
-        print(f"continuous, exit {rule}: {mean:.1f} of {limit} iterations, promised saving {promised:.3f}")
-        lockstep, least = int(used.amax(0).sum()), int(used.sum(1).max())
-        print(f"    calls of the core: {lockstep} in lockstep, {least} at patience 0, the least there can be")
-        for way in runs:
-            saved, beside = 1 - ratio(seconds, way, "plain"), ratio(seconds, way, "lockstep")
-            print(f"    {way:12} saved / promised {saved / promised:5.2f}; time / lockstep {beside:5.2f}", flush=True)
-
-
 PARTS = {
     "decode": decode,
     "context": context,
     "exits": exits,
     "speculation": speculation,
     "wavefront": wavefront,
-    "continuous": continuous,
 }
 
 

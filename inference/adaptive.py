@@ -65,7 +65,7 @@ def read(model: RecurrentDepthTransformer, state: Tensor, frame: Frame) -> Tenso
 
 def look(
     model: RecurrentDepthTransformer,
-    count: Tensor,
+    count: int,
     state: Tensor,
     previous: Tensor,
     logits: Callable[[], Tensor],
@@ -157,8 +157,7 @@ def settle(
         elif exit.reads_logits and not exit.checks(count):
             continue
         else:
-            counts = torch.full_like(running, count)
-            leaves, _ = exit.leaves(look(model, counts, current, previous, partial(read, model, current, now), memory))
+            leaves, _ = exit.leaves(look(model, count, current, previous, partial(read, model, current, now), memory))
             if not exit.checks(count) or not bool(leaves.any()):
                 continue
         rows, columns = now.stored()

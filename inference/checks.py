@@ -23,7 +23,6 @@ def choose_policy(
     drafts: Speculation | None,
     front: Wavefront | None,
     warm_start: bool,
-    continuous: bool,
 ) -> Policy:
     """The cache policy to use; a ValueError for ways of decoding that do not go together."""
     if front is not None and (exit is not None or drafts is not None or warm_start):
@@ -34,8 +33,6 @@ def choose_policy(
         raise ValueError(
             f"a wavefront needs a cache of policy shared and ring 1, not {policy} and {ring}; leave them out"
         )
-    if continuous and exit is None:
-        raise ValueError("continuous is for rows that leave at different iterations: give an exit rule, latent:0.03")
     chosen = policy or ("shared" if front is not None else "full" if exit is None else "deepest")
     if exit is not None and chosen == "full":
         raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")

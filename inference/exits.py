@@ -1,8 +1,7 @@
 """Exit rules: when has a position thought long enough?
 
 One contract. After every iteration a rule looks at a `Thought` - the states of N positions before and after it, and
-answers on demand - and gives each position a value; a position whose value is below the rule's threshold leaves. The
-positions of one look may have had different numbers of iterations, and what is remembered of each is its own.
+answers on demand - and gives each position a value; a position whose value is below the rule's threshold leaves.
 
     latent        ||s - s'|| / ||s||                       relative change of the state
     acceleration  max of the last two ||d - d'|| / ||s||    d = s - s': two small changes of change (arXiv 2509.23314)
@@ -29,7 +28,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple, overload
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,14 +41,14 @@ class Thought:
     """One iteration of N positions.
 
     Attributes:
-        count: (N,) int64, iterations so far, this one included.
+        count: iterations so far, this one included.
         state, previous: (N, D), after and before it.
         logits: gives (N, V) when called; costs a coda and a head.
         halt: gives the exit gate's (N,) logit when called; cheap.
-        memory: of the rule that is asked: empty at first, neutral at positions that have just begun (Exit.neutral).
+        memory: of the rule that is asked; empty at first.
     """
 
-    count: Tensor
+    count: int
     state: Tensor
     previous: Tensor
     logits: Callable[[], Tensor]
@@ -74,7 +73,7 @@ class Exit(ABC):
     name: ClassVar[str]
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
     span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
-    neutral: ClassVar[Mapping[str, float]] = {}  # all that is remembered, as it is of a position never asked
+    neutral: ClassVar[Mapping[str, float]] = {}  # all that is remembered, as it is before the first look
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
@@ -87,31 +86,14 @@ class Exit(ABC):
     def value(self, thought: Thought) -> Tensor:
         """(N,), and what is to be remembered goes into thought.memory; infinite while it is too early to tell."""
 
-    @overload
-    def checks(self, count: int) -> bool: ...
-
-    @overload
-    def checks(self, count: Tensor) -> Tensor: ...
-
-    def checks(self, count: int | Tensor) -> bool | Tensor:
-        """Whether positions may leave after `count` iterations, one count or one for each (N,)."""
-        return (count >= self.minimum) & ((count - self.minimum) % self.every == 0)
+    def checks(self, count: int) -> bool:
+        """Whether positions may leave after `count` iterations."""
+        return count >= self.minimum and (count - self.minimum) % self.every == 0
 
     def recall(self, thought: Thought, name: str, like: Tensor) -> Tensor:
         """What is remembered under a name, in the shape and type of `like`."""
         kept = thought.memory.get(name)
         return torch.full_like(like, self.neutral[name]) if kept is None else kept
-
-    def forget(self, memory: Memory, positions: Tensor) -> Memory:
-        """The memory with some positions, (N',) indices, as if they had never been asked."""
-        return {name: kept.index_fill(0, positions, self.neutral[name]) for name, kept in memory.items()}
-
-    def remember(self, memory: Memory, positions: Tensor, size: int, new: Memory) -> Memory:
-        """The memory of `size` positions with what is `new` of some of them, (N',) indices."""
-        if len(positions) == size:
-            return new
-        blank = {name: kept.new_full((size, *kept.shape[1:]), self.neutral[name]) for name, kept in new.items()}
-        return {name: memory.get(name, blank[name]).index_copy(0, positions, kept) for name, kept in new.items()}
 
     def leaves(self, thought: Thought) -> tuple[Tensor, Tensor]:
         """Decision (N,) bool and value (N,)."""
@@ -206,7 +188,7 @@ class Fixed(Exit):
     name, span = "fixed", None
 
     def value(self, thought: Thought) -> Tensor:
-        return torch.where(thought.count < self.threshold, math.inf, 0.0)
+        return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
 
 
 RULES: dict[str, type[Exit]] = {

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mull.inference.adaptive import choose_exit, think_until
 from mull.inference.checks import check_prompt, check_routing, check_stop_tokens, choose_policy
-from mull.inference.continuous import continuous as continuous_rounds
 from mull.inference.exits import Exit
 from mull.inference.lockstep import NewTokens, Round, Rounds, in_lockstep
 from mull.inference.measure.evaluate import routing_options
@@ -80,7 +79,6 @@ class Options(TypedDict, total=False):
     policy: Policy | None
     ring: int
     cache_dtype: torch.dtype | None
-    continuous: bool
     capacity: Capacity | None
 
 
@@ -115,8 +113,6 @@ def generate(
             wavefront.
         cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and
             may change what is written.
-        continuous: with an exit rule, rows do not wait for each other: the fewest calls of the core that are possible,
-            and the same text. Sooner where a call costs the same however few its rows; small models on a CPU are not.
         capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
 
     Raises:
@@ -148,7 +144,6 @@ def stream(
     policy: Policy | None = None,
     ring: int = 1,
     cache_dtype: torch.dtype | None = None,
-    continuous: bool = False,
     capacity: Capacity | None = None,
 ) -> Iterator[NewTokens]:
     """Like `generate`, but yields the tokens of each new position as they come. Errors are raised by this call, before
@@ -159,7 +154,7 @@ def stream(
     rule, drafts, front = choose_exit(model, exit), parse_speculation(speculate), parse_wavefront(wavefront)
     if warm_start and not isinstance(model, RecurrentDepthTransformer):
         raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
-    policy = choose_policy(policy, ring, rule, drafts, front, warm_start, continuous)
+    policy = choose_policy(policy, ring, rule, drafts, front, warm_start)
     stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
@@ -171,8 +166,7 @@ def stream(
     if drafts is None and front is None:
         cache = model.new_cache(batch_size, length + limit - 1, policy, ring, cache_dtype)  # the last is never read
         choose = partial(sample, generator=generator, **sampling)  # type: ignore[arg-type]
-        write = uneven_positions if continuous else positions
-        return write(model, prompt, mask, thinking, limit, cache, choose, stop)
+        return positions(model, prompt, mask, thinking, limit, cache, choose, stop)
     draw = Draw(generator, **sampling)  # type: ignore[arg-type]
     go_on: Callable[[Tensor, Cache], Rounds]
     if front is not None:
@@ -190,7 +184,7 @@ def stream(
         Thinking(deepest),
         cache,
         lambda logits: draw.token(draw.distribution(logits)),
-        lambda last, cache, _: go_on(last, cache),
+        go_on,
     )
     return in_lockstep(rounds, limit, stop)
 
@@ -223,30 +217,6 @@ def positions(
             if isinstance(thinking.iterations, Tensor):
                 thinking = replace(thinking, iterations=thinking.iterations[goes_on.to(thinking.iterations.device)])
         logits, used, state = decode_position(model, tokens[writing], thinking, cache, state)
-
-
-def uneven_positions(
-    model: LanguageModel,
-    prompt: Tensor,
-    mask: Tensor | None,
-    thinking: Thinking,
-    limit: int,
-    cache: Cache,
-    choose: Callable[[Tensor], Tensor],
-    stop: Tensor,
-    patience: float = 0.0,
-) -> Iterator[NewTokens]:
-    """Like `positions` under an exit rule, but rows go on at their own speed; see `continuous`."""
-
-    def go_on(last: Tensor, cache: Cache, state: Tensor) -> Rounds:
-        assert isinstance(model, RecurrentDepthTransformer) and thinking.exit is not None
-        assert not isinstance(thinking.iterations, Tensor)  # think_until has refused it
-        start = state if thinking.warm_start else None
-        return continuous_rounds(
-            model, last, cache, thinking.iterations, thinking.exit, limit - 1, choose, start, patience
-        )
-
-    return in_lockstep(after_prompt(model, prompt, mask, thinking, cache, choose, go_on), limit, stop)
 
 
 def think(
@@ -291,13 +261,13 @@ def after_prompt(
     thinking: Thinking,
     cache: Cache,
     choose: Callable[[Tensor], Tensor],
-    go_on: Callable[[Tensor, Cache, Tensor], Rounds],
+    go_on: Callable[[Tensor, Cache], Rounds],
 ) -> Rounds:
-    """The token after the prompt, which every row has at once, then the rounds of `go_on` from the tokens (B',), cache
-    and states (B', D) of the rows that go on."""
-    logits, used, state = prefill(model, prompt, mask, thinking, cache)
+    """The token after the prompt, which every row has at once, then the rounds of `go_on` from the tokens (B',) and
+    cache of the rows that go on."""
+    logits, used, _ = prefill(model, prompt, mask, thinking, cache)
     last = choose(logits)
     keep = yield Round(last[:, None], torch.ones_like(last), used[:, None])
     if keep is not None:
-        cache, last, state = cache.fork(keep.tolist()), last[keep], state[keep]
-    yield from go_on(last, cache, state)
+        cache, last = cache.fork(keep.tolist()), last[keep]
+    yield from go_on(last, cache)

@@ -26,8 +26,6 @@ from torch import Tensor
 from mull.models.loop import Iterations, check_count
 
 Slot = tuple[int, int]  # (layer, iteration), both from 0
-Place = int | Tensor  # one for all tokens, or (N,) where every token has its own
-Slots = tuple[int, Place]
 Policy = Literal["full", "deepest", "shared"]
 FIRST_COLUMNS = 64  # columns taken at first; doubled by need
 
@@ -80,7 +78,7 @@ class Window:
     stored: list[tuple[Tensor, Tensor]]
     start: int
 
-    def extend(self, slot: Slots, keys: Tensor, values: Tensor, cells: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         return append(self.stored[slot[0]], keys, values, self.start)
 
 
@@ -163,16 +161,12 @@ class Cache:
             )
         self.capacity = capacity
 
-    def extend(self, slot: Slots, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
+    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
         """Store (B, T, K, W) at `cells`, or behind what all rows hold; return what is to be attended to, (B', K, S, W).
-
-        A slot for each token is for one token of each of the rows of `cells`.
 
         Tokens outside `cells` (padding) are not stored.
         """
         layer, place = slot[0], self.place(slot[1])
-        if isinstance(place, Tensor):
-            return self.extend_apart(layer, place, keys, values, cells)
         if cells is None:
             start = self.length
             return append(self.storage(layer, place, start + keys.shape[1]), keys, values, start)
@@ -185,17 +179,14 @@ class Cache:
             read = [held.index_select(0, cells.read_rows) for held in read]
         return read[0], read[1]
 
-    def place(self, iteration: Place) -> Place:
-        """Where an iteration is kept; for a tensor of them a tensor, unless it is one place for all."""
-        if self.policy != "shared":
-            return iteration
-        return 0 if self.ring == 1 else iteration % self.ring
+    def place(self, iteration: int) -> int:
+        """Where an iteration is kept."""
+        return iteration % self.ring if self.policy == "shared" else iteration
 
     def window(self, first: int, count: int, iteration: int, new: int) -> Window:
         """What layers first .. first + count - 1 hold at an iteration, with room for `new` more positions."""
         columns = self.length + new + 1  # all columns would be of another layout
         place = self.place(iteration)
-        assert isinstance(place, int)
         return Window([self.storage(first + i, place, columns) for i in range(count)], self.length)
 
     def reserve(self, layer: int, iterations: int, columns: int) -> None:
@@ -215,19 +206,6 @@ class Cache:
         """Keys and values of the first `end` columns of all rows, (B, K, end, W) each. Not for `shared`."""
         keys, values = self.storage(*slot, end)
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
-
-    def extend_apart(
-        self, layer: int, places: Tensor, keys: Tensor, values: Tensor, cells: Cells | None
-    ) -> tuple[Tensor, Tensor]:
-        """`extend` for one token each of N rows, (N, 1, K, W), every one at a place (N,) of its own: (N, K, S, W)."""
-        assert cells is not None and cells.picked is None
-        held = self.grow(layer, int(places.max()), cells.end)
-        which = places * self.batch_size + cells.rows
-        read = []
-        for stored, given in zip(held.flatten(1, 2), (keys, values), strict=True):  # (places * B, K, columns, W)
-            stored[which, :, cells.columns] = given.flatten(0, 1).to(self.dtype)
-            read.append(stored.index_select(0, which).narrow(2, 0, cells.end))  # whole rows: several times faster
-        return read[0], read[1]
 
     def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Cells, Place, Policy
+from mull.models.cache import Cache, Cells, Policy
 from mull.models.config import ModelConfig
 from mull.models.layers import Before, Frame, RMSNorm, rotation_angles, run
 from mull.models.loop import Iterations
@@ -60,11 +60,11 @@ class LanguageModel(nn.Module):
         x: Tensor,
         frame: Frame,
         first: int,
-        iteration: Place = 0,
+        iteration: int = 0,
         before: Before | None = None,
     ) -> Tensor:
         """See `layers.run`; compiled where that was asked for."""
-        if self.compiled is not None and not torch.is_grad_enabled() and isinstance(iteration, int):
+        if self.compiled is not None and not torch.is_grad_enabled():
             window = frame.window(first, len(layers), iteration)
             if window is not None:
                 return self.compiled(layers, x, window, 0, 0, before)

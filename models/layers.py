@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Cells, Place, Slots
+from mull.models.cache import Cache, Cells, Slot
 from mull.models.config import ModelConfig, RotaryLayout
 
 Before = tuple[nn.Module, Tensor]  # see `run`
@@ -194,7 +194,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: Tensor, frame: Frame, slot: Slots) -> Tensor:
+    def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
         q, k, v = self.project(x, frame)
         if frame.cache is None:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
@@ -293,7 +293,7 @@ class Layer(nn.Module):
         self.attention_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
         self.mlp_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
 
-    def forward(self, x: Tensor, frame: Frame, slot: Slots) -> Tensor:
+    def forward(self, x: Tensor, frame: Frame, slot: Slot) -> Tensor:
         return self.finish(x, self.attention(self.attention_norm(x), frame, slot))
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class Layer(nn.Module):
 
 
 def run(
-    layers: Iterable[nn.Module], x: Tensor, frame: Frame, first: int, iteration: Place, before: Before | None = None
+    layers: Iterable[nn.Module], x: Tensor, frame: Frame, first: int, iteration: int, before: Before | None = None
 ) -> Tensor:
     """x (B, T, D) through layers that are numbered from `first` in the cache; `before` them through a module that also
     takes a tensor which is the same in every iteration."""

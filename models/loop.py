@@ -4,7 +4,7 @@
 
 Depth is data: R is an argument, an integer or one count per row. The loop is a generator, so whoever drives it reads
 answers out at any count of one unroll, stops early by leaving it, and drops rows that have thought enough by sending
-back how to go on without them: a pair (think, state) of those that stay, or of those that take their places.
+back how to go on without them: a pair (think, state) of those that stay.
 
 Two things it does besides counting:
 

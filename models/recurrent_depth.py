@@ -19,7 +19,7 @@ its training code does not). From Parcae: dt is a softplus of its parameter, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,7 +31,7 @@ from mull.models.cache import Cache
 from mull.models.config import ModelConfig
 from mull.models.language_model import LanguageModel, check_read_at, initialize
 from mull.models.layers import Frame, Layer, RMSNorm
-from mull.models.loop import Iterations, check_count, check_iterations, iterate
+from mull.models.loop import Iterations, Think, check_count, check_iterations, iterate
 from mull.models.output import ModelOutput, Reading
 
 
@@ -232,10 +232,10 @@ class RecurrentDepthTransformer(LanguageModel):
         """What every iteration makes of the injected input, (B, T, D)."""
         return self.injection.prepare(injected)  # type: ignore[operator]  # a method of every injection
 
-    def thinker(self, prepared: Tensor, frame: Frame) -> Callable[[Tensor, int | Tensor], Tensor]:
-        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state; or an index for each."""
+    def thinker(self, prepared: Tensor, frame: Frame) -> Think:
+        """One iteration over these tokens, as `iterate` takes it: (state, index) -> state."""
 
-        def think(state: Tensor, iteration: int | Tensor) -> Tensor:
+        def think(state: Tensor, iteration: int) -> Tensor:
             return self.through(self.core, state, frame, len(self.prelude), iteration, (self.injection, prepared))
 
         return think

@@ -68,7 +68,6 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", "1", "--wavefront", "4"], "wavefront '4' is not ITERATIONS:WIDTH"),
         (["generate", "FOLDER", "--prompt", "1", "--speculate", "²:4"], "speculate '²:4' is not ITERATIONS:TOKENS"),
         (["generate", "FOLDER", "--prompt", "1", "--seed", str(2**63)], "integer from 0 to 2^63 - 1"),
-        (["generate", "FOLDER", "--prompt", "1", "--continuous"], "give an exit rule"),
         (["evaluate", "FOLDER", "--tokens", "--json"], "leave --json out"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),

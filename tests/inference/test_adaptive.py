@@ -1,6 +1,7 @@
 """Thinking until a rule says so, against its slow twin: one position at a time, the whole loop, no batch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -103,15 +104,20 @@ def test_what_has_left_is_not_computed(make_model: MakeModel) -> None:
     assert sum(rows) < 4 * 9 * LIMIT
 
 
-@pytest.mark.parametrize("text", RULES_AT_WORK)
-def test_generation_does_not_depend_on_the_batch(make_model: MakeModel, text: str) -> None:
+OTHERWISE: list[dict[str, Any]] = [{"policy": "shared"}, {"policy": "shared", "ring": 2}, {"warm_start": True}]
+
+
+@pytest.mark.parametrize(
+    ("text", "how"), [(text, {}) for text in RULES_AT_WORK] + [("acceleration:0.4", how) for how in OTHERWISE], ids=str
+)
+def test_generation_does_not_depend_on_the_batch(make_model: MakeModel, text: str, how: dict[str, Any]) -> None:
     """Rows of other lengths, padding and stop tokens around a row change neither its text nor its depths."""
     model = gated(make_model)
     ids, mask = ids_of(4, 6), torch.ones(4, 6, dtype=torch.int64)
     mask[1, :2] = mask[2, 4:] = 0
-    together = generate(model, ids, LIMIT, text, 8, attention_mask=mask, stop_tokens=[3, 5])
+    together = generate(model, ids, LIMIT, text, 8, attention_mask=mask, stop_tokens=[3, 5], **how)
     for row in range(4):
-        alone = generate(model, ids[row, mask[row].bool()][None], LIMIT, text, 8, stop_tokens=[3, 5])
+        alone = generate(model, ids[row, mask[row].bool()][None], LIMIT, text, 8, stop_tokens=[3, 5], **how)
         n = alone.new_tokens.shape[1]
         assert torch.equal(together.new_tokens[row, :n], alone.new_tokens[0])
         assert torch.equal(together.iterations[row, :n], alone.iterations[0])

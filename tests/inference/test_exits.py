@@ -18,9 +18,7 @@ def run(rule: Exit, states: list[list[float]], logits: list[list[float]] | None 
         state, previous = torch.tensor([states[count]]), torch.tensor([states[count - 1]])
         answer = torch.tensor([logits[count - 1]]) if logits else None
         halt = torch.tensor([halts[count - 1]]) if halts else None
-        thought = Thought(
-            torch.tensor([count]), state, previous, lambda answer=answer: answer, lambda halt=halt: halt, memory
-        )
+        thought = Thought(count, state, previous, lambda answer=answer: answer, lambda halt=halt: halt, memory)
         values.append(rule.leaves(thought)[1].item())
     return values
 
