@@ -73,7 +73,7 @@ def evaluate(args: list[str]) -> None:
     from mull.inference.measure.plots import write_plot
     from mull.inference.measure.results import to_csv, to_json
     from mull.inference.measure.table import print_table
-    from mull.models.routing import Selection
+    from mull.models.selection import Selection
     from mull.training.evaluation import data_of
 
     parser = new_parser("evaluate")
@@ -137,7 +137,6 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
 
     from mull.inference.measure.routers import router_table, router_uses
     from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
-    from mull.models import InnerThinkingTransformer
 
     pairs = [pair for difficulty in batches.values() for pair in difficulty]
     asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
@@ -152,7 +151,7 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
     )
     for table in token_tables(uses, data.tokenizer):
         Console().print(table)
-    if isinstance(model, InnerThinkingTransformer) and model.config.routing and count != 1:
+    if model.config.routed_layers and count != 1:
         routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
         Console().print(router_table(routed))
     if options.output:
@@ -173,11 +172,11 @@ def generate(args: list[str]) -> None:
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
     parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; then the most")
-    parser.add_argument("--speculate", type=str | None, help="4:16 drafts 16 tokens at 4 iterations: same text, sooner")
     parser.add_argument(
-        "--wavefront",
+        "--decode",
         type=str | None,
-        help="4:32 thinks about up to 32 tokens at once, 4 iterations a round: sooner, but lossy, not the same text",
+        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
+        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
     )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
@@ -218,8 +217,7 @@ def generate(args: list[str]) -> None:
         top_k=options.top_k,
         top_p=options.top_p,
         attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-        speculate=options.speculate,
-        wavefront=options.wavefront,
+        decode=options.decode,
         warm_start=options.warm_start,
         cache_dtype=None if options.cache_dtype == "same" else getattr(torch, options.cache_dtype),
         capacity=options.capacity,

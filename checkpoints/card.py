@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mull.models import ModelConfig, cost
+from mull.models import ModelConfig
 
 
 def model_card(name: str, config: ModelConfig, depth: Mapping[str, Any] | None) -> str:
@@ -14,7 +14,7 @@ def model_card(name: str, config: ModelConfig, depth: Mapping[str, Any] | None) 
     lines = [
         f"# {name}",
         "",
-        f"A `{config.model_type}` model of {cost.parameters(config):,} parameters, made with mull. In this folder:",
+        f"A `{config.model_type}` model of {config.parameters:,} parameters, made with mull. In this folder:",
         "",
         "```",
         "mull inspect .",

@@ -29,16 +29,9 @@ from torch.overrides import TorchFunctionMode
 from mull.checkpoints import huginn
 from mull.checkpoints.card import model_card
 from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
-from mull.models import (
-    InnerThinkingConfig,
-    InnerThinkingTransformer,
-    LanguageModel,
-    ModelConfig,
-    RecurrentDepthConfig,
-    RecurrentDepthTransformer,
-    Transformer,
-    TransformerConfig,
-)
+from mull.checkpoints.migrations import upgraded
+from mull.models import LanguageModel, ModelConfig
+from mull.models.families import FAMILIES, family_of
 
 VERSION = "0.1.0"
 CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
@@ -49,11 +42,6 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
     "depth.json",
     "README.md",
 )
-FAMILIES: dict[str, tuple[type[ModelConfig], type[LanguageModel]]] = {
-    "recurrent_depth": (RecurrentDepthConfig, RecurrentDepthTransformer),
-    "inner_thinking": (InnerThinkingConfig, InnerThinkingTransformer),
-    "transformer": (TransformerConfig, Transformer),
-}
 
 
 def save(
@@ -68,7 +56,7 @@ def save(
     training.yaml and depth.json speak of the weights: where they are not given, those of the old weights are removed.
 
     Args:
-        model: any family of this library.
+        model: any registered family.
         path: the folder; made if need be.
         tokenizer: written as tokenizer.json; None leaves the one that is there.
         training: the resolved training configuration, as YAML text or a mapping.
@@ -101,13 +89,6 @@ def save(
     replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
 
 
-def family_of(model: LanguageModel) -> str:
-    for model_type, (_, model_class) in FAMILIES.items():
-        if type(model) is model_class:
-            return model_type
-    raise ValueError(f"a {type(model).__name__} cannot be saved as a folder; known are {', '.join(FAMILIES)}")
-
-
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
     """Load the model of a checkpoint folder, in eval mode.
 
@@ -135,7 +116,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         weights = read_weights(folder / WEIGHTS, checksum, place, dtype)
     try:
         with torch.device("meta"), WithoutDraws():  # shapes without memory: the weights are handed over, never copied
-            model = FAMILIES[config.model_type][1](config)
+            model = FAMILIES[config.model_type](config)
     except RuntimeError as error:  # sizes beyond what torch can address
         raise ValueError(f"{folder / CONFIG} describes no possible model: {error}; {AGAIN}") from error
     check_fit(model, weights, folder)
@@ -164,9 +145,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     if huginn.is_huginn(found):
         return huginn.read_config(folder), None
     model_type = found.pop("model_type", None)
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"{folder / CONFIG}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}; {AGAIN}")
-    config_class = FAMILIES[model_type][0]
+    wrong = FAMILIES.wrong(model_type)
+    if wrong:
+        raise ValueError(
+            f"{folder / CONFIG}: model_type {wrong}; import the module that registers it first (--plugin), or {AGAIN}"
+        )
+    config_class = FAMILIES[model_type].config_class
+    found = upgraded(model_type, found)
     known = {f.name for f in fields(config_class)}
     checksum = found.pop("weights_sha256", None)
     missing = sorted(known - set(found)) + ([] if isinstance(checksum, str) else ["weights_sha256"])

@@ -5,9 +5,9 @@ mull.inference.generate import generate` (also `mull.generate`), `from mull.infe
 """
 
 from mull.inference.generate import Generation, stream
-from mull.inference.lockstep import NewTokens
 from mull.inference.measure.results import Result, from_json, to_csv, to_json
 from mull.inference.measure.table import print_table
+from mull.inference.rounds import NewTokens
 from mull.inference.sampling import sample
 
 __all__ = ["Generation", "NewTokens", "Result", "from_json", "print_table", "sample", "stream", "to_csv", "to_json"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from mull.inference.lockstep import NewTokens
+from mull.inference.rounds import NewTokens
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

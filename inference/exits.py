@@ -27,11 +27,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+
+from mull.inference.written import filled
+from mull.inference.written import parse as parse_written
+from mull.models.registry import Registry
 
 Memory = dict[str, Tensor]  # what a rule remembers of each position from check to check, (N, ...)
 
@@ -71,9 +75,15 @@ class Exit(ABC):
     every: int = 1
 
     name: ClassVar[str]
+    example: ClassVar[str]  # how it is written
+    needs_gate: ClassVar[bool] = False  # asks the model's exit gate
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
     span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
     neutral: ClassVar[Mapping[str, float]] = {}  # all that is remembered, as it is before the first look
+
+    @classmethod
+    def from_text(cls, text: str) -> Exit:
+        return filled(cls, f"exit {cls.name}", text, cls.example)
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
@@ -101,19 +111,30 @@ class Exit(ABC):
         return value < self.threshold, value
 
 
+EXITS: Registry[type[Exit]] = Registry("exit")
+
+
+def exit_rule(rule: type[Exit]) -> type[Exit]:
+    """A decorator that registers a rule under its name."""
+    return EXITS.register(rule.name)(rule)
+
+
+@exit_rule
 class Latent(Exit):
     """Relative change of the state. The public reference's choice, at 0.03; needs a loop that comes to rest."""
 
-    name = "latent"
+    name, example = "latent", "latent:0.03"
 
     def value(self, thought: Thought) -> Tensor:
         return norm(thought.state - thought.previous) / norm(thought.state)
 
 
+@exit_rule
 class Acceleration(Exit):
     """Two small changes of the change in a row: also leaves from a steady drift, where `latent` would not."""
 
-    name, neutral = "acceleration", {"change": math.inf, "now": math.inf}
+    name, example = "acceleration", "acceleration:0.02"
+    neutral: ClassVar[Mapping[str, float]] = {"change": math.inf, "now": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
         change = thought.state - thought.previous
@@ -123,10 +144,12 @@ class Acceleration(Exit):
         return two
 
 
+@exit_rule
 class KL(Exit):
     """Change of the answer's distribution in nats."""
 
-    name, reads_logits, neutral = "kl", True, {"log_p": -math.inf}  # no mass anywhere: infinitely far from any answer
+    name, example, reads_logits = "kl", "kl:0.001", True
+    neutral: ClassVar[Mapping[str, float]] = {"log_p": -math.inf}  # no mass anywhere: infinitely far from any answer
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
@@ -135,10 +158,12 @@ class KL(Exit):
         return torch.where(p > 0, p * (log_p - before), 0.0).sum(-1)
 
 
+@exit_rule
 class Entropy(Exit):
     """Change of the answer's entropy in nats. Two different answers of equal entropy look alike to it."""
 
-    name, reads_logits, neutral = "entropy", True, {"entropy": math.inf}
+    name, example, reads_logits = "entropy", "entropy:0.001", True
+    neutral: ClassVar[Mapping[str, float]] = {"entropy": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
@@ -148,10 +173,13 @@ class Entropy(Exit):
         return (entropy - before).abs()
 
 
+@exit_rule
 class Argmax(Exit):
     """How many checks in a row the best token has stayed the same, negated."""
 
-    name, reads_logits, span, neutral = "argmax", True, (-64.0, 0.0), {"best": -1, "run": 0}
+    name, example, reads_logits = "argmax", "argmax:-4", True
+    span = (-64.0, 0.0)
+    neutral: ClassVar[Mapping[str, float]] = {"best": -1, "run": 0}
 
     def value(self, thought: Thought) -> Tensor:
         best = thought.logits().argmax(-1)
@@ -161,19 +189,24 @@ class Argmax(Exit):
         return -run.float()
 
 
+@exit_rule
 class Confidence(Exit):
     """Mass that is not on the best token. Says nothing of whether more thought would change the answer."""
 
-    name, reads_logits, span = "confidence", True, (1e-6, 1.0)
+    name, example, reads_logits = "confidence", "confidence:0.1", True
+    span = (1e-6, 1.0)
 
     def value(self, thought: Thought) -> Tensor:
         return 1 - thought.logits().float().softmax(-1).amax(-1)
 
 
+@exit_rule
 class Gate(Exit):
     """Mass that the learned exit gate has not yet halted; threshold 0.5 leaves when half is. Needs a model with one."""
 
-    name, span, neutral = "gate", (1e-6, 1.0), {"left": 1.0}
+    name, example, needs_gate = "gate", "gate:0.5", True
+    span = (1e-6, 1.0)
+    neutral: ClassVar[Mapping[str, float]] = {"left": 1.0}
 
     def value(self, thought: Thought) -> Tensor:
         halt = torch.sigmoid(thought.halt().float())
@@ -182,18 +215,14 @@ class Gate(Exit):
         return left
 
 
+@exit_rule
 class Fixed(Exit):
     """The same number of iterations for every position: what the other rules are to be compared with."""
 
-    name, span = "fixed", None
+    name, example, span = "fixed", "fixed:8", None
 
     def value(self, thought: Thought) -> Tensor:
         return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
-
-
-RULES: dict[str, type[Exit]] = {
-    rule.name: rule for rule in (Latent, Acceleration, KL, Entropy, Argmax, Confidence, Gate, Fixed)
-}
 
 
 def norm(x: Tensor) -> Tensor:
@@ -202,23 +231,7 @@ def norm(x: Tensor) -> Tensor:
 
 def parse(text: str) -> Exit:
     """`latent:0.03` or `kl:0.001,minimum=2,every=2` -> the rule. Raises ValueError that names what is known."""
-    name, _, rest = text.partition(":")
-    if name not in RULES:
-        raise ValueError(f"exit {name!r} is not known; known are {', '.join(RULES)}, as in latent:0.03")
-    threshold, *options = rest.split(",")
-    known = [field.name for field in fields(Exit) if field.name != "threshold"]
-    values: dict[str, int] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if key not in known or not value.isdecimal():
-            raise ValueError(f"exit option {option!r} is not known; give {' or '.join(f'{k}=2' for k in known)}")
-        values[key] = int(value)
-    try:
-        return RULES[name](float(threshold), **values)
-    except ValueError as error:
-        if threshold and "could not convert" not in str(error):
-            raise
-        raise ValueError(f"exit {name}: the threshold {threshold!r} is no number; write {name}:0.03") from None
+    return parse_written(text, EXITS)
 
 
 class Measured(NamedTuple):
@@ -240,7 +253,7 @@ def calibrate(
 
     Args:
         exit: the rule; its threshold does not matter.
-        measure: runs a rule on held-out data; see `adaptive.measure`.
+        measure: runs a rule on held-out data; see `early_exit.measure`.
         mean_iterations: fewest iterations a position shall get on average.
         tolerated_loss: how much accuracy may fall below that of never leaving, as a share (0.005: half a point).
         rounds: of bisection; each measures once.

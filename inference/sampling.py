@@ -45,13 +45,7 @@ def sample(
         ValueError: an option out of range, a draw without a generator, or logits that are not numbers.
     """
     check_sampling(temperature, generator, top_k, top_p, min_p)
-    check_logits(logits)
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    assert generator is not None  # check_sampling saw to it
-    p = probabilities(logits, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    drawn = torch.multinomial(p.to(generator.device), num_samples=1, generator=generator)
-    return drawn.squeeze(-1).to(logits.device)
+    return Draw(generator, temperature, top_k=top_k, top_p=top_p, min_p=min_p).choose(logits)
 
 
 def probabilities(
@@ -84,6 +78,13 @@ class Draw:
 
     def __init__(self, generator: torch.Generator | None, temperature: float, **filters: Any) -> None:
         self.generator, self.temperature, self.filters = generator, temperature, filters
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """(N, V) logits -> (N,) tokens. Raises ValueError for logits that are not numbers."""
+        if self.temperature == 0:
+            check_logits(logits)
+            return logits.argmax(dim=-1)
+        return self.token(self.distribution(logits))
 
     def distribution(self, logits: Tensor) -> Tensor:
         """(..., V) logits -> probabilities. Raises ValueError for logits that are not numbers."""

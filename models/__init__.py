@@ -3,6 +3,7 @@
 from mull.models.cache import Cache
 from mull.models.config import ModelConfig
 from mull.models.inner_thinking import InnerThinkingConfig, InnerThinkingTransformer
+from mull.models.iterated import IteratedModel
 from mull.models.language_model import LanguageModel
 from mull.models.loop import iterate
 from mull.models.output import ModelOutput, Reading
@@ -13,6 +14,7 @@ __all__ = [
     "Cache",
     "InnerThinkingConfig",
     "InnerThinkingTransformer",
+    "IteratedModel",
     "LanguageModel",
     "ModelConfig",
     "ModelOutput",

@@ -9,8 +9,8 @@ A policy says which stored iteration stands in, at iteration i, for a position t
     deepest   min(i, d - 1)    a position that stopped early answers with its deepest iteration
     shared    its latest among the iterations i mod ring; ring times less memory than it has iterations, and lossy
 
-`deepest` is kept by writing, not by looking up: what stops early is copied to the later iterations (`hold`), so that
-reading iteration i is a plain slice whatever the positions' depths.
+`deepest` is kept by writing, not by looking up: the keys of a position that stops early are copied to the later
+iterations (`hold`), so that reading iteration i is a plain slice whatever the positions' depths.
 
 Shapes: B batch, T positions of this call, N tokens of this call, K key/value heads, S columns read, W head width.
 """
@@ -23,29 +23,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mull.models.loop import Iterations, check_count
+from mull.models.loop import Iterations, check_count, deepest
 
 Slot = tuple[int, int]  # (layer, iteration), both from 0
 Policy = Literal["full", "deepest", "shared"]
 FIRST_COLUMNS = 64  # columns taken at first; doubled by need
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Where tokens stand in the cache when they do not simply follow on what all rows hold.
-
-    Attributes:
-        rows, columns: (N,) int64, of each token that is stored.
-        picked: (N,) int64, which of the call's B * T tokens these are; None when all are, in order.
-        read_rows: (B',) int64, the rows whose keys are attended to; None for all of them.
-        end: S, columns to read.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    picked: Tensor | None
-    read_rows: Tensor | None
-    end: int
 
 
 def source(policy: Policy, iteration: int, depth: int, ring: int = 1) -> int:
@@ -66,20 +48,21 @@ def append(stored: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, start: i
 
 
 @dataclass(frozen=True)
-class Window:
-    """Some layers of a cache at one iteration, for tokens that follow on what all rows hold: plain tensors, which a
-    compiled block can take.
+class Block:
+    """What some layers of a cache hold at one iteration, for tokens that follow on what all rows hold: plain tensors,
+    which compiled code can take in place of the cache.
 
     Attributes:
-        stored: keys and values of each layer, (B, K, columns, W).
-        start: columns held.
+        stored: keys and values of each layer, (B, K, columns, W) each.
+        length: columns that are filled.
     """
 
     stored: list[tuple[Tensor, Tensor]]
-    start: int
+    length: int
 
-    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        return append(self.stored[slot[0]], keys, values, self.start)
+    def append(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Like `Cache.append`; the layers count from 0, and the iteration is the block's own."""
+        return append(self.stored[slot[0]], keys, values, self.length)
 
 
 class Cache:
@@ -111,7 +94,7 @@ class Cache:
         self.depth: Iterations | None = None  # of everything stored, under `full`
         self.total = 0  # iterations of the deepest row that was here
         self.layers: dict[int, Tensor] = {}  # layer -> (2, iterations, B, K, columns, W): keys, then values
-        self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, place) -> its part of `layers`: slicing takes time
+        self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, index) -> its part of `layers`: slicing takes time
         self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
 
     @property
@@ -144,13 +127,16 @@ class Cache:
                 f"the cache was filled at iterations={self.depth} and cannot continue at {iterations}; "
                 "use a new cache, or one of policy deepest"
             )
-        self.depth, self.total = iterations, self.deepest(iterations)
+        self.depth, self.total = iterations, self.iterations_of(iterations)
 
-    def deepest(self, iterations: Iterations | None) -> int:
-        """How many iterations a call at these counts has, which rows reach together: those of the deepest row that was
-        ever here, since the keys of all rows are addressed from its first on."""
+    def iterations_of(self, iterations: Iterations | None) -> int:
+        """How many iterations a call at these counts has.
+
+        All rows of a call end together, so iteration j of a row with count R_b is stored at total - R_b + j, where
+        `total` is the count of the deepest row that this cache ever held. It must therefore never shrink.
+        """
         if isinstance(iterations, Tensor):
-            return max(int(iterations.max()), self.total if self.length else 0)
+            return max(deepest(iterations), self.total if self.length else 0)
         return iterations or 0
 
     def reserve_capacity(self, capacity: tuple[float, ...]) -> None:
@@ -161,33 +147,26 @@ class Cache:
             )
         self.capacity = capacity
 
-    def extend(self, slot: Slot, keys: Tensor, values: Tensor, cells: Cells | None) -> tuple[Tensor, Tensor]:
-        """Store (B, T, K, W) at `cells`, or behind what all rows hold; return what is to be attended to, (B', K, S, W).
+    def append(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, T, K, W) behind what all rows hold, which must be equally long; return all columns up to their end,
+        (B, K, S, W) each."""
+        start = self.length
+        return append(self.storage(slot, start + keys.shape[1]), keys, values, start)
 
-        Tokens outside `cells` (padding) are not stored.
-        """
-        layer, place = slot[0], self.place(slot[1])
-        if cells is None:
-            start = self.length
-            return append(self.storage(layer, place, start + keys.shape[1]), keys, values, start)
-        stored = self.storage(layer, place, cells.end)
-        for held, given in zip(stored, (keys, values), strict=True):
-            tokens = given.flatten(0, 1).to(self.dtype)
-            held[cells.rows, :, cells.columns] = tokens if cells.picked is None else tokens[cells.picked]
-        read = [held.narrow(2, 0, cells.end) for held in stored]
-        if cells.read_rows is not None:
-            read = [held.index_select(0, cells.read_rows) for held in read]
-        return read[0], read[1]
+    def write(self, slot: Slot, rows: Tensor, columns: Tensor, keys: Tensor, values: Tensor, end: int) -> None:
+        """Store tokens, (N, K, W), each at its own row and column (N,), all of them before column `end`."""
+        for held, given in zip(self.storage(slot, end), (keys, values), strict=True):
+            held[rows, :, columns] = given.to(self.dtype)
 
-    def place(self, iteration: int) -> int:
-        """Where an iteration is kept."""
-        return iteration % self.ring if self.policy == "shared" else iteration
+    def read(self, slot: Slot, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first `end` columns of all rows, (B, K, end, W) each."""
+        keys, values = self.storage(slot, end)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
-    def window(self, first: int, count: int, iteration: int, new: int) -> Window:
-        """What layers first .. first + count - 1 hold at an iteration, with room for `new` more positions."""
-        columns = self.length + new + 1  # all columns would be of another layout
-        place = self.place(iteration)
-        return Window([self.storage(first + i, place, columns) for i in range(count)], self.length)
+    def block(self, first: int, count: int, iteration: int) -> Block:
+        """What the layers first .. first + count - 1 hold at an iteration, with room for one more position."""
+        columns = self.length + 2  # one column more than is filled: all columns at once would have another layout
+        return Block([self.storage((first + i, iteration), columns) for i in range(count)], self.length)
 
     def reserve(self, layer: int, iterations: int, columns: int) -> None:
         """Make room for what a call is about to store at so many iterations of a layer: bit by bit would be copied."""
@@ -198,38 +177,36 @@ class Cache:
         """Store one position, (B, 1, K, W), behind what all rows hold, at the iterations first .. last - 1 of a layer:
         a state that does not move has the same keys at all of them. Not for `shared`."""
         start = self.length
-        self.storage(layer, last - 1, start + 1)
+        self.storage((layer, last - 1), start + 1)
         column = self.layers[layer][:, first:last, ..., start, :]
         column[0], column[1] = keys[:, 0], values[:, 0]
 
-    def read(self, slot: Slot, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first `end` columns of all rows, (B, K, end, W) each. Not for `shared`."""
-        keys, values = self.storage(*slot, end)
-        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
-
-    def storage(self, layer: int, place: int, columns: int) -> tuple[Tensor, Tensor]:
+    def storage(self, slot: Slot, columns: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""
-        views = self.views.get((layer, place))
+        layer, index = slot
+        if self.policy == "shared":
+            index %= self.ring
+        views = self.views.get((layer, index))
         if views is None or views[0].shape[2] < columns:
-            held = self.grow(layer, place, columns)
-            views = self.views[layer, place] = (held[0, place], held[1, place])
+            held = self.grow(layer, index, columns)
+            views = self.views[layer, index] = (held[0, index], held[1, index])
         return views
 
-    def grow(self, layer: int, place: int, columns: int) -> Tensor:
-        """The layer's tensor with room for this iteration and so many columns."""
+    def grow(self, layer: int, index: int, columns: int) -> Tensor:
+        """The layer's tensor with room for so many columns at iterations up to this index."""
         held = self.layers.get(layer)
-        if held is not None and place < held.shape[1] and columns <= held.shape[4]:
+        if held is not None and index < held.shape[1] and columns <= held.shape[4]:
             return held
-        places = max(place + 1, 0 if held is None else held.shape[1])
-        if place:  # a layer of the loop: all iterations at once where all will come, otherwise as they come
+        iterations = max(index + 1, 0 if held is None else held.shape[1])
+        if index:  # a layer of the loop: all iterations at once where all will come, otherwise as they come
             depth = self.depth if isinstance(self.depth, int) else 1
-            few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * place}
-            places = max(places, few[self.policy])
+            few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * index}
+            iterations = max(iterations, few[self.policy])
         width = FIRST_COLUMNS if held is None else held.shape[4]
         while width <= columns:  # a prompt that just fits would be copied at its first new token
             width *= 2
-        width = min(width, self.max_length + 1)  # a column more than is filled: see `window`
-        shape = (2, places, self.batch_size, self.kv_heads, width, self.head_dim)
+        width = min(width, self.max_length + 1)  # a column more than is filled: see `block`
+        shape = (2, iterations, self.batch_size, self.kv_heads, width, self.head_dim)
         grown = torch.empty(shape, dtype=self.dtype, device=self.device)
         known = 0 if held is None else held.shape[4]
         grown[..., known:, :] = 0  # what is masked must still be a number
@@ -241,7 +218,11 @@ class Cache:
         return grown
 
     def hold(self, rows: Tensor, columns: Tensor, depth: int) -> None:
-        """Let the tokens (N,), which have stopped at `depth`, answer with their last iteration at all later ones."""
+        """Copy the last keys and values of tokens, rows and columns (N,), that stopped at `depth` to all later
+        iterations.
+
+        Whoever goes on thinking then reads a token that stopped as it was when it stopped.
+        """
         if self.policy == "full":
             return
         for held in self.layers.values():

@@ -7,9 +7,14 @@ everything that the architecture needs. Depth (the iteration count) is an argume
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+from mull.models.cost import Cost, matrix, vector
+from mull.models.registry import Registry
+
+Capacity = float | Sequence[float]  # share of the tokens that a routed pass takes: one for all passes, or one for each
 Wiring = Literal["sandwich", "pre_norm"]
 RotaryLayout = Literal["interleaved", "half"]
 Positions = Literal["rotary", "none"]
@@ -29,7 +34,7 @@ class ModelConfig:
         norm_eps: epsilon of RMSNorm.
         rope_base: base of the rotary angles.
         tie_embeddings: the head is the embedding's transpose.
-        wiring: where the norms of a layer stand (see `layers.Layer`).
+        wiring: where the norms of a layer stand; models/layers.py has the equations.
         positions: rotary position embedding, or none.
         rotary_layout: which dimensions of a head rotate together: neighbours, or the two halves.
         qk_norm: RMSNorm over each query and key head.
@@ -38,6 +43,7 @@ class ModelConfig:
     """
 
     model_type: ClassVar[str]
+    choices: ClassVar[Mapping[str, Registry[Any]]] = {}  # fields whose values are the words of a registry
 
     vocab_size: int
     d_model: int = 256
@@ -93,9 +99,74 @@ class ModelConfig:
         return None
 
     @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """The layers, from 0, that route tokens through further passes; none in most families."""
+        return ()
+
+    @property
     def effective_depth(self) -> int:
         """Layers that a token passes through at the trained depth; scales the initialisation."""
         raise NotImplementedError
+
+    # What it costs ----------------------------------------------------------------------------------------------------
+
+    def once(self) -> Cost:
+        """Everything that a token runs through once, whatever the iteration count."""
+        raise NotImplementedError
+
+    def iteration(self) -> Cost:
+        """One iteration; nothing in a model without a loop."""
+        return Cost()
+
+    def ends(self) -> Cost:
+        """Embedding, final norm and head: looking a token up costs nothing, the head is a product."""
+        table = self.vocab_size * self.d_model
+        parameters = table * (1 if self.tie_embeddings else 2)
+        return Cost(parameters=parameters, weights=table) + vector(self.d_model)
+
+    def layer(self) -> Cost:
+        """One layer: attention, gated MLP, norms."""
+        keys_values = 2 * self.kv_heads * self.head_dim
+        cost = matrix(self.d_model, self.d_model + keys_values) + matrix(self.d_model, self.d_model)
+        cost += matrix(self.d_model, 3 * self.mlp_width)
+        cost += (4 if self.wiring == "sandwich" else 2) * vector(self.d_model)
+        cost += vector((self.n_heads + self.kv_heads) * self.head_dim if self.qk_bias else 0)
+        cost += vector(2 * self.head_dim if self.qk_norm else 0)
+        return cost + Cost(attended=4 * self.d_model, kept=keys_values)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, each counted once however often it is used."""
+        return (self.once() + self.iteration()).parameters
+
+    def flops_per_token(self, iterations: float | None, length: int, capacity: Capacity | None = None) -> float:
+        """Forward FLOPs per token of a pass over `length` positions.
+
+        Args:
+            iterations: the count, or a mean over tokens; None means the default.
+            length: positions that a token attends to.
+            capacity: share of the tokens that takes each routed pass; of families that route.
+        """
+        count = (self.default_iterations or 0) if iterations is None else iterations
+        return self.once().flops(length) + count * self.iteration().flops(length)
+
+    def training_flops_per_token(
+        self, iterations: int | None, length: int, backprop_iterations: int | None = None
+    ) -> float:
+        """FLOPs per token of forward and backward with a gradient window of k iterations (None: all)."""
+        total = iterations or self.default_iterations or 0
+        window = total if backprop_iterations is None else min(backprop_iterations, total)
+        return 3 * self.once().flops(length) + (total + 2 * window) * self.iteration().flops(length)
+
+    def cache_bytes_per_token(self, iterations: int | None, itemsize: int = 4) -> int:
+        """Bytes of keys and values kept for one position when every iteration that runs keeps its own.
+
+        Args:
+            iterations: the count; None means the default.
+            itemsize: bytes of a number, 4 for float32.
+        """
+        count = iterations or self.default_iterations or 0
+        return (self.once().kept + count * self.iteration().kept) * itemsize
 
     def issues(self) -> list[str]:
         """Everything wrong with the values, one sentence each. Families add their own."""
@@ -104,6 +175,8 @@ class ModelConfig:
         found = [f"{name} must be positive, not {value}" for name, value in values if not 0 < value < math.inf]
         if found:
             return found
+        wrong = [(name, registry.wrong(getattr(self, name))) for name, registry in self.choices.items()]
+        found += [f"{name} {complaint}" for name, complaint in wrong if complaint]
         if self.d_model % self.n_heads:
             found.append(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         elif self.positions == "rotary" and self.head_dim % 2:

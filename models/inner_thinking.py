@@ -11,27 +11,21 @@ With f one whole transformer layer, R iterations and router rows r(t), a thinkin
 
 f lets a token attend to the state Y(t-1) of *every* token up to itself, selected or not. A held token has the same
 keys and values again, so a routed pass projects those of the tokens that changed, and everything else (queries,
-attention, MLP) for S(t) alone: gather, compute, scatter (`thinking_layer.py`). Which tokens S(t) are is told by top-k
-over the sequence in training and by a calibrated threshold, token by token, in eval (`routing.py`).
+attention, MLP) for S(t) alone: gather, compute, scatter (`routed_layer.py`). Which tokens S(t) are is told by top-k
+over the sequence in training and by a calibrated threshold, token by token, in eval (`selection.py`).
 
-What the paper ablates or leaves open (closed choices):
+The sum is the rule `paper`. What else a pass may make of a state is told in `rules.py`: `update` adds up what the
+passes change rather than what they say, `loop` lets each result replace the one before. Further closed choices:
 
-    skipped: literal          Y(t)_i = Y(t-1)_i + phi(t) * Y(t-1)_i for skipped tokens, as its formula reads
-    weighting: symmetric      Y(t)_i = Y(t-1)_i + phi(t) * w(t)_i Y(t-1)_i for skipped tokens, whatever `skipped` says
     gate: tanh                in place of the sigmoid
-    residual_thinking: false  Y(t)_i = phi(t) * w(t)_i f(Y(t-1))_i; skipped tokens hold (symmetric: phi * w Y(t-1)_i)
-    accumulated: update       Y(t)_i = Y(t-1)_i + phi(t) * w(t)_i (f(Y(t-1))_i - Y(t-1)_i): f holds its own residual, so
-                              the paper's sum adds the state to itself; this adds only what a pass changes, which
-                              for skipped tokens is nothing, whatever `skipped` and `weighting` say
     step_encoding: false      phi stays at its start
-    routing: false            all tokens, w = 1: with the connection, the paper's equation 4; without it, Loop
+    routing: false            all tokens, w = 1: with rule paper the paper's equation 4, with rule loop its Loop
 
 Deliberate deviations:
 
 - phi(0) acts on the state itself, not on its copy in the final sum: the state after t passes is then Y(t) whatever
   follows, which is what lets depth and capacity differ from training.
-- phi starts at 1 for t = 0, and so small for t > 0 that a token that takes all passes grows by less than sqrt(e);
-  where only updates are added up, or results replace each other, phi w starts near 1. alpha(t) is part of phi(t).
+- phi starts at 1 for t = 0, and for t > 0 where the rule says (`Rule.start`). alpha(t) is part of phi(t).
 - The router reads the state at rms 1, so that its logits do not grow with the stream; the temperature is ours.
 - Selection in eval is causal; the paper is silent about decoding. The logit learns what top-k decides through an
   auxiliary loss (`auxiliary_loss` of the output), which can be kept from the stream (`detached_auxiliary`).
@@ -40,138 +34,37 @@ Deliberate deviations:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from mull.models.cache import Cache
-from mull.models.config import ModelConfig, Wiring
-from mull.models.language_model import LanguageModel, check_read_at, initialize
-from mull.models.layers import Frame, Layer
-from mull.models.loop import Iterations, check_count, check_iterations
+from mull.models.config import Capacity, ModelConfig
+from mull.models.inner_thinking_config import InnerThinkingConfig
+from mull.models.language_model import LanguageModel, check_read_at, family, initialize
+from mull.models.layers import Layer
+from mull.models.loop import Iterations, check_count, check_iterations, deepest
 from mull.models.output import ModelOutput, Reading
-from mull.models.routing import BLOCK, GRID, SELECTIONS, Capacity, Selection, check_capacity
-from mull.models.thinking_layer import Decision, Plan, ThinkingLayer
+from mull.models.positions import Context
+from mull.models.routed_layer import Decision, Plan, RoutedLayer
+from mull.models.selection import GRID, SELECTIONS, Selection, check_capacity
+
+BLOCK = 8  # tokens are gathered in multiples of this in eval; see `Context.pick`
 
 
-@dataclass(frozen=True, kw_only=True)
-class InnerThinkingConfig(ModelConfig):
-    """Configuration of the inner-thinking family; see `ModelConfig` for the shared fields.
-
-    Args:
-        n_layers: number of layers, each with weights of its own.
-        thinking_layers: which of them think, from 0; None means every other one, the second first.
-        mean_iterations: passes in training (x4 is 4); the default of forward.
-        capacity: share of the tokens that a routed pass takes in training; the default of forward.
-        skipped: what a token does at a pass that it does not take: keep its state, or what the formula says.
-        gate: of the router.
-        weighting: whether the router weighs selected tokens only, or skipped ones too.
-        residual_thinking: results of the passes add up; otherwise each replaces the one before.
-        accumulated: what the connection adds up: whole results f(Y), or only what they change, f(Y) - Y.
-        step_encoding: phi is learned.
-        step_start: where phi(t) starts for t > 0; None means what the deviations say, 1 / N of it is a residual scaled
-            by depth.
-        router_temperature: divides the router's logit; above 1 the gate is flatter.
-        routing: a router selects; otherwise all tokens take every pass with weight 1.
-        detached_auxiliary: the auxiliary loss trains the routers only.
-    """
-
-    model_type: ClassVar[str] = "inner_thinking"
-
-    wiring: Wiring = "pre_norm"
-    n_layers: int = 4
-    thinking_layers: tuple[int, ...] | None = None
-    mean_iterations: int = 4
-    capacity: float = 0.7
-    skipped: Literal["hold", "literal"] = "hold"
-    gate: Literal["sigmoid", "tanh"] = "sigmoid"
-    weighting: Literal["selected", "symmetric"] = "selected"
-    residual_thinking: bool = True
-    accumulated: Literal["answer", "update"] = "answer"
-    step_encoding: bool = True
-    step_start: float | None = None
-    router_temperature: float = 1.0
-    routing: bool = True
-    detached_auxiliary: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.thinking_layers, list):  # as JSON has it
-            object.__setattr__(self, "thinking_layers", tuple(self.thinking_layers))
-        if self.thinking_layers is None and isinstance(self.n_layers, int):
-            object.__setattr__(self, "thinking_layers", tuple(range(1, self.n_layers, 2)) or (0,))
-        super().__post_init__()
-
-    @property
-    def thinking(self) -> tuple[int, ...]:
-        assert self.thinking_layers is not None  # resolved in __post_init__
-        return self.thinking_layers
-
-    @property
-    def default_iterations(self) -> int:
-        return self.mean_iterations
-
-    @property
-    def default_capacity(self) -> float | None:
-        return self.capacity if self.routing else None
-
-    @property
-    def effective_depth(self) -> int:
-        return self.n_layers + (self.mean_iterations - 1) * len(self.thinking)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the state of a skipped token stays as it is, and its keys and values with it."""
-        if self.updates:
-            return True
-        return self.weighting == "selected" and (self.skipped == "hold" or not self.residual_thinking)
-
-    @property
-    def updates(self) -> bool:
-        """Whether the passes add up what they change rather than what they say."""
-        return self.residual_thinking and self.accumulated == "update"
-
-    @property
-    def first_scale(self) -> float:
-        """Where phi(t) starts for t > 0; see the deviations."""
-        if self.step_start is not None:
-            return self.step_start
-        typical = 0.5 if self.routing and (self.skipped == "hold" or self.updates) else 1.0  # phi's factor at first
-        if not self.residual_thinking or self.updates:
-            return 1 / typical
-        return 0.5 / typical / max(1, self.mean_iterations - 1)
-
-    def issues(self) -> list[str]:
-        found = [
-            f"{name} must be at least 1, not {getattr(self, name)}"
-            for name in ("n_layers", "mean_iterations")
-            if getattr(self, name) < 1
-        ]
-        if not 0 < self.capacity <= 1:
-            found.append(f"capacity must lie above 0 and at most at 1, not {self.capacity}")
-        if not 0 < self.router_temperature < math.inf:
-            found.append(f"router_temperature must be positive, not {self.router_temperature}")
-        ordered = sorted({layer for layer in self.thinking if 0 <= layer < self.n_layers})
-        if list(self.thinking) != ordered or not ordered:
-            found.append(
-                f"thinking_layers must name layers from 0 to {self.n_layers - 1}, ascending and at least one, "
-                f"not {list(self.thinking)}"
-            )
-        return super().issues() + found
-
-
+@family
 class InnerThinkingTransformer(LanguageModel):
     """A transformer some of whose layers think again about some tokens. See the head of this file."""
 
+    config_class: ClassVar[type[ModelConfig]] = InnerThinkingConfig
     config: InnerThinkingConfig
 
     def __init__(self, config: InnerThinkingConfig) -> None:
         super().__init__(config)
         self.layers = nn.ModuleList(
-            ThinkingLayer(config) if index in config.thinking else Layer(config) for index in range(config.n_layers)
+            RoutedLayer(config) if index in config.thinking else Layer(config) for index in range(config.n_layers)
         )
         initialize(self)
 
@@ -214,10 +107,10 @@ class InnerThinkingTransformer(LanguageModel):
         valid = None if attention_mask is None else attention_mask.bool()
         plan = self.plan(depth, capacity, selection, valid, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            frame = self.frame(input_ids, attention_mask, cache, depth)
+            context = self.context(input_ids, attention_mask, cache, depth)
             if cache is not None:
                 cache.reserve_capacity(plan.capacity)
-            x, decisions = self.run(self.embed(input_ids), frame, plan)
+            x, decisions = self.run_layers(self.embed(input_ids), context, plan)
             readings: dict[int, Reading] = {
                 count: self(
                     input_ids, count, capacity=self.shares(capacity, count), selection=selection,
@@ -227,18 +120,18 @@ class InnerThinkingTransformer(LanguageModel):
             }  # fmt: skip
             logits = self.logits(x)
             if cache is not None:
-                frame.finish(None)
+                context.commit(None)
         return ModelOutput(logits=logits, state=x, readings=readings, **self.summary(decisions, input_ids))
 
-    def run(self, x: Tensor, frame: Frame, plan: Plan) -> tuple[Tensor, list[Decision]]:
+    def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, list[Decision]]:
         """All layers over x (B, T, D); the decisions of each thinking layer, none where no pass is routed."""
         decisions = []
         for index, layer in enumerate(self.layers):
-            if isinstance(layer, ThinkingLayer):
-                x, made = layer.think(x, frame, index, plan)
+            if isinstance(layer, RoutedLayer):
+                x, made = layer.think(x, context, index, plan)
                 decisions += [] if made is None else [made]
             else:
-                x = layer(x, frame, (index, 0))
+                x = layer(x, context, (index, 0))
         return x, decisions
 
     def plan(
@@ -254,8 +147,7 @@ class InnerThinkingTransformer(LanguageModel):
         if selection == "top_k" and cache is not None:
             raise ValueError("top_k looks at tokens that a cached call does not have yet; leave selection out")
         chosen = selection or ("top_k" if self.training and cache is None else "threshold")
-        deepest = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
-        total = deepest if cache is None else cache.deepest(iterations)
+        total = deepest(iterations) if cache is None else cache.iterations_of(iterations)
         return Plan(
             iterations=iterations,
             total=total,
@@ -279,6 +171,11 @@ class InnerThinkingTransformer(LanguageModel):
     def shares(capacity: Capacity | None, count: int) -> Capacity | None:
         """What is left of a capacity for a smaller count: its first passes."""
         return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
+
+    def executed_flops_per_token(self, output: ModelOutput) -> float:
+        assert output.selected is not None  # (B, T, layers, passes)
+        shares = output.selected.double().mean(dim=(0, 1))
+        return self.config.flops_at_shares(shares.tolist(), output.selected.shape[1])
 
     def compile_decoding(self) -> None:
         raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")
@@ -308,7 +205,7 @@ class InnerThinkingTransformer(LanguageModel):
             return
         iterations = max(2, self.config.mean_iterations)
         valid = None if attention_mask is None else attention_mask.bool()
-        frame = self.frame(input_ids, attention_mask, None, iterations)
+        context = self.context(input_ids, attention_mask)
         columns = []
         for share in GRID:
             found: list[Tensor] = []
@@ -322,12 +219,12 @@ class InnerThinkingTransformer(LanguageModel):
 
             shares = (share,) * (iterations - 1)
             plan = Plan(iterations, iterations, shares, select, causal=False, learns=False, valid=valid)
-            self.run(self.embed(input_ids), frame, plan)
+            self.run_layers(self.embed(input_ids), context, plan)
             columns.append(torch.stack(found))
         table = torch.stack(columns, dim=-1).view(len(self.config.thinking), iterations - 1, len(GRID))
         for index, thresholds in zip(self.config.thinking, table, strict=True):
             layer = self.layers[index]
-            assert isinstance(layer, ThinkingLayer)
+            assert isinstance(layer, RoutedLayer)
             layer.thresholds.copy_(thresholds)
 
     def summary(self, decisions: list[Decision], input_ids: Tensor) -> dict[str, Any]:

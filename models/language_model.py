@@ -4,7 +4,7 @@
 
 Initialisation follows Takase et al. (arXiv 2312.16903) as Huginn uses it, in one function, `initialize`.
 
-Shapes: B batch, T positions of this call, S positions attended to, D model width, V vocabulary.
+Shapes: B batch, T positions of this call, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,30 +12,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Cache, Cells, Policy
+from mull.models.cache import Cache, Policy
 from mull.models.config import ModelConfig
-from mull.models.layers import Before, Frame, RMSNorm, rotation_angles, run
+from mull.models.layers import Join, RMSNorm, rotation_angles, through
 from mull.models.loop import Iterations
-from mull.models.output import Reading
+from mull.models.output import ModelOutput, Reading
+from mull.models.positions import Context, place
+from mull.models.registry import Registry
+from mull.models.roles import Role, parameter_roles
 
-Run = Callable[[nn.ModuleList, Tensor, Frame, int, int, Before | None], Tensor]  # see `layers.run`
+FAMILIES: Registry[type[LanguageModel]] = Registry("model_type")  # by the model_type of the configuration
+
+
+def family(model_class: type[LanguageModel]) -> type[LanguageModel]:
+    """A decorator that registers a family: saving, loading, the command line and the tests know it from then on."""
+    return FAMILIES.register(model_class.config_class.model_type)(model_class)
 
 
 class LanguageModel(nn.Module):
-    """Embedding, final norm and head; the families add the layers between and `forward`."""
+    """Embedding, final norm and head; the families add the layers between and `forward`.
+
+    Attributes:
+        config_class: the family's configuration, whose `model_type` names the family.
+    """
+
+    config_class: ClassVar[type[ModelConfig]] = ModelConfig
+    roles: ClassVar[dict[str, Role]] = {"head.weight": "table"}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.compiled: Run | None = None  # see `compile_decoding`
+        self.compiled: Callable[..., Tensor] | None = None  # see `compile_decoding`
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
@@ -54,21 +69,35 @@ class LanguageModel(nn.Module):
         """(B, T, D) -> (B, T, V)."""
         return F.linear(self.final_norm(x), self.embedding.weight if self.head is None else self.head.weight)
 
+    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+        """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""
+        raise NotImplementedError
+
+    def calibrate(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Set what inference needs to know of held-out text (B, T); nothing in a family without routed passes."""
+
+    def executed_flops_per_token(self, output: ModelOutput) -> float:
+        """Forward FLOPs per token of the call that gave this output, with the iterations that its positions used."""
+        used = output.iterations.double().mean().item()
+        return self.config.flops_per_token(used, output.iterations.shape[1])
+
+    # Layers and cache -------------------------------------------------------------------------------------------------
+
     def through(
         self,
         layers: nn.ModuleList,
         x: Tensor,
-        frame: Frame,
+        context: Context,
         first: int,
         iteration: int = 0,
-        before: Before | None = None,
+        join: Join | None = None,
     ) -> Tensor:
-        """See `layers.run`; compiled where that was asked for."""
+        """See `layers.through`; compiled where `compile_decoding` asked for it."""
         if self.compiled is not None and not torch.is_grad_enabled():
-            window = frame.window(first, len(layers), iteration)
-            if window is not None:
-                return self.compiled(layers, x, window, 0, 0, before)
-        return run(layers, x, frame, first, iteration, before)
+            block = context.one_token_block(first, len(layers), iteration)
+            if block is not None:
+                return self.compiled(layers, x, block, 0, 0, join)
+        return through(layers, x, context, first, iteration, join)
 
     def compile_decoding(self) -> None:
         """Compile the blocks of layers (torch.compile) for calls of one token a row behind a cache.
@@ -78,7 +107,7 @@ class LanguageModel(nn.Module):
         """
         # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other
         # models, and torch shares it by code object.
-        own = FunctionType(run.__code__.replace(), run.__globals__, argdefs=run.__defaults__)
+        own = FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
         options: dict[str, Any] = {
             "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
             "cpp_wrapper": True,
@@ -107,13 +136,13 @@ class LanguageModel(nn.Module):
         c = self.config
         return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)
 
-    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
-        """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""
-        raise NotImplementedError
-
-    def frame(
-        self, input_ids: Tensor, attention_mask: Tensor | None, cache: Cache | None, iterations: Iterations | None
-    ) -> Frame:
+    def context(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        iterations: Iterations | None = None,
+    ) -> Context:
         """Place the tokens of this call: their positions, and which keys each of them sees.
 
         Args:
@@ -128,48 +157,27 @@ class LanguageModel(nn.Module):
         """
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"input_ids must have shape (batch, positions >= 1), not {tuple(input_ids.shape)}")
+        batch_size, n_tokens = input_ids.shape
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
             )
-        if cache is not None and cache.batch_size != len(input_ids):
-            raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
+        if cache is not None and cache.batch_size != batch_size:
+            raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {batch_size}")
         valid = None if attention_mask is None else attention_mask.bool()
-        batch_size, n_tokens = input_ids.shape
-        counts = [n_tokens] * batch_size
-        if cache is not None and valid is not None:
-            counts = valid.sum(dim=1).tolist()
-        held = [0] * batch_size if cache is None else cache.lengths
-        ends = [length + count for length, count in zip(held, counts, strict=True)]
-        if max(ends) > self.config.max_length:
+        context = place((batch_size, n_tokens), input_ids.device, valid, cache, self.rotation)
+        if context.end > self.config.max_length:
             raise ValueError(
-                f"{max(ends)} positions are more than the model's limit of {self.config.max_length}; "
+                f"{context.end} positions are more than the model's limit of {self.config.max_length}; "
                 "shorten the input, or train with a larger max_length"
             )
-        cells, mask = None, None
-        columns = torch.arange(n_tokens if cache is None else max(*ends, 1), device=input_ids.device)
-        if cache is None:
-            positions = columns
-            if valid is not None:
-                positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-                mask = padded_causal_mask(valid, columns)[:, None]
-        else:
-            cache.check(counts, iterations)
-            if cache.even and min(counts) == n_tokens:
-                positions = columns[held[0] :]
-                if held[0] and n_tokens > 1:
-                    mask = positions[:, None] >= columns
-            else:
-                real = torch.ones_like(input_ids, dtype=torch.bool) if valid is None else valid
-                before = torch.tensor(held, device=input_ids.device)[:, None]
-                positions = (before + real.cumsum(dim=1) - 1).clamp(min=0)
-                mask = (positions[:, :, None] >= columns)[:, None]
-                picked = real.flatten().nonzero().flatten()
-                cells = Cells(picked // n_tokens, positions.flatten()[picked], picked, None, len(columns))
-        return Frame(positions, self.rotation(positions), mask, cache, cells, counts)
+        if cache is not None:
+            assert context.counts is not None
+            cache.check(context.counts, iterations)
+        return context
 
     def rotation(self, positions: Tensor) -> Tensor | None:
-        """cos and sin by position, as `Frame` takes them; None for a model without positions."""
+        """cos and sin by position, as a `Context` has them; None for a model without positions."""
         c = self.config
         if c.positions != "rotary":
             return None
@@ -190,30 +198,16 @@ def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache |
         raise ValueError(f"read_at {outside} lies outside 1 .. iterations={iterations}")
 
 
-def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:
-    """(B, T) bool -> (B, T, T): a query sees the tokens up to itself; padding sees itself, since a softmax over nothing
-    is NaN."""
-    causal = columns[:, None] >= columns
-    itself = columns[:, None] == columns
-    return (causal & valid[:, None, :]) | itself
-
-
-def is_matrix(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is drawn at random and decays in training: no vector, bias, or matrix that starts at one."""
-    return parameter.dim() == 2 and not name.endswith(("qk_bias", "injection.write", "step_encoding"))
-
-
 def initialize(model: LanguageModel) -> None:
     """Start the weights, scaled by effective depth (Takase et al., arXiv 2312.16903; Huginn, section 4.2).
 
-    Truncated normals (cut at 3 standard deviations): std sqrt(2 / 5D) for every matrix and the embedding, divided by
-    sqrt(2 L) for the two matrices that write to the residual stream (`out`, `down`), L the layers executed at the
-    trained depth. Norms start at 1, biases at 0; other parameters keep the start that their module gives them.
+    Truncated normals (cut at 3 standard deviations): std sqrt(2 / 5D) for every matrix and table, divided by sqrt(2 L)
+    for the matrices that write to the residual stream, L the layers executed at the trained depth. Norms start at 1,
+    biases at 0; other vectors keep the start that their module gives them (models/roles.py).
     """
     std = math.sqrt(2 / (5 * model.config.d_model))
-    std_out = std / math.sqrt(2 * model.config.effective_depth)
-    for name, parameter in model.named_parameters():
-        if not is_matrix(name, parameter):
-            continue
-        own_std = std_out if name.endswith(("attention.out.weight", "mlp.down.weight")) else std
-        nn.init.trunc_normal_(parameter, std=own_std, a=-3 * own_std, b=3 * own_std)
+    std_output = std / math.sqrt(2 * model.config.effective_depth)
+    for _, parameter, role in parameter_roles(model):
+        if role != "vector":
+            own_std = std_output if role == "output" else std
+            nn.init.trunc_normal_(parameter, std=own_std, a=-3 * own_std, b=3 * own_std)

@@ -2,65 +2,64 @@
 
     s_i = think(s_{i-1}),  i = 1 .. R                          (Huginn, arXiv 2502.05171, section 3)
 
-Depth is data: R is an argument, an integer or one count per row. The loop is a generator, so whoever drives it reads
-answers out at any count of one unroll, stops early by leaving it, and drops rows that have thought enough by sending
-back how to go on without them: a pair (think, state) of those that stay.
+Depth is data: R is an argument. The loop is a generator, so whoever drives it reads answers out at any count of one
+unroll, and stops early by leaving it.
 
 Two things it does besides counting:
 
 - Gradient window. With `backprop_iterations = k` the first R - k iterations keep no graph, so that memory does not
   grow with R (truncated backpropagation through depth; the injected input keeps its graph through the last k).
-- Rows with a count of their own. A row holds its state while it does not iterate. Rows *begin* late rather than end
-  early: all reach their last iteration together, hence "the last k" are the same k iterations for every row.
+- Counts that differ, by row or by position. A state is held while it does not iterate. States *begin* late rather than
+  end early: all reach their last iteration together, hence "the last k" are the same k iterations for all.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-Iterations = int | Tensor
+Iterations = int | Tensor  # one count, or (B,) int64 with one for each row
 Think = Callable[[Tensor, int], Tensor]  # (state, index) -> state
-Loop = Generator[tuple[int, Tensor], tuple[Think, Tensor] | None, None]
 
 
 def iterate(
     think: Think,
     state: Tensor,
-    iterations: Iterations,
+    iterations: int,
     backprop_iterations: int | None = None,
-    total: int | None = None,
-) -> Loop:
+    start: Tensor | None = None,
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (count, state) after each iteration, 1 .. R.
 
     Args:
         think: (state, index) -> state; the index 0 .. R-1 only says where keys and values are kept.
         state: s_0, (B, T, D).
-        iterations: R >= 1, or (B,) int64 with one count per row (R is then the largest).
+        iterations: R >= 1.
         backprop_iterations: gradients flow through the last k iterations; None means through all.
-        total: R where it is more than the counts of these rows, whose keys are addressed with those of deeper ones.
+        start: index at which a state begins to change, int64 of a shape that broadcasts to the state's: (B, 1, 1) by
+            row, (B, T, 1) by position; None means that all begin at 0.
     """
-    if total is None:
-        total = int(iterations.max()) if isinstance(iterations, Tensor) else iterations
-    window = total if backprop_iterations is None else min(backprop_iterations, total)
-    first = total - iterations if isinstance(iterations, Tensor) else None  # (B,): the index at which a row begins
-    for index in range(total):
-        if index == total - window:
+    window = iterations if backprop_iterations is None else min(backprop_iterations, iterations)
+    for index in range(iterations):
+        if index == iterations - window:
             torch.clear_autocast_cache()  # casts made without gradient would be reused, and cut the weights' gradient
-        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= total - window):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and index >= iterations - window):
             advanced = think(state, index)
-            state = advanced if first is None else torch.where((index >= first)[:, None, None], advanced, state)
-        narrowed = yield index + 1, state
-        if narrowed is not None:
-            think, state = narrowed
+            state = advanced if start is None else torch.where(index >= start, advanced, state)
+        yield index + 1, state
 
 
-def last_state(loop: Loop) -> Tensor:
+def last_state(loop: Iterator[tuple[int, Tensor]]) -> Tensor:
     """Run a loop to its end; the state after its last iteration."""
     return deque(loop, maxlen=1).pop()[1]
+
+
+def deepest(iterations: Iterations) -> int:
+    """The largest of the counts."""
+    return int(iterations.max()) if isinstance(iterations, Tensor) else iterations
 
 
 def counts_around(mean: int) -> list[int]:

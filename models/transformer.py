@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.config import ModelConfig
-from mull.models.language_model import LanguageModel, initialize
+from mull.models.cost import Cost
+from mull.models.language_model import LanguageModel, family, initialize
 from mull.models.layers import Layer
 from mull.models.output import ModelOutput, Reading
 
@@ -37,13 +38,18 @@ class TransformerConfig(ModelConfig):
     def effective_depth(self) -> int:
         return self.n_layers
 
+    def once(self) -> Cost:
+        return self.ends() + self.n_layers * self.layer()
+
     def issues(self) -> list[str]:
         return super().issues() + ([f"n_layers must be at least 1, not {self.n_layers}"] if self.n_layers < 1 else [])
 
 
+@family
 class Transformer(LanguageModel):
     """The untied baseline. See the head of this file."""
 
+    config_class: ClassVar[type[ModelConfig]] = TransformerConfig
     config: TransformerConfig
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -73,11 +79,11 @@ class Transformer(LanguageModel):
         if iterations is not None:
             raise ValueError(f"a Transformer has no loop: iterations={iterations} is refused, leave it out")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            frame = self.frame(input_ids, attention_mask, cache, None)
-            x = self.through(self.layers, self.embed(input_ids), frame, 0)
+            context = self.context(input_ids, attention_mask, cache)
+            x = self.through(self.layers, self.embed(input_ids), context, first=0)
             logits = self.logits(x)
             if cache is not None:
-                frame.finish(None)
+                context.commit(None)
         return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids))
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:

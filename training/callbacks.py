@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from mull.models import InnerThinkingTransformer, ModelOutput, Reading
+from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
 from mull.training.module import Batch, TrainingModule
 
@@ -112,12 +112,14 @@ class Calibration(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network = pl_module.network
-        if isinstance(network, InnerThinkingTransformer):
+        if isinstance(network, LanguageModel):
             calibrate(network, trainer.val_dataloaders or [], n_tokens=4096)
 
 
-def calibrate(network: InnerThinkingTransformer, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
-    """Set the thresholds of a network on about n_tokens of held-out batches, all of one length."""
+def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
+    """Set the thresholds of a network with routed passes on about n_tokens of held-out batches, all of one length."""
+    if not network.config.routed_layers:
+        return
     taken: list[Tensor] = []
     for batch in batches:
         if taken and batch["input_ids"].shape[1] != taken[0].shape[1]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
-from mull.models.routing import check_capacity
+from mull.models.selection import check_capacity
 from mull.training.data.streams import Stream
 
 

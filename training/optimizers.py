@@ -1,7 +1,8 @@
 """Optimizers and their schedule: AdamW, and Muon for the matrices with AdamW for the rest.
 
-Parameters fall into three groups: matrices inside the layers (weight decay; Muon's share), embedding and head (weight
-decay), and vectors such as norms and biases (no decay, nor for matrices that start at a value of their own).
+Parameters fall into three groups by the roles that their modules declare (models/roles.py): matrices inside the layers
+(weight decay; Muon's share), tables such as embedding and head (weight decay), and vectors such as norms and biases (no
+decay; a matrix that starts at a value of its own, like the identity, is among them).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mull.models.language_model import is_matrix
+from mull.models.roles import parameter_roles
 
 
 class OptimizerRecipe(ABC):
@@ -103,19 +104,11 @@ class Together(torch.optim.Optimizer):
 
 
 def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The network's parameters as (matrices, embeddings, vectors); see the head of this file."""
-    matrices: list[Tensor] = []
-    embeddings: list[Tensor] = []
-    vectors: list[Tensor] = []
-    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
-    for name, parameter in network.named_parameters():
-        if not is_matrix(name, parameter):
-            vectors.append(parameter)
-        elif id(parameter) in tables or name.startswith(("head.", "exit_gate.")) or name.endswith(".router"):
-            embeddings.append(parameter)
-        else:
-            matrices.append(parameter)
-    return matrices, embeddings, vectors
+    """The network's parameters as (matrices, tables, vectors), by their roles (models/roles.py)."""
+    groups: dict[str, list[Tensor]] = {"matrix": [], "table": [], "vector": []}
+    for _, parameter, role in parameter_roles(network):
+        groups["matrix" if role == "output" else role].append(parameter)
+    return groups["matrix"], groups["table"], groups["vector"]
 
 
 def warmup_stable_decay(step: int, max_steps: int, warmup_steps: int, decay_share: float) -> float:

@@ -23,11 +23,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from mull.checkpoints.files import read_yaml, replace_all
-from mull.checkpoints.store import TRAINING, family_of, save
+from mull.checkpoints.store import TRAINING, save
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
-from mull.models import InnerThinkingTransformer, LanguageModel
+from mull.models import LanguageModel
+from mull.models.families import family_of
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput, calibrate
 from mull.training.module import NonFiniteLossError, TrainingModule
@@ -162,8 +163,7 @@ def export(cli: TrainingCLI, args: list[str]) -> None:
         print(f"a {type(network).__name__} has no folder format; its weights are in {cli.folder / 'trainer'}")
         return
     network.eval()
-    if isinstance(network, InnerThinkingTransformer):
-        calibrate(network, data.val_dataloader())
+    calibrate(network, data.val_dataloader())
     depth = None
     if hasattr(data, "evaluation_batches"):
         counts = cli.model.validate_at or None

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.checks import routing_options
+from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
 from mull.inference.measure.results import Result
-from mull.models import InnerThinkingConfig, LanguageModel, ModelOutput, cost
+from mull.models import LanguageModel, ModelOutput
+from mull.models.config import Capacity
 from mull.models.loop import check_iterations
-from mull.models.routing import Capacity, Selection
+from mull.models.selection import Selection
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 
@@ -121,18 +123,13 @@ def sweep(
             tally.correct.append(int(correct[i]))
             tally.nats.append(float(nats[i]))
         tally.positions += input_ids.numel()
-        selected = reading.selected if isinstance(reading, ModelOutput) else None  # (B, T, layers, passes)
-        if isinstance(model.config, InnerThinkingConfig) and selected is not None:
-            shares = selected.double().mean(dim=(0, 1))
-            flops = cost.executed_flops_per_token(model.config, shares.tolist(), input_ids.shape[1])
-            tally.taken += input_ids.numel() * float(shares.mean()) if shares.numel() else 0.0
-        elif exit is not None and isinstance(reading, ModelOutput):
-            used = int(reading.iterations.sum())
-            tally.used += used
-            once, each = (ask(model.config, input_ids.shape[1]) for ask in (cost.once_flops, cost.iteration_flops))
-            flops = once + each * used / input_ids.numel()
-        else:
-            flops = cost.flops_per_token(model.config, count, input_ids.shape[1])
+        flops = model.config.flops_per_token(count, input_ids.shape[1])
+        if isinstance(reading, ModelOutput):  # which says what each position used
+            flops = model.executed_flops_per_token(reading)
+            if exit is not None:
+                tally.used += int(reading.iterations.sum())
+            if reading.selected is not None and reading.selected.numel():  # (B, T, layers, passes)
+                tally.taken += input_ids.numel() * float(reading.selected.double().mean(dim=(0, 1)).mean())
         tally.flops += input_ids.numel() * flops
 
 
@@ -178,15 +175,6 @@ def make_result(
         capacity=tally.taken / tally.positions if routed and count != 1 else None,
         mean_iterations=tally.used / tally.positions if tally.used else None,
     )
-
-
-def routing_options(model: LanguageModel, **options: Any) -> dict[str, Any]:
-    """Those that are given, for the call; a ValueError if the model routes nothing."""
-    given = {name: value for name, value in options.items() if value is not None}
-    if given and model.config.default_capacity is None:
-        name, value = next(iter(given.items()))
-        raise ValueError(f"this {type(model).__name__} has no routed passes: {name}={value} is refused, leave it out")
-    return given
 
 
 def check_counts(model: LanguageModel, iterations: Sequence[int] | None) -> list[int | None]:

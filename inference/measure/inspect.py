@@ -9,9 +9,9 @@ from typing import Any
 
 from mull.checkpoints.files import read_json, read_yaml
 from mull.checkpoints.store import DEPTH, TRAINING, read_config
-from mull.models import ModelConfig, cost
+from mull.models import ModelConfig
+from mull.models.config import Capacity
 from mull.models.loop import counts_around
-from mull.models.routing import Capacity
 
 
 def inspection(path: str | Path, iterations: list[int] | None = None, capacity: Capacity | None = None) -> str:
@@ -28,7 +28,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     config, _ = read_config(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [
-        f"{folder}: {config.model_type}, {cost.parameters(config):,} parameters, {size:.1f} MB",
+        f"{folder}: {config.model_type}, {config.parameters:,} parameters, {size:.1f} MB",
         "  " + ", ".join(f"{name} {value}" for name, value in asdict(config).items()),
         "",
         *cost_lines(config, iterations, capacity),
@@ -60,8 +60,8 @@ def cost_lines(
     ]
     for count in counts:
         taken = capacity[: (count or 1) - 1] if isinstance(capacity, Sequence) else capacity
-        flops = cost.flops_per_token(config, count, min(length, config.max_length), taken)
-        lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {cost.cache_bytes_per_token(config, count):>11,}")
+        flops = config.flops_per_token(count, min(length, config.max_length), taken)
+        lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {config.cache_bytes_per_token(count):>11,}")
     return lines
 
 

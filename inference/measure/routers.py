@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mull.models import InnerThinkingTransformer
+from mull.models import LanguageModel
+from mull.models.config import Capacity
 from mull.models.loop import check_count
-from mull.models.routing import Capacity, Selection, check_capacity
+from mull.models.selection import Selection, check_capacity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,7 +41,7 @@ class RouterUses(NamedTuple):
 
 @torch.inference_mode()
 def router_uses(
-    model: InnerThinkingTransformer,
+    model: LanguageModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     iterations: int | None = None,
     *,
@@ -52,12 +53,13 @@ def router_uses(
     Raises:
         ValueError: the model has no routers, or `iterations` leaves no pass to route.
     """
-    count = check_count("iterations", model.config.mean_iterations if iterations is None else iterations)
-    if not model.config.routing or count < 2:
+    default, layers = model.config.default_iterations, model.config.routed_layers
+    count = check_count("iterations", (default or 1) if iterations is None else iterations)
+    if not layers or count < 2:
         raise ValueError(f"nothing is routed at iterations={count} of this model: give 2 or more, to one with routers")
-    asked = check_capacity(model.config.capacity if capacity is None else capacity, count - 1)
+    asked = check_capacity(model.config.default_capacity if capacity is None else capacity, count - 1)  # type: ignore[arg-type]  # it routes
     tokens, dead = 0, 0
-    met = entropy = torch.zeros(len(model.config.thinking), count - 1, dtype=torch.float64)
+    met = entropy = torch.zeros(len(layers), count - 1, dtype=torch.float64)
     for input_ids, _ in batches:
         out = model(input_ids.to(model.device), count, capacity=capacity, selection=selection)
         assert out.selected is not None and out.router_logits is not None  # (B, T, layers, passes)
@@ -68,7 +70,7 @@ def router_uses(
         tokens += input_ids.numel()
     passes = [
         PassUse(layer, t + 1, asked[t], float(met[place, t]) / tokens, float(entropy[place, t]) / tokens)
-        for place, layer in enumerate(model.config.thinking)
+        for place, layer in enumerate(layers)
         for t in range(count - 1)
     ]
     return RouterUses(passes, dead / tokens)

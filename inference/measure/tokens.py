@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mull.inference.adaptive import choose_exit, think_until
+from mull.inference.checks import routing_options
+from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.evaluate import IGNORE, routing_options
+from mull.inference.measure.evaluate import IGNORE
 from mull.models import LanguageModel
 
 if TYPE_CHECKING:

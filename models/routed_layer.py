@@ -1,11 +1,11 @@
-"""ThinkingLayer: a transformer layer that thinks again about some of its tokens, pass by pass.
+"""RoutedLayer: a transformer layer that thinks again about some of its tokens, pass by pass.
 
-    Y(0) = phi(0) * f(X);   Y(t) = Y(t-1) + phi(t) * w(t) f(Y(t-1)) for the tokens in S(t), otherwise Y(t-1)
+    Y(0) = phi(0) * f(X);   Y(t) = rule(Y(t-1), f(Y(t-1)), phi(t) w(t)) for the tokens in S(t)
 
-`inner_thinking.py` has the equations in full, their options and why they differ from the paper's. Here they run: which
-tokens go (`decide`), with which keys (`Held`), what a pass makes of those that go (`moved`) and of the others
-(`skipped`). No state survives a call: the passes share a `Held` that lives as long as `think`. One position of one row
-takes a shorter way to the same (`think_alone`).
+`inner_thinking.py` has the equations in full, their options and why they differ from the paper's; `rules.py` says what
+a pass makes of a token that takes it and of one that does not. Here they run: which tokens go (`decide`), and with
+which keys (`Held`). No state survives a call: the passes share a `Held` that lives as long as `think`. One position of
+one row takes a shorter way to the same (`think_alone`).
 
 Shapes: B batch, T positions of this call, N tokens that take a pass, S positions attended to, D model width,
 K key/value heads, W head width.
@@ -16,19 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.cache import Slot
-from mull.models.layers import Frame, Layer
+from mull.models.cache import Cache, Slot
+from mull.models.inner_thinking_config import InnerThinkingConfig
+from mull.models.layers import Layer
 from mull.models.loop import Iterations, iterate, last_state
-from mull.models.routing import Chosen, Select, auxiliary, choose, expected_thresholds, threshold
-
-if TYPE_CHECKING:
-    from mull.models.inner_thinking import InnerThinkingConfig
+from mull.models.positions import Context
+from mull.models.roles import Role
+from mull.models.rules import RULES
+from mull.models.selection import Select, auxiliary, expected_thresholds, threshold
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Plan:
         causal: each token is selected by itself, by threshold.
         learns: whether the auxiliary loss is wanted.
         valid: (B, T) bool, false at padding; None without padding.
-        block: tokens are gathered in multiples of this; see `choose`.
+        block: tokens are gathered in multiples of this; see `Context.pick`.
     """
 
     iterations: Iterations
@@ -68,26 +69,26 @@ class Plan:
 
 
 class Held:
-    """The keys and values that a layer has of its tokens, (B, T, K, W) each, and what moved on since."""
+    """The keys and values that a layer has of its tokens, (B, T, K, W) each, and which tokens changed since."""
 
     def __init__(self) -> None:
         self.pair: tuple[Tensor, Tensor] | None = None  # None: everything is to be projected
-        self.moved: tuple[Chosen, Tensor, Frame] | None = None  # tokens of the last pass, states (1, N, D), frame
+        self.changed: tuple[Context, Tensor] | None = None  # the tokens of the last pass, and their states (1, N, D)
 
     def forget(self) -> None:
-        """All tokens moved."""
-        self.pair = self.moved = None
+        """All tokens changed."""
+        self.pair = self.changed = None
 
-    def refreshed(self, layer: Layer, y: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Keys and values of states y: projected where they moved, reused elsewhere."""
+    def refreshed(self, layer: Layer, y: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+        """Keys and values of states y (B, T, D): projected for tokens that changed, reused for the others."""
         if self.pair is None:
-            self.pair = layer.attention.keys_values(layer.attention_norm(y), frame.rotation)
-        elif self.moved is not None:
-            chosen, states, narrow = self.moved
-            new = layer.attention.keys_values(layer.attention_norm(states), narrow.rotation)
-            scatter = chosen.scatter if torch.is_grad_enabled() else chosen.scatter_  # nobody else has the pair
+            self.pair = layer.attention.keys_values(layer.attention_norm(y), context.rotation)
+        elif self.changed is not None:
+            some, states = self.changed
+            new = layer.attention.keys_values(layer.attention_norm(states), some.rotation)
+            scatter = some.scatter if torch.is_grad_enabled() else some.scatter_  # nobody else has the pair
             self.pair = (scatter(self.pair[0], new[0]), scatter(self.pair[1], new[1]))
-        self.moved = None
+        self.changed = None
         return self.pair
 
 
@@ -116,58 +117,67 @@ class Decision:
         )
 
 
-class ThinkingLayer(Layer):
+class RoutedLayer(Layer):
     """See the head of this file. `forward` is one pass over all tokens, f."""
 
     thresholds: Tensor
+    roles: ClassVar[dict[str, Role]] = {"step_encoding": "vector", "router": "table"}
 
     def __init__(self, config: InnerThinkingConfig) -> None:
         super().__init__(config)
-        self.config = config
+        self.config, self.rule = config, RULES[config.rule]()
+        self.gate = torch.sigmoid if config.gate == "sigmoid" else torch.tanh
+        passes = config.mean_iterations
+        start = self.rule.start(config.routing, passes) if config.step_start is None else config.step_start
+        self.later_scale = start  # where phi(t) starts for t > 0
         self.step_encoding: nn.Parameter | None = None  # phi, (passes, D)
         self.router: nn.Parameter | None = None  # r, (routed passes, D)
         if config.step_encoding:
-            start = torch.full((config.mean_iterations, config.d_model), config.first_scale)
-            start[0] = 1
-            self.step_encoding = nn.Parameter(start)
+            scales = torch.full((passes, config.d_model), start)
+            scales[0] = 1
+            self.step_encoding = nn.Parameter(scales)
         if config.routing:
-            routed = max(1, config.mean_iterations - 1)
-            self.router = nn.Parameter(torch.empty(routed, config.d_model))
-            self.register_buffer("thresholds", expected_thresholds().repeat(routed, 1))  # h, (routed passes, G)
+            n_routed = max(1, passes - 1)
+            self.router = nn.Parameter(torch.empty(n_routed, config.d_model))
+            self.register_buffer("thresholds", expected_thresholds().repeat(n_routed, 1))  # h, (routed passes, G)
 
-    def think(self, x: Tensor, frame: Frame, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
+    def think(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
         """All passes over x (B, T, D): the last state, and what was decided; None where no pass is routed."""
         total = plan.total
-        if self.decides_alone(x, frame, plan):
-            return self.think_alone(x, frame, index, plan)
-        if frame.cache is not None:
-            end = frame.cache.length + x.shape[1] if frame.cells is None else frame.cells.end
-            frame.cache.reserve(index, total, end)
+        if self.decides_alone(x, context, plan):
+            return self.think_alone(x, context, index, plan)
+        if isinstance(context.cache, Cache):
+            context.cache.reserve(index, total, context.end)
         held, decisions = Held(), list[Decision]()
 
         def one_pass(y: Tensor, t: int) -> Tensor:
             if t == 0:
-                return self.first_pass(y, frame, index)
-            y, decision = self.routed_pass(y, frame, (index, t), plan, held)
+                return self.first_pass(y, context, index)
+            y, decision = self.routed_pass(y, context, (index, t), plan, held)
             decisions.append(decision)
             return y
 
         state = last_state(iterate(one_pass, x, total))
         return state, Decision.stacked(decisions) if decisions else None
 
-    def decides_alone(self, x: Tensor, frame: Frame, plan: Plan) -> bool:
+    def decides_alone(self, x: Tensor, context: Context, plan: Plan) -> bool:
         """Whether this is one position of one row behind a cache, where passes can be decided one by one."""
-        cache = frame.cache
-        if cache is None or cache.policy == "shared" or frame.cells is not None or x.shape[:2] != (1, 1):
+        cache = context.cache
+        if not isinstance(cache, Cache) or cache.policy == "shared" or context.rows is not None:
+            return False
+        if x.shape[:2] != (1, 1):
             return False
         alike = isinstance(plan.iterations, int)  # a count of its own may end before the last pass
-        return alike and plan.causal and self.router is not None and self.config.holds
+        return alike and plan.causal and self.router is not None and self.rule.holds
 
-    def think_alone(self, x: Tensor, frame: Frame, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
-        """`think` for one position of one row, x (1, 1, D), so that a pass that is not taken costs next to nothing:
-        decided in Python, all logits of a state at once, and its keys written at once to all passes that meet it."""
-        assert frame.cache is not None
-        cache, end, total = frame.cache, frame.cache.length + 1, plan.total
+    def think_alone(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
+        """`think` for one position of one row, x (1, 1, D), so that a pass that is not taken costs next to nothing.
+
+        A state that does not change meets several passes. Its router logits for all of them are computed together and
+        compared in Python, and its keys are written to the cache for all of them together.
+        """
+        assert isinstance(context.cache, Cache)
+        cache, end, total = context.cache, context.end, plan.total
         wanted = {c: threshold(self.thresholds, c).tolist() for c in set(plan.capacity) if 0 < c < 1}
         taken, asked = [False] * (total - 1), [-math.inf] * (total - 1)
         known, logits, values_of = x, x, list[float]()  # the state that was asked about last, and its logits
@@ -175,21 +185,21 @@ class ThinkingLayer(Layer):
         def one_pass(y: Tensor, t: int) -> Tensor:
             nonlocal known, logits, values_of
             if t == 0:
-                return self.first_pass(y, frame, index)
+                return self.first_pass(y, context, index)
             capacity = plan.capacity[t - 1]
             if capacity == 0:
                 return y
             if known is not y:
                 known, logits = y, self.logits(y, slice(None))
                 values_of = logits.flatten().tolist()
-                cache.fill(index, t, total, *self.attention.keys_values(self.attention_norm(y), frame.rotation))
+                cache.fill(index, t, total, *self.attention.keys_values(self.attention_norm(y), context.rotation))
             row = min(t, len(values_of)) - 1
             asked[t - 1] = values_of[row]
             taken[t - 1] = capacity == 1 or asked[t - 1] >= wanted[capacity][row]
             if not taken[t - 1]:
                 return y
-            answer = self.answer(y, frame, *cache.read((index, t), end))
-            return self.moved(y, answer, self.gate(logits[..., row : row + 1]), t)
+            answer = self.answer(y, context, *cache.read((index, t), end))
+            return self.taken(y, answer, self.gate(logits[..., row : row + 1]), t)
 
         state = last_state(iterate(one_pass, x, total))
         if total == 1:
@@ -198,34 +208,29 @@ class ThinkingLayer(Layer):
             torch.tensor([[taken]], device=x.device), torch.tensor([[asked]], device=x.device, dtype=x.dtype)
         )
 
-    def first_pass(self, x: Tensor, frame: Frame, index: int) -> Tensor:
+    def first_pass(self, x: Tensor, context: Context, index: int) -> Tensor:
         """Y(0) = phi(0) f(X), (B, T, D)."""
-        return (self.phi(0) * self(x, frame, (index, 0))).to(x.dtype)
+        return (self.phi(0) * self(x, context, (index, 0))).to(x.dtype)
 
-    def routed_pass(self, y: Tensor, frame: Frame, slot: Slot, plan: Plan, held: Held) -> tuple[Tensor, Decision]:
+    def routed_pass(self, y: Tensor, context: Context, slot: Slot, plan: Plan, held: Held) -> tuple[Tensor, Decision]:
         """Y(t-1) -> Y(t), both (B, T, D); `slot` is (layer, t)."""
         t = slot[1]
-        if plan.capacity[t - 1] == 0 and self.config.holds:  # nothing moves, and nobody asks for keys
+        if plan.capacity[t - 1] == 0 and self.rule.holds:  # no state changes, and nobody asks for keys
             nobody = torch.zeros(y.shape[:2], dtype=torch.bool, device=y.device)
             return y, Decision(nobody, None if self.router is None else torch.full_like(y[..., 0], -math.inf))
         decision, weight = self.decide(y, t, plan)
-        chosen = None if plan.takes_all(t) else choose(decision.selected, plan.block)
+        some = None if plan.takes_all(t) else context.pick(decision.selected, plan.block)
         new = self.skipped(y, weight, t, plan.eligible(t))
-        if frame.cache is not None or chosen is None or chosen.taken:
-            keys, values = held.refreshed(self, y, frame)
-            if frame.cache is None:
-                keys, values = keys.transpose(1, 2), values.transpose(1, 2)
-            else:
-                keys, values = frame.cache.extend(slot, keys, values, frame.cells)
-            if chosen is None:
-                new = self.moved(y, self.answer(y, frame, keys, values), weight, t)
-            elif chosen.taken:
-                part, narrow = chosen.gather(y), chosen.frame(frame, keys)
-                answers = self.answer(part, narrow, keys, values)
-                moved = self.moved(part, answers, None if weight is None else chosen.gather(weight), t)
-                new = (chosen.scatter if torch.is_grad_enabled() else chosen.scatter_)(new, moved)
-                held.moved = chosen, moved, narrow
-        if chosen is None or not self.config.holds:
+        if context.cache is not None or some is None or some.taken:
+            keys, values = context.keep(slot, *held.refreshed(self, y, context))
+            if some is None:
+                new = self.taken(y, self.answer(y, context, keys, values), weight, t)
+            elif some.taken:
+                part = some.gather(y)
+                changed = self.taken(part, self.answer(part, some, keys, values), some.gather(weight), t)
+                new = (some.scatter if torch.is_grad_enabled() else some.scatter_)(new, changed)
+                held.changed = some, changed
+        if some is None or not self.rule.holds:
             held.forget()
         return new, decision
 
@@ -245,10 +250,6 @@ class ThinkingLayer(Layer):
             decision = Decision(selected, logits.detach(), auxiliary(read, selected, eligible) if plan.learns else None)
         return decision, self.gate(logits[..., None])
 
-    def gate(self, logits: Tensor) -> Tensor:
-        """w out of the router's logits."""
-        return torch.sigmoid(logits) if self.config.gate == "sigmoid" else torch.tanh(logits)
-
     def logits(self, y: Tensor, row: int | slice) -> Tensor:
         """r . y / rms(y) / temperature, (B, T), or (1, rows) of one token for several rows of r; elementwise: a token's
         logit depends on nothing beside it, not even in bits."""
@@ -257,27 +258,24 @@ class ThinkingLayer(Layer):
         logits = along.sum(dim=-1)
         return logits if self.config.router_temperature == 1 else logits / self.config.router_temperature
 
-    def answer(self, y: Tensor, frame: Frame, keys: Tensor, values: Tensor) -> Tensor:
-        """f of tokens y (B, T, D), or (1, N, D) in a narrowed frame, that attend to keys and values (B, K, S, W)."""
-        queries = self.attention.queries(self.attention_norm(y), frame.rotation)
-        return self.finish(y, self.attention.attend(queries, keys, values, frame))
+    def answer(self, y: Tensor, context: Context, keys: Tensor, values: Tensor) -> Tensor:
+        """f of tokens y, (B, T, D) or gathered (1, N, D), that attend to keys and values (B, K, S, W)."""
+        queries = self.attention.queries(self.attention_norm(y), context.rotation)
+        return self.after_attention(y, self.attention.attend(queries, keys, values, context))
 
-    def moved(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
-        """Y(t) of tokens that take the pass: Y + phi * w f(Y), or as the options say."""
-        if self.config.updates:
-            answer = answer - y
-        result = self.phi(t) * (answer if weight is None else weight * answer)
-        return (y + result if self.config.residual_thinking else result).to(y.dtype)
+    def taken(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
+        """Y(t) of tokens that take the pass."""
+        return self.rule.taken(y, answer, weight, self.phi(t)).to(y.dtype)
 
     def skipped(self, y: Tensor, weight: Tensor | None, t: int, eligible: Tensor | None) -> Tensor:
-        """Y(t) of tokens that do not; rows that are through with their passes hold."""
-        if self.config.holds or weight is None:
+        """Y(t) of tokens that do not take the pass; rows that have had all their passes hold."""
+        if self.rule.holds or weight is None:
             return y
-        new = self.moved(y, y, weight if self.config.weighting == "symmetric" else None, t)
+        new = self.rule.skipped(y, weight, self.phi(t)).to(y.dtype)
         return new if eligible is None else torch.where(eligible[..., None], new, y)
 
     def phi(self, t: int) -> Tensor | float:
         """phi(t), (D,), or the number it would start at."""
         if self.step_encoding is None:
-            return 1.0 if t == 0 else self.config.first_scale
+            return 1.0 if t == 0 else self.later_scale
         return self.step_encoding[min(t, len(self.step_encoding) - 1)]

@@ -1,15 +1,15 @@
-"""Rows that write at different speeds, handed on one position at a time.
+"""Rounds: what a decoder gives, and how rows that write at different speeds are handed on one position at a time.
 
-A decoder that gives each row some tokens per round (drafts that were accepted, positions that settled) is a generator
-of `Round`s over the rows that still write. `in_lockstep` keeps what they have written, tells the decoder which of them
-go on, and yields a position as soon as every row that still writes has it.
+A decoder gives each row some tokens per round (one, or drafts that were accepted, or positions that settled): it is a
+generator of `Round`s over the rows that still write. `in_lockstep` keeps what they have written, tells the decoder
+which of them go on, and yields a position as soon as every row that still writes has it.
 
 Shapes: B batch, B' rows still writing, k most tokens of a row in this round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,14 +39,14 @@ class Round(NamedTuple):
 Rounds = Generator[Round, Tensor | None, None]
 
 
-def in_lockstep(rounds: Rounds, limit: int, stop: Tensor) -> Iterator[NewTokens]:
-    """Yield position after position, until every row has met a token of `stop` or has `limit` tokens.
+def in_lockstep(rounds: Rounds, limits: Sequence[int], stop: Tensor) -> Iterator[NewTokens]:
+    """Yield position after position, until every row has met a token of `stop` or has as many as its limit.
 
     Args:
         rounds: yields a Round, and is sent which of its rows go on: ascending places among the B' rows, None for all.
             When none is left it is closed. The first Round is of all B rows and gives each a token or more; what a
             Round gives beyond a stop token or the limit is dropped.
-        limit: most tokens of a row.
+        limits: (B,), most tokens of each row.
         stop: (n,) int64.
 
     A row that has ended is filled up with its last token, at 0 iterations.
@@ -59,11 +59,11 @@ def in_lockstep(rounds: Rounds, limit: int, stop: Tensor) -> Iterator[NewTokens]
     while True:
         stays = []
         for place, (row, count) in enumerate(zip(writing, new.counts.tolist(), strict=True)):
-            tokens = new.tokens[place, : min(count, limit - len(written[row]))].tolist()
+            tokens = new.tokens[place, : min(count, limits[row] - len(written[row]))].tolist()
             cut = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
             written[row] += tokens[:cut]
             spent[row] += new.iterations[place, :cut].tolist()
-            if written[row][-1] not in ends and len(written[row]) < limit:
+            if written[row][-1] not in ends and len(written[row]) < limits[row]:
                 stays.append(place)
         keep = None if len(stays) == len(writing) else torch.tensor(stays, device=stop.device)
         writing = [writing[place] for place in stays]

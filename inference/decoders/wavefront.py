@@ -1,4 +1,5 @@
-"""Wavefront decoding: a window of positions is thought about at once, the later ones on guesses of their tokens.
+"""Wavefront decoding, `wavefront:4:32`: a window of positions is thought about at once, the later ones on guesses of
+their tokens.
 
 After the prompt, at full depth, every row has a window of active positions behind what is in the cache. A round:
 
@@ -34,16 +35,19 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from mull.inference.decoders.decoder import Decoder, Request, decoder
 from mull.inference.exits import norm
-from mull.inference.lockstep import Round, Rounds
+from mull.inference.rounds import Round, Rounds
 from mull.inference.sampling import Draw
-from mull.models import Cache, LanguageModel, RecurrentDepthTransformer
-from mull.models.layers import Frame
+from mull.inference.session import Session
+from mull.models import IteratedModel, LanguageModel
 from mull.models.loop import check_count, iterate, last_state
+from mull.models.positions import Context
 
 
+@decoder
 @dataclass(frozen=True)
-class Wavefront:
+class Wavefront(Decoder):
     """How the window moves. See the head of this file.
 
     Args:
@@ -62,6 +66,10 @@ class Wavefront:
     momentum: float = 0.1
     noise: float = 0.0
 
+    name, example = "wavefront", "wavefront:4:32"
+    needs = IteratedModel
+    policies = ("shared",)
+
     def __post_init__(self) -> None:
         for name in ("iterations", "width", "headway"):
             check_count(f"wavefront: {name}", getattr(self, name))
@@ -72,47 +80,44 @@ class Wavefront:
         if not 0 <= self.noise <= 1:
             raise ValueError(f"wavefront: noise {self.noise} lies outside 0 <= noise <= 1; 0 is none")
 
+    def check(self, model: LanguageModel, iterations: int | None, generator: torch.Generator | None) -> None:
+        if self.noise > 0 and generator is None:
+            raise ValueError(
+                f"wavefront: noise {self.noise} is drawn at random, which needs a generator: "
+                "pass generator=torch.Generator().manual_seed(seed), or noise=0"
+            )
+        if self.noise > 0 and isinstance(model, IteratedModel) and not model.starts_at_random:
+            raise ValueError(
+                f"wavefront: noise {self.noise} is a draw of the initial state, and this model's is always zero; "
+                "use noise=0"
+            )
 
-def parse_wavefront(text: str | Wavefront | None) -> Wavefront | None:
-    """`4:32` or `4:32,threshold=0.03,noise=0.5` -> 4 iterations a round, at most 32 active positions."""
-    if text is None or isinstance(text, Wavefront):
-        return text
-    first, *options = text.split(",")
-    iterations, _, width = first.partition(":")
-    if not (iterations.isdecimal() and width.isdecimal()):
-        raise ValueError(
-            f"wavefront {text!r} is not ITERATIONS:WIDTH; 4:32 thinks 4 iterations a round about up to 32 positions"
-        )
-    known = {"threshold": float, "headway": int, "momentum": float, "noise": float}
-    values: dict[str, float] = {}
-    for option in options:
-        name, _, value = option.partition("=")
-        try:
-            values[name] = known[name](value)
-        except (KeyError, ValueError):
-            examples = ", ".join(f"{name}={getattr(Wavefront, name)}" for name in known)
-            raise ValueError(f"wavefront option {option!r} is not known; give some of {examples}") from None
-    return Wavefront(int(iterations), int(width), **values)  # type: ignore[arg-type]
-
-
-def check_wavefront(
-    model: LanguageModel, how: Wavefront, iterations: int | Tensor | None, generator: torch.Generator | None
-) -> int:
-    """The most iterations of a position; a ValueError where the model or the call cannot be decoded like this."""
-    if not isinstance(model, RecurrentDepthTransformer):
-        raise ValueError(f"a wavefront needs a model with a core that is iterated, not a {type(model).__name__}")
-    if isinstance(iterations, Tensor):
-        raise ValueError("a wavefront takes one count of iterations for all rows, not one per row")
-    if how.noise > 0 and generator is None:
-        raise ValueError(
-            f"wavefront: noise {how.noise} is drawn at random, which needs a generator: "
-            "pass generator=torch.Generator().manual_seed(seed), or noise=0"
-        )
-    if how.noise > 0 and model.config.initial_state == "zero":
-        raise ValueError(
-            f"wavefront: noise {how.noise} is a draw of the initial state, and this model's is always zero; use noise=0"
-        )
-    return check_count("iterations", model.config.mean_iterations if iterations is None else iterations)
+    @torch.inference_mode()
+    def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
+        model, draw, left = session.model, request.draw, request.limits
+        assert isinstance(model, IteratedModel)
+        limit: int = session.iterations if isinstance(session.iterations, int) else model.config.default_iterations  # type: ignore[assignment]
+        nothing = torch.zeros(len(last), 1, model.config.d_model, dtype=model.dtype, device=model.device)
+        luck = draw.uniform(len(last), 1).to(last.device)
+        window = Window(last[:, None], nothing, nothing, torch.zeros_like(last)[:, None], luck, torch.ones_like(last))
+        while True:
+            held, active = session.lengths, window.active
+            context = model.context(window.tokens, active, session.cache, limit)
+            window, change = deepen(model, window, context, limit, self, draw.generator)
+            logits = model.read(window.state, context).logits[active]
+            context.commit(None)
+            guesses = torch.zeros_like(window.tokens)
+            guesses[active] = draw.token_at(draw.distribution(logits), window.luck[active])
+            settled = active & ((change < self.threshold) | (window.used >= limit))
+            settled[:, 1:] &= window.tokens[:, 1:] == guesses[:, :-1]
+            frozen = settled.long().cumprod(dim=1).sum(dim=1)
+            session.cut([length + count for length, count in zip(held, frozen.tolist(), strict=True)])
+            keep = yield Round(guesses, frozen, window.used)
+            left = left - frozen
+            if keep is not None:
+                session, window, guesses = session.fork(keep), window.rows(keep), guesses[keep]
+                frozen, left = frozen[keep], left[keep]
+            window = move(window, guesses, frozen, left, limit, self, draw)
 
 
 @dataclass(frozen=True)
@@ -144,79 +149,33 @@ class Window:
         return Window(*(getattr(self, field.name)[keep] for field in fields(self)))
 
 
-@torch.inference_mode()
-def wavefront(
-    model: LanguageModel,
-    last: Tensor,
-    cache: Cache,
-    limit: int,
-    how: Wavefront,
-    room: int,
-    choose: Draw,
-) -> Rounds:
-    """Rounds of frozen tokens; see the head of this file.
-
-    Args:
-        last: (B,), the last token of each row, not in the cache yet.
-        cache: of policy shared, ring 1.
-        limit: most iterations of a position.
-        room: tokens that each row may still write.
-        choose: how tokens are drawn; its generator also draws the noise.
-    """
-    assert isinstance(model, RecurrentDepthTransformer)  # check_wavefront saw to it
-    left = torch.full_like(last, room)
-    nothing = torch.zeros(len(last), 1, model.config.d_model, dtype=model.dtype, device=model.device)
-    luck = choose.uniform(len(last), 1).to(last.device)
-    window = Window(last[:, None], nothing, nothing, torch.zeros_like(last)[:, None], luck, torch.ones_like(last))
-    while True:
-        held, active = cache.lengths, window.active
-        frame = model.frame(window.tokens, active, cache, limit)
-        window, change = deepen(model, window, frame, limit, how, choose.generator)
-        logits = model.read(window.state, frame).logits[active]
-        frame.finish(None)
-        guesses = torch.zeros_like(window.tokens)
-        guesses[active] = choose.token_at(choose.distribution(logits), window.luck[active])
-        settled = active & ((change < how.threshold) | (window.used >= limit))
-        settled[:, 1:] &= window.tokens[:, 1:] == guesses[:, :-1]
-        frozen = settled.long().cumprod(dim=1).sum(dim=1)
-        cache.rollback([length + count for length, count in zip(held, frozen.tolist(), strict=True)])
-        keep = yield Round(guesses, frozen, window.used)
-        left = left - frozen
-        if keep is not None:
-            cache, window, guesses = cache.fork(keep.tolist()), window.rows(keep), guesses[keep]
-            frozen, left = frozen[keep], left[keep]
-        window = move(window, guesses, frozen, left, limit, how, choose)
-
-
 def deepen(
-    model: RecurrentDepthTransformer,
+    model: IteratedModel,
     window: Window,
-    frame: Frame,
+    context: Context,
     limit: int,
     how: Wavefront,
     generator: torch.Generator | None,
 ) -> tuple[Window, Tensor]:
     """One round of thought: the window after it, and the relative change of its states (B, W)."""
-    entered = model.enter(window.tokens, frame)
+    entered = model.enter(window.tokens, context)
     begun = (window.used > 0)[..., None]
     injected = torch.where(begun, torch.lerp(entered, window.injected, how.momentum), entered)
-    before = torch.where(begun, window.state, model.draw_state(entered, None))
+    before = torch.where(begun, window.state, model.start(entered))
     if how.noise > 0:
         share = (how.noise / (1 + window.used))[..., None].to(before.dtype)
-        before = torch.lerp(before, model.draw_state(before, generator), share)
+        before = torch.lerp(before, model.start(before, generator), share)
     due = (limit - window.used).clamp(max=how.iterations) * window.active
     most = int(due.max())
-    think = model.thinker(model.prepare(injected), frame)
-    # who is due fewer begins later, so that everybody's keys are those of its last iteration
-    state = last_state(
-        iterate(lambda s, index: torch.where((index >= most - due)[..., None], think(s, index), s), before, most)
-    )
+    # positions that are due fewer iterations begin later, so that the keys of all are those of their last iteration
+    begins = (most - due)[..., None]
+    state = last_state(iterate(model.thinker(injected, context), before, most, start=begins))
     deeper = replace(window, injected=injected, state=state, used=window.used + due)
     return deeper, norm(state - before) / norm(state)
 
 
 def move(
-    window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, how: Wavefront, choose: Draw
+    window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, how: Wavefront, draw: Draw
 ) -> Window:
     """The window without its first `frozen` (B,) positions, with those appended, reading the latest guesses."""
     widths = torch.minimum(window.widths - frozen + how.headway, left.clamp(max=how.width))
@@ -229,7 +188,7 @@ def move(
     in_vain = (used >= limit) & (tokens != window.tokens.gather(1, places))
     luck = window.luck.gather(1, places)
     new = ~old & (torch.arange(places.shape[1], device=places.device) < widths[:, None])
-    luck[new] = choose.uniform(int(new.sum()), 1)[:, 0].to(luck.device)
+    luck[new] = draw.uniform(int(new.sum()), 1)[:, 0].to(luck.device)
     wide = places[..., None].expand(-1, -1, window.state.shape[-1])
     return Window(
         tokens=tokens,

@@ -1,0 +1,35 @@
+"""Configurations that an earlier version wrote, as this version has them: old folders load, and nothing else is
+guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mull.models.rules import RULES
+
+
+def upgraded(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of config.json by their present names."""
+    if model_type == "inner_thinking" and "residual_thinking" in fields and "rule" not in fields:
+        return with_rule(fields)
+    return dict(fields)
+
+
+def with_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Before `rule` there were four switches, of which some combinations meant the same."""
+    new = dict(fields)
+    old = {name: new.pop(name, None) for name in ("skipped", "weighting", "residual_thinking", "accumulated")}
+    if old["residual_thinking"] and old["accumulated"] == "update":
+        new["rule"] = "update"
+    elif old["weighting"] == "symmetric":
+        new["rule"] = "paper_symmetric" if old["residual_thinking"] else "loop_symmetric"
+    elif old["residual_thinking"]:
+        new["rule"] = "paper_literal" if old["skipped"] == "literal" else "paper"
+    else:
+        new["rule"] = "loop"
+    unweighted = old["skipped"] == "literal" and new["rule"] in ("paper_symmetric", "loop", "loop_symmetric")
+    passes = new.get("mean_iterations")
+    if unweighted and new.get("step_start") is None and isinstance(passes, int):
+        new["step_start"] = RULES[new["rule"]]().start(False, passes)  # where phi started then
+    return new

@@ -1,0 +1,156 @@
+"""Decoder: one way of writing tokens, and the registry of them.
+
+A decoder is a frozen dataclass, whose fields are its options, in a file of its own with `@decoder` above it. It gets a
+session that has read the prompts, and yields rounds: what each row that still writes got. Written out it is
+`name:value,option=value` (`speculate:4:16`), and a call has one decoder.
+
+    @decoder
+    @dataclass(frozen=True)
+    class Plain(Decoder):
+        name = example = "plain"
+
+        def rounds(self, session, last, request):
+            while True:
+                answer = session.read(last[:, None])
+                last = request.draw.choose(answer.logits)
+                keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
+                if keep is not None:
+                    session, last = session.fork(keep), last[keep]
+
+Shapes: B rows still writing, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mull.inference.exits import Exit
+from mull.inference.rounds import Rounds
+from mull.inference.sampling import Draw
+from mull.inference.session import Session
+from mull.inference.written import filled, parse
+from mull.models import LanguageModel
+from mull.models.cache import Policy
+from mull.models.loop import Iterations, check_count
+from mull.models.registry import Registry
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a decoder: how tokens are drawn, and the `limits` (B,) int64, how many tokens each row may still
+    write."""
+
+    draw: Draw
+    limits: Tensor
+
+
+@dataclass(frozen=True)
+class Decoder(ABC):
+    """See the head of this file.
+
+    Attributes:
+        name: the word that it is registered and written by.
+        example: how it is written.
+        needs: the kind of model that it works with.
+        policies: cache policies that it works with; the first is the one it gets unless another is asked for.
+        understands: which options of a call mean something to it: warm_start, ring, capacity, counts (an iteration
+            count for each row). Options that it does not understand are refused.
+    """
+
+    name: ClassVar[str]
+    example: ClassVar[str]
+    needs: ClassVar[type[LanguageModel]] = LanguageModel
+    policies: ClassVar[tuple[Policy, ...]] = ("full", "deepest", "shared")
+    understands: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_text(cls, text: str) -> Decoder:
+        """The decoder that `value:value,option=value` stands for."""
+        return filled(cls, f"decode {cls.name}", text, cls.example)
+
+    @property
+    def exit(self) -> Exit | None:
+        """The rule that ends thinking early; None where there is none."""
+        return None
+
+    def check(  # noqa: B027  # most have nothing to refuse
+        self, model: LanguageModel, iterations: int | None, generator: torch.Generator | None
+    ) -> None:
+        """Raise a ValueError where this model cannot be decoded so at this count, None for one count per row."""
+
+    @abstractmethod
+    def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
+        """Rounds of the rows that still write.
+
+        Args:
+            session: has read everything before `last`.
+            last: (B,), the last token of each row, which the session has not read yet.
+            request: how tokens are drawn, and how many.
+        """
+
+
+DECODERS: Registry[type[Decoder]] = Registry("decode")
+
+
+def decoder(kind: type[Decoder]) -> type[Decoder]:
+    """A decorator that registers a decoder under its name."""
+    return DECODERS.register(kind.name)(kind)
+
+
+def choose_decoder(decode: str | Decoder | None, exit: str | Exit | None) -> Decoder:
+    """The decoder of a call. `exit` is short for the decoder `adaptive` with this rule.
+
+    Raises:
+        ValueError: an unknown word or option, or both are given: a call has one decoder.
+    """
+    if decode is not None and exit is not None:
+        raise ValueError(
+            f"a call has one decoder: exit={exit!r} is short for decode='adaptive:...', and decode={decode!r} is "
+            "another; leave one of them out"
+        )
+    if exit is not None:
+        decode = f"adaptive:{exit}" if isinstance(exit, str) else DECODERS["adaptive"](exit)  # type: ignore[call-arg]
+    if decode is None:
+        return DECODERS["plain"]()
+    return parse(decode, DECODERS) if isinstance(decode, str) else decode
+
+
+def check_decoder(
+    decoder: Decoder,
+    model: LanguageModel,
+    iterations: Iterations | None,
+    generator: torch.Generator | None,
+    policy: Policy | None,
+    options: Mapping[str, Any],
+) -> Policy:
+    """The cache policy to use. Raises ValueError for a model, a policy or an option that the decoder does not go with.
+
+    Args:
+        options: those of `Decoder.understands` that were given, by name.
+    """
+    if not isinstance(model, decoder.needs):
+        raise ValueError(
+            f"decode {decoder.name!r} needs a model with a core that is iterated, not a {type(model).__name__}"
+        )
+    if isinstance(iterations, Tensor):
+        if "counts" not in decoder.understands:
+            raise ValueError(f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row")
+    elif iterations is not None:
+        check_count("iterations", iterations)
+    for name, value in options.items():
+        if name not in decoder.understands:
+            raise ValueError(f"decode {decoder.name!r} does not understand {name}={value!r}; leave it out")
+    if policy is not None and policy not in decoder.policies:
+        raise ValueError(
+            f"decode {decoder.name!r} needs a cache of policy {' or '.join(decoder.policies)}, not {policy}; "
+            "leave policy out"
+        )
+    count = model.config.default_iterations if iterations is None else iterations
+    decoder.check(model, None if isinstance(count, Tensor) else count, generator)
+    return policy or decoder.policies[0]

@@ -1,0 +1,29 @@
+"""Plain decoding: one token of each row after another, each thought about as long as asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mull.inference.decoders.decoder import Decoder, Request, decoder
+from mull.inference.rounds import Round, Rounds
+from mull.inference.session import Session
+
+
+@decoder
+@dataclass(frozen=True)
+class Plain(Decoder):
+    """See the head of this file."""
+
+    name = example = "plain"
+    understands = frozenset({"warm_start", "ring", "capacity", "counts"})
+
+    def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
+        while True:
+            answer = session.read(last[:, None])
+            last = request.draw.choose(answer.logits)
+            keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
+            if keep is not None:
+                session, last = session.fork(keep), last[keep]

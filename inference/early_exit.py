@@ -1,0 +1,169 @@
+"""Early exit: each position is iterated until a rule says that it has thought enough, and costs nothing after that.
+
+    s_p <- s_p after the first count at which rule(s_p) says leave, or after `iterations`
+
+What is iterated shrinks to the positions that stay (`Context.narrow`). The positions that left answer the others with
+their deepest keys (the `deepest` policy of the cache). A position's count depends on itself and on positions before it,
+so it is the same in a batch, with padding, in one prompt or token by token (except for rules that read logits:
+exits.py).
+
+Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mull.inference.exits import Exit, Measured, Memory, Thought, parse
+from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
+from mull.models.loop import Iterations, check_count
+from mull.models.positions import Context
+
+
+def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
+    """The rule, parsed if it is written out. Raises ValueError where the model cannot follow it."""
+    rule = parse(exit) if isinstance(exit, str) else exit
+    if rule is None:
+        return None
+    if not isinstance(model, IteratedModel):
+        raise ValueError(f"exit {rule.name!r} needs a model with a core that is iterated, not a {type(model).__name__}")
+    if rule.needs_gate and not model.can_halt:
+        raise ValueError(
+            f"exit {rule.name!r} needs a model with an exit gate: train with exit_gate: true, or use latent:0.03"
+        )
+    return rule
+
+
+def measure(
+    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], iterations: int | None
+) -> Callable[[Exit], Measured]:
+    """What `exits.calibrate` asks: rule -> mean iterations of all positions, and accuracy of the scored ones.
+
+    Args:
+        batches: (input_ids, labels), each (B, T); labels below 0 are not scored.
+        iterations: the most that any position gets; None is the config's count.
+    """
+    kept = list(batches)
+
+    def run(exit: Exit) -> Measured:
+        used = positions = right = scored = 0
+        for input_ids, labels in kept:
+            out = think_until(model, input_ids, iterations, exit)
+            used, positions = used + int(out.iterations.sum()), positions + input_ids.numel()
+            right += int((out.logits.argmax(-1) == labels)[labels >= 0].sum())
+            scored += int((labels >= 0).sum())
+        return Measured(iterations=used / positions, accuracy=right / scored)
+
+    return run
+
+
+@torch.no_grad()
+def think_until(
+    model: LanguageModel,
+    input_ids: Tensor,
+    iterations: Iterations | None,
+    exit: Exit,
+    attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
+    state: Tensor | None = None,
+) -> ModelOutput:
+    """Like calling the model, but each position leaves when `exit` says so.
+
+    Args:
+        model: a model with a loop.
+        input_ids: (B, T) int64.
+        iterations: the most that any position gets; None is the config's count.
+        exit: the rule.
+        attention_mask: (B, T), 0 at padding (left or right).
+        cache: of policy deepest or shared; None makes one for this call.
+        state: (B, T, D), the initial state; None is its mean.
+
+    Returns:
+        logits (B, T, V), state (B, T, D) and iterations (B, T), what each position used. Padding uses 0.
+    """
+    assert isinstance(model, IteratedModel)
+    if isinstance(iterations, Tensor):
+        raise ValueError("an exit rule takes one limit of iterations for all rows, not one per row")
+    limit = check_count("iterations", model.config.default_iterations if iterations is None else iterations)  # type: ignore[arg-type]
+    if cache is None:
+        # One set of keys suffices: positions that still think overwrite theirs in every iteration, and those that left
+        # keep their last keys in it.
+        cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")
+    context = model.context(input_ids, attention_mask, cache, limit)
+    injected = model.enter(input_ids, context)
+    state = model.start(injected) if state is None else state
+    if attention_mask is None:
+        thinking = torch.arange(input_ids.numel(), device=input_ids.device)
+    else:
+        thinking = attention_mask.to(input_ids.device).flatten().nonzero().flatten()
+    state, used = settle(model, injected, state, context, thinking, limit, exit)
+    reading = model.read(state, context)
+    context.commit(None)  # each position is held at its own depth already
+    return ModelOutput(
+        logits=reading.logits, exit_logit=reading.exit_logit, state=state, iterations=used.view(input_ids.shape)
+    )
+
+
+def settle(
+    model: IteratedModel,
+    injected: Tensor,
+    state: Tensor,
+    context: Context,
+    thinking: Tensor,
+    limit: int,
+    exit: Exit,
+) -> tuple[Tensor, Tensor]:
+    """Iterate the positions `thinking`, (N,) ascending indices into B * T, until each has left or reached the limit.
+
+    Returns the states (B, T, D), and the iterations of every position (B * T,), 0 for those that never ran.
+    """
+    cache = context.cache
+    assert isinstance(cache, Cache)
+    prepared = model.prepare(injected)
+    settled = rearrange(state, "b t d -> (b t) d").clone()
+    used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
+    now, now_prepared, current = context, prepared, state  # nothing is gathered while all positions think
+    if len(thinking) < len(settled):
+        now = context.narrow(thinking)
+        now_prepared, current = now.gather(prepared), now.gather(state)
+    memory: Memory = {}
+    for count in range(1, limit + 1):
+        previous, current = current, model.think(current, now_prepared, now, count - 1)
+        if count == limit:
+            leaves = torch.ones_like(thinking, dtype=torch.bool)
+        elif exit.reads_logits and not exit.checks(count):
+            continue
+        else:
+            leaves, _ = exit.leaves(look(model, now, count, current, previous, memory))
+            if not exit.checks(count) or not bool(leaves.any()):
+                continue
+        rows, columns = now.cells()
+        cache.hold(rows[leaves], columns[leaves], count)
+        by_position = current.flatten(0, 1)
+        settled[thinking[leaves]], used[thinking[leaves]] = by_position[leaves], count
+        stays = ~leaves
+        thinking = thinking[stays]
+        if not len(thinking):
+            break
+        memory = {name: kept[stays] for name, kept in memory.items()}
+        now = context.narrow(thinking)
+        now_prepared, current = now.gather(prepared), by_position[stays][None]
+    return settled.view(state.shape), used
+
+
+def look(
+    model: IteratedModel, context: Context, count: int, state: Tensor, previous: Tensor, memory: Memory
+) -> Thought:
+    """What a rule gets to see of states, (B, T, D) after an iteration and before it, by position."""
+    return Thought(
+        count=count,
+        state=state.flatten(0, 1),
+        previous=previous.flatten(0, 1),
+        logits=lambda: model.read(state, context).logits.flatten(0, 1),
+        halt=lambda: model.halt(state).flatten(),
+        memory=memory,
+    )

@@ -1,0 +1,134 @@
+"""Session: rows of text being written, with the model, the cache of what they hold, and how long to think.
+
+    session = Session(model, batch_size=2, max_length=128, iterations=8)
+    answer = session.read(prompt_ids)              # (2, P): logits (2, V) for the token after each prompt
+    answer = session.read(tokens[:, None])         # (2, 1): one more token of each row
+    more = session.fork([0, 0, 1])                 # rows of their own: samples, beams, rows that go on
+    more.cut([5, 7, 6])                            # forget what stands behind these lengths
+
+Nothing is read twice: what a fork or a cut keeps is in the cache. Every way of writing, from greedy text to a search
+over answers, is these three.
+
+Shapes: B rows, T tokens of a row in this call, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mull.inference.checks import routing_options
+from mull.inference.early_exit import choose_exit, think_until
+from mull.inference.exits import Exit
+from mull.models import IteratedModel, LanguageModel, ModelOutput
+from mull.models.cache import Policy
+from mull.models.config import Capacity
+from mull.models.loop import Iterations
+
+
+class Answer(NamedTuple):
+    """What a session says after the last token of each row: `logits` (B, V) for the next one, `iterations` (B,) spent
+    on it, and the `state` (B, D) that they came to."""
+
+    logits: Tensor
+    iterations: Tensor
+    state: Tensor
+
+
+class Session:
+    """See the head of this file.
+
+    Args:
+        model: any family; left in the mode it is in.
+        batch_size: rows.
+        max_length: most tokens of a row, padding not counted.
+        iterations: how long to think about every position, one count or (B,) with one per row; None is the config's.
+            With an exit rule, the most that any position gets.
+        exit: a rule that ends thinking early, `latent:0.03` or an object of exits.py.
+        warm_start: begin each new position from the state of the one before instead of the model's own start.
+        policy, ring, cache_dtype: of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule, and
+            the model's own type.
+        capacity: share of the positions that a routed pass takes; None is the config's.
+
+    Raises:
+        ValueError: an option that the model cannot follow.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        batch_size: int,
+        max_length: int,
+        iterations: Iterations | None = None,
+        *,
+        exit: str | Exit | None = None,
+        warm_start: bool = False,
+        policy: Policy | None = None,
+        ring: int = 1,
+        cache_dtype: torch.dtype | None = None,
+        capacity: Capacity | None = None,
+    ) -> None:
+        if warm_start and not isinstance(model, IteratedModel):
+            raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
+        self.model, self.iterations, self.warm_start = model, iterations, warm_start
+        self.exit = choose_exit(model, exit)
+        self.routing = routing_options(model, capacity=capacity)
+        kept = policy or ("full" if self.exit is None else "deepest")
+        self.cache = model.new_cache(batch_size, max_length, kept, ring, cache_dtype)
+        self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        return self.cache.lengths
+
+    @property
+    def room(self) -> int:
+        """Tokens for which the longest row has room."""
+        return self.cache.max_length - self.cache.length
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor, mask: Tensor | None = None) -> Answer:
+        """Read tokens (B, T) behind what the rows hold. mask: (B, T), 0 at padding, on either side; every row needs a
+        token."""
+        out = self.think(tokens, mask)
+        if mask is None:
+            answer = Answer(out.logits[:, -1], out.iterations[:, -1], out.state[:, -1])
+        else:
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            last = torch.where(mask.bool(), places, -1).amax(dim=1)
+            rows = torch.arange(len(tokens), device=tokens.device)
+            answer = Answer(out.logits[rows, last], out.iterations[rows, last], out.state[rows, last])
+        self.state = answer.state
+        return answer
+
+    def think(self, tokens: Tensor, mask: Tensor | None) -> ModelOutput:
+        """The model's answers at all of these tokens."""
+        start = None
+        if self.warm_start and self.state is not None:
+            start = self.state[:, None].expand(-1, tokens.shape[1], -1)
+        if self.exit is not None:
+            return think_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
+        options: dict[str, Any] = self.routing if start is None else {"state": start}
+        return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+
+    def fork(self, rows: Sequence[int] | Tensor) -> Session:
+        """A session of its own with copies of these rows, in this order; a row may be named more than once."""
+        chosen = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        new = copy(self)
+        new.cache = self.cache.fork(chosen)
+        if self.state is not None:
+            new.state = self.state[chosen]
+        if isinstance(self.iterations, Tensor):
+            new.iterations = self.iterations[chosen]
+        return new
+
+    def cut(self, lengths: Sequence[int]) -> None:
+        """Forget the tokens of each row from `lengths` on. The next position starts where the model starts."""
+        if list(lengths) != self.lengths:
+            self.cache.rollback(list(lengths))
+            self.state = None

@@ -1,0 +1,76 @@
+"""Things written out as text: `name:value:value,option=value`.
+
+    latent:0.03,minimum=2      an exit rule
+    speculate:4:16             a decoder
+
+The name stands in a registry, for a frozen dataclass. The values behind colons are its first fields, in their order,
+and every field can be given by name; what is left out has its default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+
+from mull.models.registry import Registry
+
+
+class Written(Protocol):
+    """What a class must have to be written out: fields of type int, float or str, and an example for messages."""
+
+    example: ClassVar[str]
+
+    @classmethod
+    def from_text(cls, text: str) -> Any:
+        """The thing that the text behind the name, `value:value,option=value`, stands for."""
+
+
+T = TypeVar("T")
+
+
+def parse(text: str, registry: Registry[Any]) -> Any:
+    """The thing that is written out. Raises ValueError that names what is wrong and what is known."""
+    name, _, rest = text.partition(":") if ":" in text.split(",")[0] else text.partition(",")
+    if name not in registry:
+        examples = ", ".join(kind.example for kind in registry.values())
+        raise ValueError(f"{registry.kind} {name!r} is not known; known are {', '.join(registry)}, as in {examples}")
+    return registry[name].from_text(rest)
+
+
+def filled(kind: type[T], what: str, text: str, example: str) -> T:
+    """A dataclass with the values of `value:value,option=value` in its fields.
+
+    Args:
+        kind: the dataclass.
+        what: its kind and name, for messages: `exit latent`.
+        text: behind the name; may be empty.
+        example: how it is written, for messages.
+    """
+    hints = get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
+    words = [word for word in text.split(",") if word]
+    placed = words.pop(0).split(":") if words and "=" not in words[0] else []
+    if len(placed) > len(known):
+        raise ValueError(f"{what}:{text} has {len(placed)} values and takes {len(known)} at most; write {example}")
+    given = list(zip(known, placed, strict=False))
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known:
+            options = ", ".join(f"{name}=" for name in known)
+            raise ValueError(f"{what}: option {word!r} is not known; give {options} as in {example}")
+        given.append((name, value))
+    values = {name: number(known[name], f"{what}: {name}", value, example) for name, value in given}
+    required = [field.name for field in fields(kind) if field.default is MISSING]  # type: ignore[arg-type]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ValueError(f"{what} lacks {' and '.join(missing)}; write {example}")
+    return kind(**values)
+
+
+def number(hint: type, what: str, text: str, example: str) -> Any:
+    """The text as a value of the annotated type, int, float or str."""
+    try:
+        return hint(text)
+    except ValueError:
+        kind = "an integer" if hint is int else "a number"
+        raise ValueError(f"{what} {text!r} is not {kind}; write {example}") from None

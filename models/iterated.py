@@ -1,0 +1,165 @@
+"""IteratedModel: what a model with a loop is, in four verbs; everything that iterates it follows from them.
+
+    e   = enter(tokens)                 what is injected into every iteration
+    s_0 = start(e)                      the state before the first
+    s_i = think(s_{i-1}, e),  i = 1 .. R
+    logits = read(s_R)
+
+A family writes these four. Forward, the sweep over iteration counts, exit rules, drafts and wavefronts
+(inference/decoders/) call them and nothing else of the family.
+
+Shapes: B batch, T positions of this call, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mull.models.cache import Cache
+from mull.models.language_model import LanguageModel, check_read_at
+from mull.models.loop import Iterations, Think, check_count, check_iterations, deepest, iterate
+from mull.models.output import ModelOutput, Reading
+from mull.models.positions import Context
+
+Prepared = Any  # a tensor (B, T, ...) or (1, 1, ...), None, or a tuple of such: see `Context.gather`
+
+
+class IteratedModel(LanguageModel, ABC):
+    """A language model whose core is iterated. See the head of this file."""
+
+    # The verbs --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def enter(self, input_ids: Tensor, context: Context) -> Tensor:
+        """(B, T) token ids -> what is injected into every iteration, (B, T, D)."""
+
+    def start(self, injected: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The state before the first iteration, in the shape and type of `injected`: zero, or what the family says;
+        with a generator a draw, where the family has a random start."""
+        return torch.zeros_like(injected)
+
+    def prepare(self, injected: Tensor) -> Prepared:
+        """What every iteration makes of the injected input, computed once. It is split by position where positions
+        leave the loop one by one, so its tensors begin with (B, T), or with (1, 1) where they are the same for all."""
+        return injected
+
+    @abstractmethod
+    def think(self, state: Tensor, prepared: Prepared, context: Context, iteration: int) -> Tensor:
+        """One iteration: state (B, T, D) -> state. Its number, from 0, only says where keys and values are kept."""
+
+    @abstractmethod
+    def read(self, state: Tensor, context: Context) -> Reading:
+        """The answer in a state (B, T, D)."""
+
+    # What a family may have -------------------------------------------------------------------------------------------
+
+    @property
+    def can_halt(self) -> bool:
+        """Whether the model has learned to say when it has thought enough."""
+        return False
+
+    @property
+    def starts_at_random(self) -> bool:
+        """Whether `start` draws when it is given a generator."""
+        return False
+
+    def halt(self, state: Tensor) -> Tensor:
+        """The exit gate's logit in a state, (B, T)."""
+        raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
+
+    # What follows -----------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        iterations: Iterations | None = None,
+        *,
+        backprop_iterations: int | None = None,
+        state: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        read_at: Sequence[int] = (),
+    ) -> ModelOutput:
+        """Think for `iterations` and answer.
+
+        Args:
+            input_ids: (B, T) int64.
+            iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
+            backprop_iterations: gradient through the last k iterations only; None means through all.
+            state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
+            generator: draws a random initial state; without it the state starts at its mean, zero.
+            attention_mask: (B, T), 0 at padding (left or right).
+            cache: keys and values of earlier tokens; a cached call keeps no gradients.
+            read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
+
+        Returns:
+            logits (B, T, V) and state (B, T, D) after the last iteration, iterations (B, T), and `readings` by count.
+
+        Raises:
+            ValueError: a count below 1, read_at beyond the count, tensors of the wrong shape, too many positions.
+        """
+        depth = self.check_depth(iterations, len(input_ids))
+        depth = depth.to(input_ids.device) if isinstance(depth, Tensor) else depth
+        if backprop_iterations is not None:
+            check_count("backprop_iterations", backprop_iterations)
+        check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+            context = self.context(input_ids, attention_mask, cache, depth)
+            readings = {}
+            for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
+                if count in read_at:
+                    readings[count] = self.read(thought, context)
+            last = readings[count] if count in readings else self.read(thought, context)
+            if cache is not None:
+                context.commit(depth if isinstance(depth, int) else None)
+        used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
+        return ModelOutput(
+            logits=last.logits,
+            exit_logit=last.exit_logit,
+            state=thought,
+            iterations=used.expand(input_ids.shape).to(torch.int64),
+            readings=readings,
+        )
+
+    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+        wanted = [check_count("iterations", count) for count in counts]  # type: ignore[arg-type]  # refuses None
+        context = self.context(input_ids)
+        for count, state in self.unroll(input_ids, max(wanted), context):
+            if count in wanted:
+                yield count, self.read(state, context)
+
+    def unroll(
+        self,
+        input_ids: Tensor,
+        iterations: Iterations,
+        context: Context,
+        backprop_iterations: int | None = None,
+        state: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Enter, then (count, state) after every iteration; see `loop.iterate`."""
+        injected = self.enter(input_ids, context)
+        if state is None:
+            state = self.start(injected, generator)
+        elif state.shape != injected.shape:
+            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
+        cache = context.cache
+        total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
+        begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
+        yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins)
+
+    def thinker(self, injected: Tensor, context: Context) -> Think:
+        """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""
+        prepared = self.prepare(injected)
+        return lambda state, index: self.think(state, prepared, context, index)
+
+    def check_depth(self, iterations: Iterations | None, batch_size: int) -> Iterations:
+        """The counts of a call that names these, None for the config's default. Raises ValueError for bad ones."""
+        default = self.config.default_iterations
+        return check_iterations(default if iterations is None else iterations, batch_size)  # type: ignore[arg-type]

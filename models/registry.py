@@ -1,0 +1,45 @@
+"""Registry: the things of one kind that can be chosen by a word.
+
+    EXITS: Registry[type[Exit]] = Registry("exit rule")
+
+    @EXITS.register("latent")
+    class Latent(Exit): ...
+
+Whoever adds one writes a file with the decorator in it; nobody else has to be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(dict[str, T]):
+    """Words and what they stand for, in the order of registration.
+
+    Args:
+        kind: what the things are, in the singular, for messages.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that registers what it decorates. Raises ValueError for a word that another thing has."""
+
+        def remember(thing: T) -> T:
+            if name in self and str(self[name]) != str(thing):  # a reloaded module defines the same class again
+                raise ValueError(f"there is a {self.kind} {name!r} already, {self[name]}; choose another name")
+            self[name] = thing
+            return thing
+
+        return remember
+
+    def wrong(self, name: object) -> str | None:
+        """What is wrong with a word that is not registered; None for one that is."""
+        if isinstance(name, str) and name in self:
+            return None
+        return f"must be one of {', '.join(map(repr, self))}, not {name!r}"

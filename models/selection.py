@@ -1,0 +1,96 @@
+"""Which tokens take a routed pass.
+
+    top-k       the round(c n) tokens of a sequence of n with the largest router logit       (training; not causal)
+    threshold   every token whose router logit is at least h(c)                              (eval; causal)
+    h(c)        the (1 - c) quantile of the logit on held-out text; between the capacities of a grid linear in that of a
+                normal distribution, which is what the logits nearly have
+    auxiliary   BCE(logit, was selected by top-k), so that the logit alone tells what top-k decides (MoR, 2507.10524)
+
+Shapes: B batch, T positions, G capacities of the grid.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mull.models.config import Capacity
+
+Selection = Literal["top_k", "threshold"]
+Select = Callable[[Tensor, Tensor | None, float, Tensor], Tensor]  # (logits, eligible, capacity, h on the grid) -> bool
+
+GRID = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98)  # capacities at which thresholds are measured
+
+
+def check_capacity(capacity: Capacity, n_passes: int) -> tuple[float, ...]:
+    """One share for each of n_passes routed passes; otherwise a ValueError that names what is wrong."""
+    if isinstance(capacity, str) or not isinstance(capacity, Sequence | int | float) or isinstance(capacity, bool):
+        raise ValueError(f"capacity must be a number from 0 to 1, or one for each routed pass, not {capacity!r}")
+    shares = tuple(capacity) if isinstance(capacity, Sequence) else (capacity,) * n_passes
+    if len(shares) != n_passes:
+        raise ValueError(
+            f"capacity names {len(shares)} routed passes and there are {n_passes}, one fewer than iterations; "
+            "give one number for all, or one for each"
+        )
+    for share in shares:
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise ValueError(f"capacity {share!r} lies outside 0 .. 1; it is the share of tokens that take a pass")
+    return tuple(float(share) for share in shares)
+
+
+def top_k(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
+    """(B, T) logits -> (B, T) bool: the largest of each row; at least one token, and the earlier of two equals."""
+    if eligible is not None:
+        logits = logits.masked_fill(~eligible, -math.inf)
+    length = logits.shape[1] if eligible is None else eligible.sum(dim=1, keepdim=True)
+    k = torch.as_tensor(capacity * length).round().clamp(min=1).to(logits.device)
+    rank = logits.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    selected = rank < k
+    return selected if eligible is None else selected & eligible
+
+
+def over_threshold(logits: Tensor, eligible: Tensor | None, capacity: float, thresholds: Tensor) -> Tensor:
+    """(B, T) logits -> (B, T) bool: each token by itself, whatever the others are. thresholds: (G,), h on the grid."""
+    selected = torch.ones_like(logits, dtype=torch.bool) if capacity == 1 else logits >= threshold(thresholds, capacity)
+    return selected if eligible is None else selected & eligible
+
+
+def threshold(thresholds: Tensor, capacity: float) -> Tensor:
+    """h(c) out of h on the grid, (..., G) -> (...)."""
+    right, weight = between(capacity)
+    return torch.lerp(thresholds[..., right - 1], thresholds[..., right], weight)
+
+
+@cache
+def between(capacity: float) -> tuple[int, float]:
+    """Where h(c) lies: the place of the next capacity of the grid, and the share of the way to it."""
+    right = min(max(bisect(GRID, capacity), 1), len(GRID) - 1)
+    z, left, end = (normal_threshold(share) for share in (capacity, GRID[right - 1], GRID[right]))
+    return right, (z - left) / (end - left)
+
+
+SELECTIONS: dict[Selection, Select] = {"top_k": top_k, "threshold": over_threshold}
+
+
+def expected_thresholds() -> Tensor:
+    """h on the grid, (G,), before any calibration: logits of a fresh router are normal with variance 2/5."""
+    return math.sqrt(2 / 5) * torch.tensor([normal_threshold(share) for share in GRID])
+
+
+def normal_threshold(share: float) -> float:
+    """What a share of a standard normal distribution exceeds; six sigma stand for all and nothing."""
+    return NormalDist().inv_cdf(min(max(1 - share, 1e-9), 1 - 1e-9))
+
+
+def auxiliary(logits: Tensor, selected: Tensor, eligible: Tensor | None) -> Tensor:
+    """Mean binary cross entropy in nats of (B, T) logits against what was selected."""
+    losses = F.binary_cross_entropy_with_logits(logits.float(), selected.float(), reduction="none")
+    return losses.mean() if eligible is None else (losses * eligible).sum() / eligible.sum().clamp(min=1)
