@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import mull
-from mull.inference.adaptive import think_until
+from mull.inference.early_exit import think_until
 from mull.inference.exits import parse
-from mull.models import RecurrentDepthConfig, RecurrentDepthTransformer, cost
+from mull.models import RecurrentDepthConfig, RecurrentDepthTransformer
 from mull.models.cache import Policy
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -119,11 +119,11 @@ def decode(rounds: int) -> None:
             if not warm:
                 seconds[name].append(taken)
     token = min(seconds["decode"])
-    flops = cost.flops_per_token(CONFIG, 8, PROMPT + NEW // 2)
+    flops = CONFIG.flops_per_token(8, PROMPT + NEW // 2)
     print(f"decode: {1e3 * token:.2f} ms a token, products alone {1e3 * min(seconds['products']):.2f} ms")
     print(f"decode / products                                        {ratio(seconds, 'decode', 'products'):.2f}")
     print(f"compiled decode / products                               {ratio(seconds, 'compiled', 'products'):.2f}")
-    print(f"cache: {cost.cache_bytes_per_token(CONFIG, 8):,} bytes per token")
+    print(f"cache: {CONFIG.cache_bytes_per_token(8):,} bytes per token")
     print(f"{flops / token / 1e9:.1f} GFLOP/s of {peak_flops() / 1e9:.1f} GFLOP/s that a large product reaches")
 
 
@@ -180,7 +180,7 @@ def exits(rounds: int) -> None:
             rounds,
         )
         length = ids.shape[1]
-        promised = 1 - cost.once_flops(model.config, length) / cost.flops_per_token(model.config, limit, length)
+        promised = 1 - model.config.once().flops(length) / model.config.flops_per_token(limit, length)
         promised *= 1 - used / limit
         saved = 1 - ratio(seconds, "rule", "plain")
         print(f"exit {text}: {used:.1f} of {limit} iterations; promised saving {promised:.3f}, saved {saved:.3f}")
@@ -193,11 +193,11 @@ def speculation(rounds: int) -> None:
     options = {"iterations": 32, "max_new_tokens": 128, "stop_tokens": ()}
     plain = mull.generate(model, ids, **options)
     for text in ("2:4", "4:8", "4:16"):
-        same = torch.equal(plain.tokens, mull.generate(model, ids, **options, speculate=text).tokens)
+        same = torch.equal(plain.tokens, mull.generate(model, ids, **options, decode=f"speculate:{text}").tokens)
         seconds = take_turns(
             {
                 "plain": lambda: mull.generate(model, ids, **options),
-                "drafts": lambda text=text: mull.generate(model, ids, **options, speculate=text),  # type: ignore[misc]
+                "drafts": lambda text=text: mull.generate(model, ids, **options, decode=f"speculate:{text}"),  # type: ignore[misc]
             },
             rounds,
         )
@@ -221,7 +221,7 @@ def openings() -> Tensor:
 def wavefront(rounds: int) -> None:
     model, ids = mull.load(SHIPPED / "text"), openings()
     options = {"iterations": 32, "max_new_tokens": 128, "stop_tokens": ()}
-    ways = {f"wavefront {text}": {"wavefront": text} for text in ("2:8", "4:8", "2:32", "4:32")}
+    ways = {f"wavefront {text}": {"decode": f"wavefront:{text}"} for text in ("2:8", "4:8", "2:32", "4:32")}
     ways = {"plain": {}, "exit latent:0.03": {"exit": "latent:0.03"}, **ways}
     contestants = {name: lambda way=way: mull.generate(model, ids[:1], **options, **way) for name, way in ways.items()}
     seconds = take_turns(contestants, rounds)

@@ -1,7 +1,7 @@
 """The checkpoint folder: what goes in comes out, an interrupted save changes nothing, damage is named in one line.
 
-The options are read off the annotations of the configurations and the families off the store, so that a new value or
-family is tested without a new line here.
+The options are read off the annotations of the configurations and the families off their registry, so that a new value
+or family is tested without a new line here.
 """
 
 import errno
@@ -33,22 +33,40 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import mull
 from mull.checkpoints import load_tokenizer, store
 from mull.models import LanguageModel, ModelConfig
+from mull.models.families import FAMILIES
+from mull.models.registry import Registry
 
 SHAPE: dict[str, Any] = dict(
     vocab_size=11, d_model=24, n_heads=6, n_kv_heads=2, d_ff=20, max_length=16, norm_eps=1e-5, rope_base=77.0,
     n_layers=3, n_prelude=1, n_core=3, n_coda=2, mean_iterations=3, stop_tokens=(3, 10),
 )  # fmt: skip
+REGISTRIES = [
+    thing
+    for name, module in list(sys.modules.items())
+    if name.startswith("mull.models.")
+    for thing in vars(module).values()
+    if isinstance(thing, Registry)
+]
 DEPTH = {"command": "mull evaluate x", "rows": [{"iterations": 2, "accuracy": 0.5}]}
 REMEDIES = re.compile(r"copy the folder again|save the model again|mull train|remove it|name another|give the|pass ")
 
 
+def values_of(name: str, hint: Any) -> tuple[Any, ...]:
+    """What a field may be where the choice is closed: a Literal, a bool, or a word of the registry that it names."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    words = tuple(word for registry in REGISTRIES if registry.kind == name and hint is str for word in registry)
+    return (False, True) if hint is bool else words
+
+
 def configurations() -> Iterator[tuple[str, ModelConfig]]:
     """One configuration of odd shape for every value of every closed option of every family."""
-    for family, (config_class, _) in store.FAMILIES.items():
+    for family, model_class in FAMILIES.items():
+        config_class = model_class.config_class
         hints = {f.name: get_type_hints(config_class)[f.name] for f in fields(config_class)}
         shape = {name: value for name, value in SHAPE.items() if name in hints}
         for name, hint in hints.items():
-            for value in get_args(hint) if get_origin(hint) is Literal else (False, True) if hint is bool else ():
+            for value in values_of(name, hint):
                 yield f"{family}-{name}={value}", config_class(**shape | {name: value})
 
 
@@ -59,7 +77,7 @@ def build(config: ModelConfig | None = None, seed: int = 0) -> LanguageModel:
     """A model whose every parameter is random, so that a lost or swapped tensor shows."""
     config = config or next(iter(CONFIGS.values()))
     torch.manual_seed(seed)
-    model = store.FAMILIES[config.model_type][1](config)  # type: ignore[arg-type]
+    model = FAMILIES[config.model_type](config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -169,7 +187,8 @@ def test_dtype(folder: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_each_parameter_is_stored_once(tmp_path: Path, tied: bool) -> None:
     """Guards the file's size: a tied head, or a core called R times, is one tensor; nothing else but thresholds is."""
-    for family, (config_class, _) in store.FAMILIES.items():
+    for family, model_class in FAMILIES.items():
+        config_class = model_class.config_class
         names = {f.name for f in fields(config_class)}
         shape = {name: value for name, value in SHAPE.items() if name in names}
         model = build(config_class(**shape, tie_embeddings=tied))
@@ -340,7 +359,9 @@ def test_saving_what_is_no_family(tmp_path: Path) -> None:
     class Other(type(build())):  # type: ignore[misc]
         pass
 
-    with pytest.raises(ValueError, match=r"Other cannot be saved as a folder; known are recurrent_depth"):
+    with pytest.raises(
+        ValueError, match=r"Other cannot be saved as a folder; known are inner_thinking, recurrent_depth"
+    ):
         mull.save(Other(build().config), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -417,9 +438,13 @@ def test_a_damaged_header_with_a_fitting_checksum(folder: Path) -> None:
 CONFIG_DAMAGE: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("unknown field", lambda c: c.update(n_experts=3), "has unknown n_experts"),
     ("misspelt field", lambda c: c.update(dmodel=c.pop("d_model")), "lacks d_model"),
-    ("unknown model_type", lambda c: c.update(model_type="mamba"), "model_type 'mamba' is not one of recurrent_depth"),
-    ("model_type of a wrong type", lambda c: c.update(model_type=["x"]), "model_type ['x'] is not one of"),
-    ("no model_type", lambda c: c.pop("model_type"), "model_type None is not one of recurrent_depth"),
+    (
+        "unknown model_type",
+        lambda c: c.update(model_type="mamba"),
+        "model_type must be one of 'inner_thinking', 'recurrent_depth', 'transformer', not 'mamba'",
+    ),
+    ("model_type of a wrong type", lambda c: c.update(model_type=["x"]), "'transformer', not ['x']"),
+    ("no model_type", lambda c: c.pop("model_type"), "'transformer', not None"),
     ("no checksum", lambda c: c.pop("weights_sha256"), "lacks weights_sha256"),
     ("checksum of a wrong type", lambda c: c.update(weights_sha256=7), "weights_sha256"),
     ("text for a number", lambda c: c.update(d_model="24"), "d_model must be int, not '24'"),

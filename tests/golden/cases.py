@@ -9,7 +9,6 @@ itself is a case of its own (`start/...`). Everything is computed in fp64.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import logging
 import math
 import tempfile
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,18 +63,18 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "inner": {
         "answer": {},  # rules: what a pass makes of the tokens that take it, and of those that do not
-        "update": {"accumulated": "update"},
-        "literal": {"skipped": "literal"},
-        "symmetric": {"weighting": "symmetric"},
-        "replaced": {"residual_thinking": False},
-        "replaced-symmetric": {"residual_thinking": False, "weighting": "symmetric"},
+        "update": {"rule": "update"},
+        "literal": {"rule": "paper_literal"},
+        "symmetric": {"rule": "paper_symmetric"},
+        "replaced": {"rule": "loop"},
+        "replaced-symmetric": {"rule": "loop_symmetric"},
         **COMMON,
         "sandwich": {"wiring": "sandwich"},
         "tanh": {"gate": "tanh"},
         "fixed-steps": {"step_encoding": False},
-        "fixed-steps-update": {"step_encoding": False, "accumulated": "update"},
+        "fixed-steps-update": {"step_encoding": False, "rule": "update"},
         "unrouted": {"routing": False},
-        "loop": {"routing": False, "residual_thinking": False, "step_encoding": False},
+        "loop": {"routing": False, "rule": "loop", "step_encoding": False},
         "detached": {"detached_auxiliary": True},
         "temperature": {"router_temperature": 3.0, "step_start": 0.2, "step_encoding": False},
         "three-passes": {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3},
@@ -84,7 +83,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 }
 DECODING = {  # untied, so that greedy text is not one token for ever
     "recurrent/decoding": {"tie_embeddings": False, "exit_gate": True, "mean_iterations": 8},
-    "inner/decoding": {"tie_embeddings": False, "accumulated": "update"},
+    "inner/decoding": {"tie_embeddings": False, "rule": "update"},
     "transformer/decoding": {"tie_embeddings": False},
 }
 MODELS = {f"{family}/{name}": fields for family, named in OPTIONS.items() for name, fields in named.items()} | DECODING
@@ -316,13 +315,7 @@ PLAIN: dict[str, dict[str, dict[str, Any]]] = {
 
 def decode(model: Any, prompt: Tensor, decoder: str | None = None, **options: Any) -> Any:
     """`mull.generate` by a decoder written as `speculate:4:16`: the one place that knows how a decoder is asked for."""
-    if decoder is None:
-        return mull.generate(model, prompt, **options)
-    hints = get_type_hints(mull.generate)
-    known = {*inspect.signature(mull.generate).parameters}
-    known |= {key for hint in get_args(hints.get("options")) for key in get_type_hints(hint)}
-    name, _, how = decoder.partition(":")
-    return mull.generate(model, prompt, **({"decode": decoder} if "decode" in known else {name: how}), **options)
+    return mull.generate(model, prompt, decode=decoder, **options)
 
 
 def written(name: str, **options: Any) -> Answer:

@@ -53,6 +53,7 @@ def test_every_value_of_every_option_has_a_case(family: str) -> None:
     hints = {f.name: get_type_hints(config)[f.name] for f in fields(config)}
     closed = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     closed |= {name: (False, True) for name, hint in hints.items() if hint is bool}
+    closed |= {name: tuple(registry) for name, registry in config.choices.items()}
     made = [cases.config_of(name) for name in cases.MODELS if name.startswith(family)]
     missing = [
         f"{name}={value}"

@@ -9,7 +9,7 @@ from mull.inference import generate as generation
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.inspect import cost_lines
 from mull.inference.measure.results import from_json, to_json
-from mull.models import InnerThinkingConfig, InnerThinkingTransformer, TransformerConfig, cost
+from mull.models import InnerThinkingConfig, InnerThinkingTransformer, TransformerConfig
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_row_says_what_ran(model):
     (row,) = evaluate(model, batches(), [4], capacity=capacity)
     shares = torch.cat([model(ids, 4, capacity=capacity).selected for ids, _ in batches()[None]]).double().mean((0, 1))
     assert row.capacity == pytest.approx(shares.mean().item())
-    assert row.flops_per_token == pytest.approx(cost.executed_flops_per_token(model.config, shares.tolist(), 16))
+    assert row.flops_per_token == pytest.approx(model.config.flops_at_shares(shares.tolist(), 16))
     assert from_json(to_json([row])) == [row]
     assert evaluate(model, batches(), [4], capacity=1.0)[0].loss != row.loss
     assert evaluate(model, batches(), [4], capacity=1.0)[0].capacity == 1
@@ -48,7 +48,7 @@ def test_a_single_pass_has_no_capacity(model):
     """Guards the sweep: counts of one list have capacities of their own length, and one pass has none."""
     one, two, four = evaluate(model, batches(), [1, 2, 4], capacity=(0.9, 0.0, 0.4))
     assert one.capacity is None and two.capacity > four.capacity > 0
-    assert one.flops_per_token == cost.once_flops(model.config, 16)
+    assert one.flops_per_token == model.config.once().flops(16)
 
 
 def test_generation_is_what_the_whole_text_says(model):
@@ -80,7 +80,7 @@ def test_costs_are_shown_at_what_is_asked_for(model):
     """Guards `inspect`: one share for each routed pass says how many there are."""
     lines = cost_lines(model.config, capacity=(0.5, 0.5))
     assert "capacity (0.5, 0.5)" in lines[0] and len(lines) == 3 and lines[2].split()[0] == "3"
-    flops = cost.flops_per_token(model.config, 3, 64, (0.5, 0.5))
+    flops = model.config.flops_per_token(3, 64, (0.5, 0.5))
     assert float(lines[2].split()[1]) == pytest.approx(flops, rel=0.01)
     assert len(cost_lines(model.config)) == 2 + 5 and "capacity 0.7" in cost_lines(model.config)[0]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mull.inference import exits
-from mull.inference.exits import RULES, Exit, Measured, Thought, calibrate, parse
+from mull.inference.exits import EXITS, Exit, Measured, Thought, calibrate, parse
 
 
 def run(rule: Exit, states: list[list[float]], logits: list[list[float]] | None = None, halts: tuple[float, ...] = ()):
@@ -72,11 +72,14 @@ def test_minimum_and_every_say_when(minimum: int, every: int, at: list[int]) -> 
     ("text", "says"),
     [
         ("latnt:0.1", "exit 'latnt' is not known; known are latent, acceleration"),
-        ("latent", "the threshold '' is no number; write latent:0.03"),
-        ("latent:x", "the threshold 'x' is no number"),
+        ("latent", "exit latent lacks threshold; write latent:0.03"),
+        ("latent:x", "exit latent: threshold 'x' is not a number; write latent:0.03"),
         ("latent:nan", "the threshold is not a number"),
         ("latent:0.1,minimum=0", "minimum must be at least 1, not 0"),
-        ("latent:0.1,max=3", "exit option 'max=3' is not known; give minimum=2 or every=2"),
+        (
+            "latent:0.1,max=3",
+            "exit latent: option 'max=3' is not known; give threshold=, minimum=, every= as in latent:0.03",
+        ),
     ],
 )
 def test_a_misspelt_rule_is_named(text: str, says: str) -> None:
@@ -86,15 +89,15 @@ def test_a_misspelt_rule_is_named(text: str, says: str) -> None:
 
 
 def test_every_rule_is_spelt_as_it_is_called() -> None:
-    for name, rule in RULES.items():
+    for name, rule in EXITS.items():
         assert parse(f"{name}:1") == rule(1.0)
         assert rule.__doc__
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name != "fixed"])
+@pytest.mark.parametrize("name", [name for name in EXITS if name != "fixed"])
 def test_calibrate_finds_the_threshold(name: str) -> None:
     """A made-up model whose depth and accuracy fall smoothly with the threshold."""
-    low, high = RULES[name].span or (0, 0)
+    low, high = EXITS[name].span or (0, 0)
     asked = []
 
     def share(rule: Exit) -> float:
@@ -107,12 +110,12 @@ def test_calibrate_finds_the_threshold(name: str) -> None:
         asked.append(rule.threshold)
         return Measured(iterations=32 * (1 - share(rule)), accuracy=0.9 - 0.1 * share(rule))
 
-    rule, measured = calibrate(RULES[name](0.5), measure, mean_iterations=12)
+    rule, measured = calibrate(EXITS[name](0.5), measure, mean_iterations=12)
     assert 12 <= measured.iterations < 12.05 and measure(rule) == measured
-    rule, measured = calibrate(RULES[name](0.5, minimum=3), measure, tolerated_loss=0.02)
+    rule, measured = calibrate(EXITS[name](0.5, minimum=3), measure, tolerated_loss=0.02)
     assert 0.88 <= measured.accuracy < 0.8801 and rule.minimum == 3
     assert len(asked) < 30
-    rule, measured = calibrate(RULES[name](0.5), measure, mean_iterations=40)  # more than there are
+    rule, measured = calibrate(EXITS[name](0.5), measure, mean_iterations=40)  # more than there are
     assert rule.threshold == -math.inf and measured.iterations == 32
 
 

@@ -1,31 +1,25 @@
 """Small models for the tests of this folder: every value of every option, in odd shapes, with weights that matter.
 
-Options are read off the annotations of the configurations, so a new value is tested without a new line here.
+Options are read off the annotations of the configurations and off the registries, families off theirs, so a new value
+or a new family is tested without a new line here.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
 from hypothesis import strategies as st
+from torch import Tensor
 
-from mull.models import (
-    InnerThinkingConfig,
-    InnerThinkingTransformer,
-    LanguageModel,
-    ModelConfig,
-    RecurrentDepthConfig,
-    RecurrentDepthTransformer,
-    Transformer,
-    TransformerConfig,
-)
+from mull.models import InnerThinkingConfig, LanguageModel, ModelConfig, RecurrentDepthConfig
+from mull.models.families import FAMILIES
 
-FAMILIES = {
-    RecurrentDepthConfig: RecurrentDepthTransformer,
-    InnerThinkingConfig: InnerThinkingTransformer,
-    TransformerConfig: Transformer,
-}
+Build = Callable[..., LanguageModel]
+Configurations = st.SearchStrategy[ModelConfig]
+
+MODEL_OF = {model_class.config_class: model_class for model_class in FAMILIES.values()}
 SMALL = {
     "vocab_size": 11,
     "d_model": 24,
@@ -37,24 +31,24 @@ SMALL = {
 
 
 def options(family: type[ModelConfig]) -> dict[str, tuple[Any, ...]]:
-    """The closed options of a family, {field: values}: Literal and bool annotations."""
+    """The closed options of a family, {field: values}: Literal and bool annotations, and words of a registry."""
     hints = {f.name: get_type_hints(family)[f.name] for f in fields(family)}
     closed = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    closed |= {name: tuple(registry) for name, registry in family.choices.items()}
     return closed | {name: (False, True) for name, hint in hints.items() if hint is bool}
 
 
 CHOICES = [
-    (family, field, value) for family in FAMILIES for field, values in options(family).items() for value in values
+    (family, field, value) for family in MODEL_OF for field, values in options(family).items() for value in values
 ]
-LAYERS = {
+ARRANGEMENTS: dict[type[ModelConfig], list[dict[str, Any]]] = {  # of layers; other families have their default one
     RecurrentDepthConfig: [{"n_prelude": p, "n_core": c, "n_coda": q} for p, c, q in ((1, 3, 2), (0, 1, 0), (2, 1, 0))],
     InnerThinkingConfig: [{"n_layers": 3}, {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3}],
-    TransformerConfig: [{"n_layers": 3}],
 }
 CONFIGS = {  # defaults are many fields' values but one configuration, tested once
     family(**SMALL, **layers, **{field: value}): f"{family.model_type}-{list(layers.values())}-{field}={value}"
     for family, field, value in CHOICES
-    for layers in LAYERS[family]
+    for layers in ARRANGEMENTS.get(family, [{}])
 }
 
 
@@ -65,16 +59,16 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 
 
 @pytest.fixture(scope="session", params=CHOICES, ids=lambda c: f"{c[0].model_type}-{c[1]}={c[2]}")
-def some_config(request: pytest.FixtureRequest) -> st.SearchStrategy[ModelConfig]:
+def some_config(request: pytest.FixtureRequest) -> Configurations:
     """For every value of every option: configurations with it, everything else drawn."""
     family, field, value = request.param
     return configurations(family, **{field: value})
 
 
 @pytest.fixture(scope="session")
-def any_config() -> st.SearchStrategy[ModelConfig]:
+def any_config() -> Configurations:
     """Configurations of any family with everything drawn."""
-    return st.sampled_from(list(FAMILIES)).flatmap(configurations)
+    return st.sampled_from(list(MODEL_OF)).flatmap(configurations)
 
 
 @st.composite
@@ -82,7 +76,7 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
     kv_heads, group, half_width = draw(st.integers(1, 2)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     counts = {"n_layers": (1, 3), "n_prelude": (0, 2), "n_core": (1, 3), "n_coda": (0, 2), "mean_iterations": (1, 9)}
     names = {f.name for f in fields(family)}
-    values = {name: draw(st.integers(*limits)) for name, limits in counts.items() if name in names}
+    values: dict[str, Any] = {name: draw(st.integers(*limits)) for name, limits in counts.items() if name in names}
     values |= {name: draw(st.sampled_from(choices)) for name, choices in options(family).items()}
     values |= {"d_ff": draw(st.sampled_from((None, 7, 16))), "vocab_size": draw(st.integers(2, 13)), "max_length": 64}
     heads = {"n_heads": kv_heads * group, "n_kv_heads": kv_heads, "d_model": kv_heads * group * 2 * half_width}
@@ -90,12 +84,12 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
 
 
 @pytest.fixture(scope="session")
-def build():
+def build() -> Build:
     """config -> model in fp64 and eval mode; norms, biases and decays are moved off their start, so each matters."""
 
     def build(config: ModelConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> LanguageModel:
         torch.manual_seed(seed)
-        model = FAMILIES[type(config)](config).eval()
+        model = MODEL_OF[type(config)](config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.2 * torch.randn_like(parameter)
@@ -105,20 +99,20 @@ def build():
 
 
 @pytest.fixture(scope="session")
-def small():
+def small() -> Callable[..., RecurrentDepthConfig]:
     """A recurrent-depth configuration of odd shape; keyword arguments change fields."""
 
     def small(**changes: Any) -> RecurrentDepthConfig:
-        return RecurrentDepthConfig(**SMALL | LAYERS[RecurrentDepthConfig][0] | changes)
+        return RecurrentDepthConfig(**SMALL | ARRANGEMENTS[RecurrentDepthConfig][0] | changes)
 
     return small
 
 
 @pytest.fixture(scope="session")
-def tokens():
+def tokens() -> Callable[..., Tensor]:
     """(config, B, T) -> token ids of a fixed stream."""
 
-    def tokens(config: ModelConfig, batch_size: int, length: int, seed: int = 1) -> torch.Tensor:
+    def tokens(config: ModelConfig, batch_size: int, length: int, seed: int = 1) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(config.vocab_size, (batch_size, length), generator=generator)
 

@@ -1,21 +1,36 @@
 """The cache: what it holds, when it takes memory, and what it refuses."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from mull.models import InnerThinkingConfig, RecurrentDepthConfig, TransformerConfig
+from mull.models import (
+    InnerThinkingConfig,
+    LanguageModel,
+    ModelConfig,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+    TransformerConfig,
+)
 from mull.models import cache as cache_module
-from mull.models.cache import Cache, Cells, source
+from mull.models.cache import Cache, source
+
+Build = Callable[..., LanguageModel]
+Small = Callable[..., RecurrentDepthConfig]
+Tokens = Callable[..., Tensor]
 
 
 @pytest.fixture
-def model(build, small):
+def model(build: Build, small: Small) -> LanguageModel:
     return build(small())
 
 
-def test_memory_is_taken_when_first_used_and_grows_by_need(model, tokens):
+def test_memory_is_taken_when_first_used_and_grows_by_need(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     """Both ways: more columns than were taken at first, and no copy of a column in between."""
     cache = model.new_cache(2, 64)
     assert cache.nbytes == 0
@@ -31,7 +46,7 @@ def test_memory_is_taken_when_first_used_and_grows_by_need(model, tokens):
 
 
 @pytest.mark.parametrize("first_columns", [1, 2, 5])
-def test_growing_columns_changes_nothing(model, tokens, monkeypatch, first_columns):
+def test_growing_columns_changes_nothing(model: RecurrentDepthTransformer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, first_columns: int) -> None:
     """Rows that outgrow what was taken at first keep what they hold."""
     monkeypatch.setattr(cache_module, "FIRST_COLUMNS", first_columns)
     ids, cache = tokens(model.config, 2, 11), model.new_cache(2, 64)
@@ -40,7 +55,7 @@ def test_growing_columns_changes_nothing(model, tokens, monkeypatch, first_colum
     assert cache.layers[0].shape[4] < 64
 
 
-def test_a_layer_of_the_loop_keeps_every_iteration(model, tokens):
+def test_a_layer_of_the_loop_keeps_every_iteration(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     cache = model.new_cache(1, 4)
     model(tokens(model.config, 1, 4), 2, cache=cache)  # 1 prelude, 3 core, 2 coda layers
     assert {layer: stored.shape[1] for layer, stored in cache.layers.items()} == {0: 1, 1: 2, 2: 2, 3: 2, 4: 1, 5: 1}
@@ -51,24 +66,25 @@ def test_a_layer_of_the_loop_keeps_every_iteration(model, tokens):
 
 
 @pytest.mark.parametrize(("policy", "ring"), [("deepest", 1), ("shared", 1), ("shared", 2), ("shared", 3)])
-def test_policies_read_what_their_index_function_says(policy, ring):
+def test_policies_read_what_their_index_function_says(policy: str, ring: int) -> None:
     """Keys marked with the iteration that made them, positions of every depth, against `source`."""
     cache = Cache(1, 1, 8, 1, torch.device("cpu"), torch.float64, policy, ring)
     depths = [1, 4, 2, 3, 5]
     for column, depth in enumerate(depths):
         cache.check([1], depth)
-        cells = Cells(torch.tensor([0]), torch.tensor([column]), None, None, column + 1)
+        place = torch.tensor([0]), torch.tensor([column])
         for iteration in range(depth):
-            mark = torch.full((1, 1, 1, 1), 10.0 * column + iteration, dtype=torch.float64)
-            keys, values = cache.extend((0, iteration), mark, -mark, cells)
+            mark = torch.full((1, 1, 1), 10.0 * column + iteration, dtype=torch.float64)
+            cache.write((0, iteration), *place, mark, -mark, column + 1)
+            keys, values = cache.read((0, iteration), column + 1)
             wanted = [10.0 * c + source(policy, iteration, d, ring) for c, d in enumerate(depths[:column])]
             assert keys.flatten().tolist() == [*wanted, 10.0 * column + iteration]
             assert torch.equal(values, -keys)
-        cache.hold(cells.rows, cells.columns, depth)
+        cache.hold(*place, depth)
         cache.advance([1])
 
 
-def test_index_functions():
+def test_index_functions() -> None:
     assert [source("full", i, 9) for i in range(4)] == [0, 1, 2, 3]
     assert [source("deepest", i, 2) for i in range(4)] == [0, 1, 1, 1]
     assert [source("shared", i, 5, 2) for i in range(5)] == [4, 3, 4, 3, 4]
@@ -76,7 +92,7 @@ def test_index_functions():
     assert [source("shared", i, 1, 3) for i in range(3)] == [0, 0, 0]
 
 
-def test_full_and_deepest_are_one_at_one_depth(model, tokens):
+def test_full_and_deepest_are_one_at_one_depth(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     ids = tokens(model.config, 2, 7)
     answers = []
     for policy in ("full", "deepest"):
@@ -86,7 +102,7 @@ def test_full_and_deepest_are_one_at_one_depth(model, tokens):
     torch.testing.assert_close(answers[0], model(ids, 3).logits, rtol=1e-10, atol=1e-10)
 
 
-def test_a_shared_ring_as_wide_as_the_depth_is_full(model, tokens):
+def test_a_shared_ring_as_wide_as_the_depth_is_full(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     """And a narrower one is not: it is lossy, and takes that much less memory."""
     ids, sizes = tokens(model.config, 2, 7), {}
     for ring in (1, 2, 3, 9):
@@ -100,7 +116,7 @@ def test_a_shared_ring_as_wide_as_the_depth_is_full(model, tokens):
 @pytest.mark.parametrize(("policy", "ring"), [("full", 1), ("deepest", 1), ("shared", 1), ("shared", 2)])
 @settings(max_examples=8)
 @given(data=st.data())
-def test_rolled_back_and_replayed_equals_never_written(build, small, tokens, policy, ring, data):
+def test_rolled_back_and_replayed_equals_never_written(build: Build, small: Small, tokens: Tokens, policy: str, ring: int, data: st.DataObject) -> None:
     """Rows are cut at places of their own, and what follows is as if the rest had never been there."""
     model = build(small())
     ids, other = tokens(model.config, 2, 6), tokens(model.config, 2, 3, seed=4)
@@ -117,7 +133,7 @@ def test_rolled_back_and_replayed_equals_never_written(build, small, tokens, pol
 
 
 @pytest.mark.parametrize(("policy", "ring"), [("deepest", 1), ("shared", 2)])
-def test_batch_and_padding_change_nothing_under_any_policy(model, tokens, policy, ring):
+def test_batch_and_padding_change_nothing_under_any_policy(model: RecurrentDepthTransformer, tokens: Tokens, policy: str, ring: int) -> None:
     ids, mask = tokens(model.config, 3, 6), torch.ones(3, 6, dtype=torch.int64)
     mask[0, :2] = mask[1, 4:] = 0
     answer = tokens(model.config, 3, 2, seed=3)
@@ -133,7 +149,7 @@ def test_batch_and_padding_change_nothing_under_any_policy(model, tokens, policy
         torch.testing.assert_close(rest[row], expected[0], rtol=1e-10, atol=1e-10)
 
 
-def test_a_fork_is_a_copy_of_rows(model, tokens):
+def test_a_fork_is_a_copy_of_rows(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     """Beams and finished rows: each copy goes on by itself."""
     ids, cache = tokens(model.config, 3, 5), model.new_cache(3, 16)
     model(ids, 2, cache=cache)
@@ -148,7 +164,19 @@ def test_a_fork_is_a_copy_of_rows(model, tokens):
     )
 
 
-def test_wrong_uses_are_named(model, tokens):
+def test_iterations_of_a_call_never_shrink_while_positions_are_held(model: RecurrentDepthTransformer) -> None:
+    """Iteration j of a row with count R_b is stored at total - R_b + j: total is that of the deepest row ever held."""
+    cache = model.new_cache(3, 8)
+    assert cache.iterations_of(4) == 4 and cache.iterations_of(None) == 0
+    assert cache.iterations_of(torch.tensor([2, 5, 3])) == 5
+    cache.check([1, 1, 1], torch.tensor([2, 5, 3]))
+    cache.advance([1, 1, 1])
+    assert cache.iterations_of(torch.tensor([2, 3, 3])) == cache.fork([0, 2]).iterations_of(torch.tensor([2, 3])) == 5
+    cache.rollback([0, 0, 0])
+    assert cache.iterations_of(torch.tensor([2, 3, 3])) == 3  # nothing is held that was stored deeper
+
+
+def test_wrong_uses_are_named(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     with pytest.raises(ValueError, match="policy must be one of full, deepest, shared, not 'latest'"):
         model.new_cache(1, 8, "latest")
     with pytest.raises(ValueError, match="ring must be at least 1, not 0"):
@@ -165,7 +193,7 @@ def test_wrong_uses_are_named(model, tokens):
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(model, tokens):
+def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     ids = tokens(model.config, 1, 6)
     cache = model.new_cache(1, 5)
     first = model(ids[:, :4], 2, cache=cache)
@@ -176,7 +204,7 @@ def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(model
     torch.testing.assert_close(torch.cat([first.logits, last.logits], 1), model(ids[:, :5], 2).logits)
 
 
-def test_a_cache_beyond_the_models_limit_is_refused(model):
+def test_a_cache_beyond_the_models_limit_is_refused(model: RecurrentDepthTransformer) -> None:
     with pytest.raises(ValueError, match="max_length 65 is more than the model's limit of 64 positions"):
         model.new_cache(1, 65)
 
@@ -184,7 +212,7 @@ def test_a_cache_beyond_the_models_limit_is_refused(model):
 @pytest.mark.parametrize(("first", "second"), [
     (2, 3), (2, torch.tensor([2, 2])), (torch.tensor([1, 2]), 2), (torch.tensor([1, 2]), torch.tensor([2, 1])),
 ], ids=str)  # fmt: skip
-def test_another_depth_is_refused(model, tokens, first, second):
+def test_another_depth_is_refused(model: RecurrentDepthTransformer, tokens: Tokens, first: Any, second: Any) -> None:
     """Keys of one depth cannot stand in for those of another: a deeper call would see tokens without keys."""
     ids = tokens(model.config, 2, 4)
     cache = model.new_cache(2, 8)
@@ -194,7 +222,7 @@ def test_another_depth_is_refused(model, tokens, first, second):
     model(ids, first, cache=cache)
 
 
-def test_another_batch_size_is_refused(model, tokens):
+def test_another_batch_size_is_refused(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     """One row would otherwise be copied over all rows of the cache, silently."""
     cache = model.new_cache(2, 8)
     for rows in (1, 3):
@@ -202,13 +230,13 @@ def test_another_batch_size_is_refused(model, tokens):
             model(tokens(model.config, rows, 4), 2, cache=cache)
 
 
-def test_readings_are_refused_beside_a_cache(model, tokens):
+def test_readings_are_refused_beside_a_cache(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     """The coda's keys of older tokens belong to the last iteration; a reading at an earlier one would mix the two."""
     with pytest.raises(ValueError, match="read_at cannot be used with a cache"):
         model(tokens(model.config, 1, 4), 4, cache=model.new_cache(1, 8), read_at=[1])
 
 
-def test_a_refused_call_leaves_the_cache_usable(model, tokens):
+def test_a_refused_call_leaves_the_cache_usable(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     ids = tokens(model.config, 1, 5)
     cache = model.new_cache(1, 8)
     first = model(ids[:, :3], 2, cache=cache)
@@ -218,13 +246,13 @@ def test_a_refused_call_leaves_the_cache_usable(model, tokens):
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), model(ids, 2).logits)
 
 
-def test_a_cached_call_keeps_no_gradients_and_gives_them_back(model, tokens):
+def test_a_cached_call_keeps_no_gradients_and_gives_them_back(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
     out = model(tokens(model.config, 1, 4), 2, cache=model.new_cache(1, 4))
     assert not out.logits.requires_grad and not out.state.requires_grad
     assert torch.is_grad_enabled()
 
 
-def test_a_transformers_cache(build, tokens):
+def test_a_transformers_cache(build: Build, tokens: Tokens) -> None:
     model = build(TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=3))
     cache = model.new_cache(1, 4)
     model(tokens(model.config, 1, 4), cache=cache)
@@ -233,7 +261,7 @@ def test_a_transformers_cache(build, tokens):
         model(tokens(model.config, 1, 1), cache=cache)
 
 
-def test_a_cache_serves_a_call_under_autocast(build, small, tokens):
+def test_a_cache_serves_a_call_under_autocast(build: Build, small: Small, tokens: Tokens) -> None:
     model = build(small(), torch.float32)
     ids = tokens(model.config, 1, 5)
     cache = model.new_cache(1, 5)
@@ -244,7 +272,7 @@ def test_a_cache_serves_a_call_under_autocast(build, small, tokens):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build, small, tokens, padded):
+def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build: Build, small: Small, tokens: Tokens, padded: bool) -> None:
     """Keys and values rounded to bfloat16 under a model of fp32: prefill, a second chunk, positions one by one."""
     model = build(small(), torch.float32)
     ids, mask = tokens(model.config, 2, 9), torch.ones(2, 5, dtype=torch.int64)
@@ -263,7 +291,7 @@ def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build, small, to
 
 
 @pytest.mark.parametrize("family", [RecurrentDepthConfig, InnerThinkingConfig], ids=lambda family: family.model_type)
-def test_rows_with_counts_of_their_own_outlive_the_deepest(build, tokens, family):
+def test_rows_with_counts_of_their_own_outlive_the_deepest(build: Build, tokens: Tokens, family: type[ModelConfig]) -> None:
     """When the row with most iterations leaves, the others find their keys where they were written."""
     shape = {"n_layers": 3} if family is InnerThinkingConfig else {"n_core": 2}
     model = build(family(vocab_size=11, d_model=24, n_heads=3, max_length=32, mean_iterations=5, **shape))

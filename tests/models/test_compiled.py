@@ -1,17 +1,29 @@
 """Decoding with compiled blocks against decoding without. A compilation takes seconds, so this file asks for little."""
 
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from mull.models import InnerThinkingConfig, InnerThinkingTransformer, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
+    LanguageModel,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+)
+
+Build = Callable[..., LanguageModel]
+Tokens = Callable[..., Tensor]
 
 SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 12}
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(build, tokens):
+def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(build: Build, tokens: Tokens) -> None:
     """Prefill stays eager; the last column of the cache is reached, at two depths."""
     torch.compiler.reset()
     model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE))
@@ -28,7 +40,7 @@ def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_de
                 torch.testing.assert_close(fast.logits, slow.logits, rtol=1e-10, atol=1e-10)
 
 
-def test_models_never_find_each_others_code(build):
+def test_models_never_find_each_others_code(build: Build) -> None:
     """Compiled code does not look at modules again, and is found by its code object."""
     models = [build(RecurrentDepthConfig(wiring=wiring, **SHAPE)) for wiring in ("sandwich", "pre_norm")]
     for model in models:
@@ -37,12 +49,12 @@ def test_models_never_find_each_others_code(build):
     assert one is not other and one.co_code == other.co_code
 
 
-def test_training_and_uncached_calls_stay_eager(build, tokens):
+def test_training_and_uncached_calls_stay_eager(build: Build, tokens: Tokens) -> None:
     model = build(RecurrentDepthConfig(**SHAPE))
     model.compiled = None
     before = model(tokens(model.config, 2, 3), 2).logits
 
-    def never(*_):
+    def never(*_: Any) -> None:
         raise AssertionError("compiled code was called")
 
     model.compiled = never
@@ -55,12 +67,12 @@ def test_training_and_uncached_calls_stay_eager(build, tokens):
             model(tokens(model.config, 2, 1), 2, cache=cache)
 
 
-def test_inner_thinking_refuses():
+def test_inner_thinking_refuses() -> None:
     with pytest.raises(ValueError, match="cannot be compiled"):
         InnerThinkingTransformer(InnerThinkingConfig(**SHAPE)).compile_decoding()
 
 
-def test_compiling_leaves_what_is_saved_alone():
+def test_compiling_leaves_what_is_saved_alone() -> None:
     model = RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE))
     names = set(model.state_dict())
     model.compile_decoding()

@@ -1,18 +1,23 @@
 """Configurations: complete, frozen, keyword-only, and every mistake named with field, value and limit."""
 
 from dataclasses import FrozenInstanceError, asdict, fields
+from typing import Any
 
 import pytest
 
-from mull.models import RecurrentDepthConfig, TransformerConfig
+from mull.models import ModelConfig, RecurrentDepthConfig, TransformerConfig
+from mull.models.families import FAMILIES as REGISTERED
 
-FAMILIES = [RecurrentDepthConfig, TransformerConfig]
+Fields = dict[str, Any]
+
+FAMILIES = [model_class.config_class for model_class in REGISTERED.values()]
+OPEN = {"step_start"}  # None says something of its own: what the rule says
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_after_construction_no_field_is_left_open(family):
+def test_after_construction_no_field_is_left_open(family: type[ModelConfig]) -> None:
     config = family(vocab_size=5, d_model=100, n_heads=10)
-    assert None not in asdict(config).values()
+    assert {name for name, value in asdict(config).items() if value is None} <= OPEN
     assert config.n_kv_heads == config.kv_heads == 10
     assert config.head_dim == 10
     assert config.d_ff == config.mlp_width == 272  # 8/3 of 100 is 266.7; the next multiple of 8
@@ -20,14 +25,14 @@ def test_after_construction_no_field_is_left_open(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_configuration_says_makes_it_again(family):
+def test_what_a_configuration_says_makes_it_again(family: type[ModelConfig]) -> None:
     config = family(vocab_size=5, d_model=100, n_heads=10, n_kv_heads=5, stop_tokens=[1, 4])
     assert config.stop_tokens == (1, 4)  # a list, as JSON has it, becomes a tuple
     assert family(**asdict(config)) == config
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_frozen_and_keyword_only(family):
+def test_frozen_and_keyword_only(family: type[ModelConfig]) -> None:
     config = family(vocab_size=5)
     with pytest.raises(FrozenInstanceError):
         config.d_model = 8
@@ -74,7 +79,7 @@ WRONG_TYPES = [
 @pytest.mark.parametrize(
     ("changes", "message"), WRONG_VALUES + WRONG_TYPES, ids=lambda x: x if isinstance(x, str) else ""
 )
-def test_a_mistake_is_named(family, changes, message):
+def test_a_mistake_is_named(family: type[ModelConfig], changes: Fields, message: str) -> None:
     with pytest.raises(ValueError, match=f"{family.__name__}: .*{message}"):
         family(**{"vocab_size": 5} | changes)
 
@@ -86,27 +91,38 @@ def test_a_mistake_is_named(family, changes, message):
     (RecurrentDepthConfig, {"mean_iterations": 0}, "mean_iterations must be at least 1, not 0"),
     (RecurrentDepthConfig, {"mean_iterations": 8.5}, "mean_iterations must be int, not 8.5"),
     (RecurrentDepthConfig, {"injection": "gate"}, "injection must be one of 'concat', 'add', 'diagonal', not 'gate'"),
+    (RecurrentDepthConfig, {"injection": ["add"]}, r"injection must be str, not \['add'\]"),
     (TransformerConfig, {"n_layers": 0}, "n_layers must be at least 1, not 0"),
 ])  # fmt: skip
-def test_a_mistake_in_the_fields_of_a_family_is_named(family, changes, message):
+def test_a_mistake_in_the_fields_of_a_family_is_named(family: type[ModelConfig], changes: Fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         family(**{"vocab_size": 5} | changes)
 
 
-def test_all_mistakes_are_told_at_once():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_is_a_word_of_a_registry(family: type[ModelConfig]) -> None:
+    """No field is free text: each has a registry, whose words a wrong one is told."""
+    assert {f.name for f in fields(family) if f.type == "str"} == set(family.choices)
+    for name, registry in family.choices.items():
+        known = ", ".join(map(repr, registry))
+        with pytest.raises(ValueError, match=f"{name} must be one of {known}, not 'other'"):
+            family(**{"vocab_size": 5, name: "other"})
+
+
+def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(ValueError, match=r"d_model 10 is not divisible by n_heads 4; .*stop_tokens.*; n_core must be"):
         RecurrentDepthConfig(vocab_size=5, d_model=10, stop_tokens=(7,), n_core=0)
 
 
-def test_positions_none_allows_an_odd_head_width():
+def test_positions_none_allows_an_odd_head_width() -> None:
     assert RecurrentDepthConfig(vocab_size=5, d_model=12, positions="none").head_dim == 3
 
 
-def test_a_whole_number_passes_for_a_float():
+def test_a_whole_number_passes_for_a_float() -> None:
     assert RecurrentDepthConfig(vocab_size=5, rope_base=10_000).rope_base == 10_000
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_depth_is_no_shape(family):
+def test_depth_is_no_shape(family: type[ModelConfig]) -> None:
     """The iteration count of a call is in no configuration; only the mean of training is, for the initialisation."""
     assert "iterations" not in {f.name for f in fields(family)}

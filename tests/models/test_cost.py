@@ -1,23 +1,32 @@
 """What is counted is verified: parameters with the module, FLOPs with torch's counter, cache bytes with the tensors."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mull.models import (
     InnerThinkingConfig,
     InnerThinkingTransformer,
+    LanguageModel,
     ModelConfig,
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
     Transformer,
     TransformerConfig,
-    cost,
 )
-from mull.models.routing import BLOCK
+from mull.models.inner_thinking import BLOCK
+from mull.models.rules import RULES
+
+Build = Callable[..., LanguageModel]
+Configurations = st.SearchStrategy[ModelConfig]
+Tokens = Callable[..., Tensor]
 
 WIDE = {"vocab_size": 50, "d_model": 48, "n_heads": 6}
 COSTED = {
@@ -30,7 +39,7 @@ COSTED = {
 }
 
 
-def counted(model, backward, **arguments):
+def counted(model: LanguageModel, backward: bool, **arguments: Any) -> float:
     """FLOPs per token as torch counts them; attention as matrix products, since the CPU's own kernel is not counted."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         out = model(torch.zeros(2, 17, dtype=torch.int64), **arguments)
@@ -40,81 +49,94 @@ def counted(model, backward, **arguments):
 
 
 @given(data=st.data())
-def test_parameters_are_exactly_those_of_the_module(any_config, build, data):
+def test_parameters_are_exactly_those_of_the_module(any_config: Configurations, build: Build, data: st.DataObject) -> None:
     config = data.draw(any_config)
-    assert cost.parameters(config) == sum(p.numel() for p in build(config).parameters())
+    assert config.parameters == sum(p.numel() for p in build(config).parameters())
 
 
 @pytest.mark.parametrize("config", COSTED.values(), ids=COSTED)
-def test_flops_agree_with_the_counter_within_one_percent(config):
+def test_flops_agree_with_the_counter_within_one_percent(config: ModelConfig) -> None:
     looped = isinstance(config, RecurrentDepthConfig)
     model = (RecurrentDepthTransformer if looped else Transformer)(config)
     iterations, arguments = (4, {"iterations": 4}) if looped else (None, {})
-    claimed = cost.flops_per_token(config, iterations, 17)
+    claimed = config.flops_per_token(iterations, 17)
     assert claimed == pytest.approx(counted(model, False, **arguments), rel=0.01)
     for window in (None, 2, 9) if looped else (None,):
         windowed = arguments | ({"backprop_iterations": window} if looped else {})
-        claimed = cost.training_flops_per_token(config, iterations, 17, window)
+        claimed = config.training_flops_per_token(iterations, 17, window)
         assert claimed == pytest.approx(counted(model, True, **windowed), rel=0.01)
 
 
+def test_executed_flops_are_those_of_the_iterations_that_rows_had() -> None:
+    """Rows with fewer iterations hold: what they would have cost is not counted."""
+    config = COSTED["concat"]
+    out = RecurrentDepthTransformer(config)(torch.zeros(2, 17, dtype=torch.int64), torch.tensor([1, 4]))
+    executed = RecurrentDepthTransformer(config).executed_flops_per_token(out)
+    assert executed == (config.flops_per_token(1, 17) + config.flops_per_token(4, 17)) / 2
+
+
 @given(data=st.data(), iterations=st.integers(1, 4), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
-def test_cache_bytes_are_those_of_the_tensors(any_config, build, data, iterations, dtype):
+def test_cache_bytes_are_those_of_the_tensors(any_config: Configurations, build: Build, data: st.DataObject, iterations: int, dtype: torch.dtype) -> None:
     config = data.draw(any_config)
     looped = config.default_iterations is not None
     model = build(config, dtype)
     cache = model.new_cache(3, 8)
     model(torch.zeros(3, 5, dtype=torch.int64), cache=cache, **({"iterations": iterations} if looped else {}))
-    claimed = cost.cache_bytes_per_token(config, iterations if looped else None, dtype)
+    claimed = config.cache_bytes_per_token(iterations if looped else None, dtype.itemsize)
     held = sum(tensor.untyped_storage().nbytes() for tensor in cache.layers.values())
     assert claimed == cache.bytes_per_token
-    assert claimed * 3 * (8 + 1) == cache.nbytes == held  # one column to spare: see Cache.window
+    assert claimed * 3 * (8 + 1) == cache.nbytes == held  # one column to spare: see Cache.grow
 
 
 ROUTED = {
     "hold": InnerThinkingConfig(**WIDE, n_layers=4, n_kv_heads=2),
-    "literal": InnerThinkingConfig(**WIDE, n_layers=3, skipped="literal", wiring="sandwich", qk_norm=True),
-    "symmetric": InnerThinkingConfig(**WIDE, n_layers=3, weighting="symmetric", thinking_layers=(0, 2)),
-    "no connection": InnerThinkingConfig(**WIDE, n_layers=2, skipped="literal", residual_thinking=False),
-    "loop": InnerThinkingConfig(**WIDE, n_layers=2, routing=False, residual_thinking=False, step_encoding=False),
+    **{rule: InnerThinkingConfig(**WIDE, n_layers=3, rule=rule, thinking_layers=(0, 2)) for rule in RULES},
+    "sandwich": InnerThinkingConfig(**WIDE, n_layers=3, rule="paper_literal", wiring="sandwich", qk_norm=True),
+    "all tokens": InnerThinkingConfig(**WIDE, n_layers=2, routing=False, rule="loop", step_encoding=False),
 }
 
 
 @pytest.mark.parametrize("config", ROUTED.values(), ids=ROUTED)
 @pytest.mark.parametrize("capacity", [None, 0.5, 1.0, (0.9, 0.0, 0.3), (0.0, 0.0, 1.0), 0])
-def test_routed_flops_agree_with_the_counter_within_one_percent(config, capacity):
+def test_routed_flops_agree_with_the_counter_within_one_percent(config: ModelConfig, capacity: Any) -> None:
     """At 20 positions every capacity here is a whole number of tokens, so that what is asked for is what runs."""
     if capacity is not None and not config.routing:
         capacity = None
     model = InnerThinkingTransformer(config).train()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(torch.zeros(2, 20, dtype=torch.int64), iterations=4, capacity=capacity)
-    assert cost.flops_per_token(config, 4, 20, capacity) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
+    assert config.flops_per_token(4, 20, capacity) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
 
 
 @pytest.mark.parametrize("capacity", [0.3, 0.7])
-def test_flops_in_eval_are_those_of_the_tokens_that_went(capacity):
+def test_flops_in_eval_are_those_of_the_tokens_that_went(capacity: Any) -> None:
     """A single row gathers the tokens over the threshold, in blocks of eight."""
     torch.manual_seed(0)
     model, ids = InnerThinkingTransformer(ROUTED["hold"]).eval(), torch.arange(40)[None]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         out = model(ids, iterations=4, capacity=capacity)
-    once = cost.once_flops(model.config, 40)
     shares = ((out.selected[0].sum(dim=0) / BLOCK).ceil() * BLOCK / 40).tolist()  # by layer and pass
-    went = once + sum(cost.routed_flops(model.config, 40, layer) for layer in shares)
+    went = model.config.flops_at_shares(shares, 40)
+    exact = model.config.flops_at_shares(out.selected[0].double().mean(dim=0).tolist(), 40)
+    assert model.executed_flops_per_token(out) == pytest.approx(exact) and exact <= went
     assert counter.get_total_flops() / 40 == pytest.approx(went, rel=0.01)
     assert min(map(min, shares)) > 0 and min(map(max, shares)) < 1
 
 
-def test_training_a_routed_model_costs_three_forwards():
+def test_training_a_routed_model_costs_three_forwards() -> None:
     config, ids = ROUTED["hold"], torch.zeros(2, 20, dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         InnerThinkingTransformer(config).train()(ids, iterations=4).logits.sum().backward()
-    assert cost.training_flops_per_token(config, 4, 20) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
+    assert config.training_flops_per_token(4, 20) == pytest.approx(counter.get_total_flops() / 40, rel=0.01)
 
 
-def test_a_family_without_a_known_cost_is_refused():
+def test_a_family_that_says_no_cost_is_refused() -> None:
     config = ModelConfig(vocab_size=5)
-    for ask in (cost.parameters, lambda c: cost.flops_per_token(c, 1, 1), lambda c: cost.cache_bytes_per_token(c, 1)):
-        with pytest.raises(TypeError, match="no cost is known for ModelConfig"):
-            ask(config)
+    for ask in (
+        lambda: config.parameters,
+        lambda: config.flops_per_token(1, 1),
+        lambda: config.training_flops_per_token(1, 1),
+        lambda: config.cache_bytes_per_token(1),
+    ):
+        with pytest.raises(NotImplementedError):
+            ask()

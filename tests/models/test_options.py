@@ -1,37 +1,47 @@
 """Every documented value of every option runs, forward and backward, in every arrangement of layers and every dtype."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from mull.models import (
-    InnerThinkingConfig,
-    RecurrentDepthConfig,
-    RecurrentDepthTransformer,
-    Transformer,
-    TransformerConfig,
-)
+from mull.models import IteratedModel, LanguageModel, ModelConfig, ModelOutput, RecurrentDepthConfig
+from mull.models.families import FAMILIES
+from mull.models.injection import INJECTIONS
+
+Build = Callable[..., LanguageModel]
+Configurations = st.SearchStrategy[ModelConfig]
+Small = Callable[..., RecurrentDepthConfig]
+Tokens = Callable[..., Tensor]
+Fields = dict[str, Any]
 
 
-def run(model, ids):
-    """Forward at 5 iterations, with a gradient window of 2 where there is one, and backward from what is read out."""
-    looped = not isinstance(model, Transformer)
-    window = {"backprop_iterations": 2} if isinstance(model, RecurrentDepthTransformer) else {}
-    out = model(ids, **({"iterations": 5, **window} if looped else {}))
+def arguments(model: LanguageModel, iterations: int | Tensor = 5) -> Fields:
+    """Of a call: the iterations of a model that has them, with a gradient window of 2 where there is one."""
+    window = {"backprop_iterations": 2} if isinstance(model, IteratedModel) else {}
+    return {} if model.config.default_iterations is None else {"iterations": iterations, **window}
+
+
+def run(model: LanguageModel, ids: Tensor) -> ModelOutput:
+    """Forward at 5 iterations, and backward from what is read out."""
+    out = model(ids, **arguments(model))
     read = out.logits.float().square().mean() + (0 if out.exit_logit is None else out.exit_logit.float().mean())
     read.backward()
     return out
 
 
-def assert_every_parameter_learns(model):
+def assert_every_parameter_learns(model: LanguageModel) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_value_runs_forward_and_backward(config, build, tokens):
+def test_a_value_runs_forward_and_backward(config: ModelConfig, build: Build, tokens: Tokens) -> None:
     model = build(config, torch.float32).train()
     out = run(model, tokens(config, 2, 7))
     assert out.logits.shape == (2, 7, config.vocab_size)
@@ -41,7 +51,7 @@ def test_a_value_runs_forward_and_backward(config, build, tokens):
     assert_every_parameter_learns(model)
 
 
-def test_a_value_runs_under_bf16_autocast(config, build, tokens):
+def test_a_value_runs_under_bf16_autocast(config: ModelConfig, build: Build, tokens: Tokens) -> None:
     """Weights cast without gradient before the window must not be reused inside it."""
     model = build(config, torch.float32).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -50,16 +60,34 @@ def test_a_value_runs_under_bf16_autocast(config, build, tokens):
     assert_every_parameter_learns(model)
 
 
-def test_a_value_runs_in_a_bf16_model(config, build, tokens):
+def test_a_value_runs_in_a_bf16_model(config: ModelConfig, build: Build, tokens: Tokens) -> None:
     model = build(config, torch.bfloat16).train()
     out = run(model, tokens(config, 2, 7))
     assert out.logits.dtype == out.state.dtype == torch.bfloat16
     assert_every_parameter_learns(model)
 
 
+def test_a_value_trains_with_counts_by_row(config: ModelConfig, build: Build, tokens: Tokens) -> None:
+    """Answers and gradients of a training batch whose rows have counts of their own are those of its rows."""
+    model, ids, counts = build(config).train(), tokens(config, 3, 7), torch.tensor([1, 4, 2])
+    together, apart = (list[Tensor]() for _ in range(2))
+    out = model(ids, **arguments(model, counts))
+    out.logits.square().sum().backward()
+    for found in (together, apart):
+        for parameter in model.parameters():
+            found.append(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone())
+        if found is together:
+            model.zero_grad(set_to_none=True)
+            for row, count in enumerate(counts.tolist()):
+                alone = model(ids[row : row + 1], **arguments(model, count))
+                torch.testing.assert_close(out.logits[row], alone.logits[0], rtol=1e-10, atol=1e-10)
+                alone.logits.square().sum().backward()
+    torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
+
+
 @settings(max_examples=15)
 @given(data=st.data())
-def test_any_combination_of_values_runs_in_an_fp64_model(any_config, build, tokens, data):
+def test_any_combination_of_values_runs_in_an_fp64_model(any_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject) -> None:
     config = data.draw(any_config)
     model = build(config).train()
     out = run(model, tokens(config, 2, 5))
@@ -77,8 +105,8 @@ def test_any_combination_of_values_runs_in_an_fp64_model(any_config, build, toke
     ],
     ids=str,
 )
-@pytest.mark.parametrize("family", [RecurrentDepthConfig, InnerThinkingConfig, TransformerConfig])
-def test_odd_shapes_run(build, tokens, family, shape):
+@pytest.mark.parametrize("family", [model_class.config_class for model_class in FAMILIES.values()])
+def test_odd_shapes_run(build: Build, tokens: Tokens, family: type[ModelConfig], shape: Fields) -> None:
     config = family(**{"vocab_size": 3} | shape)
     for batch_size, length in ((1, 1), (3, 1), (1, 5)):
         assert run(build(config).train(), tokens(config, batch_size, length)).logits.isfinite().all()
@@ -86,16 +114,16 @@ def test_odd_shapes_run(build, tokens, family, shape):
 
 @pytest.mark.parametrize("changes", [
     {"wiring": "pre_norm"}, {"positions": "none"}, {"rotary_layout": "half"}, {"qk_norm": True}, {"qk_bias": False},
-    {"tie_embeddings": False}, {"injection": "add"}, {"injection": "diagonal"},
+    {"tie_embeddings": False}, *({"injection": name} for name in INJECTIONS if name != "concat"),
     {"n_kv_heads": 6}, {"rope_base": 100.0}, {"norm_eps": 0.1}, {"n_core": 2},
 ], ids=str)  # fmt: skip
-def test_every_field_is_heard(build, small, tokens, changes):
+def test_every_field_is_heard(build: Build, small: Small, tokens: Tokens, changes: Fields) -> None:
     """A field that changes nothing is a field that is ignored."""
     ids = tokens(small(), 2, 7)
     assert (build(small())(ids, 3).logits - build(small(**changes))(ids, 3).logits).abs().max() > 1e-4
 
 
-def test_the_exit_gate_is_read_beside_the_logits_and_changes_no_answer(build, small, tokens):
+def test_the_exit_gate_is_read_beside_the_logits_and_changes_no_answer(build: Build, small: Small, tokens: Tokens) -> None:
     config = small(exit_gate=True)
     model, ids = build(config), tokens(config, 2, 7)
     out = model(ids, 3)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
 from mull.inference.measure.results import Result
-from mull.models import LanguageModel, RecurrentDepthTransformer, cost
+from mull.models import LanguageModel, RecurrentDepthTransformer
 
 MakeModel = Callable[..., LanguageModel]
 Batch = tuple[Tensor, Tensor]
@@ -73,7 +73,7 @@ def test_one_sweep_equals_separate_runs(make_model: MakeModel) -> None:
         assert result.difficulty == 7
         for name, value in slow(model, batch, result.iterations).items():
             assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
-        assert result.flops_per_token == cost.flops_per_token(model.config, result.iterations, 7)
+        assert result.flops_per_token == model.config.flops_per_token(result.iterations, 7)
         assert result.bits_per_byte is None
 
 
@@ -84,7 +84,7 @@ def test_a_transformer_has_one_result(make_model: MakeModel) -> None:
     assert result.iterations is None
     for name, value in slow(model, batch, None).items():
         assert getattr(result, name) == pytest.approx(value, rel=1e-9), name
-    assert result.flops_per_token == cost.flops_per_token(model.config, None, 5)
+    assert result.flops_per_token == model.config.flops_per_token(None, 5)
 
 
 def test_exactly_one_unroll_and_one_readout_a_count(make_model: MakeModel) -> None:

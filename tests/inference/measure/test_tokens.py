@@ -8,7 +8,7 @@ import torch
 
 import mull
 from mull.checkpoints import load_tokenizer
-from mull.inference.adaptive import think_until
+from mull.inference.early_exit import think_until
 from mull.inference.exits import parse
 from mull.inference.measure.tokens import Use, class_of, grouped, token_tables, token_uses, write_heat_map
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, LanguageModel

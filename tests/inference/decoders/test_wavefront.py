@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mull.inference.decoders import choose_decoder
+from mull.inference.decoders.wavefront import Wavefront, Window, move
 from mull.inference.generate import generate, stream
 from mull.inference.sampling import Draw
-from mull.inference.wavefront import Wavefront, Window, move, parse_wavefront
 from mull.models import LanguageModel, RecurrentDepthTransformer
 from mull.models.cache import Cache
-from mull.models.layers import Frame
+from mull.models.positions import Context
 
 MakeModel = Callable[..., LanguageModel]
 LIVELY = (2, 11, 53, 56)  # seeds of models that go on changing their mind: elsewhere the first guess is the last
@@ -45,8 +46,8 @@ def twin(
         window = [Position(tokens[0])]
         while len(tokens) < n_new:
             held = list(cache.lengths)
-            frame = model.frame(torch.tensor([[p.token for p in window]]), None, cache, limit)
-            entered = model.enter(torch.tensor([[p.token for p in window]]), frame)
+            context = model.context(torch.tensor([[p.token for p in window]]), None, cache, limit)
+            entered = model.enter(torch.tensor([[p.token for p in window]]), context)
             befores, dues = [], []
             for j, p in enumerate(window):
                 new = entered[0, j]
@@ -54,15 +55,15 @@ def twin(
                 p.state = torch.zeros_like(new) if p.state is None else p.state
                 befores.append(p.state)
                 dues.append(min(how.iterations, limit - p.used))
-            think = model.thinker(model.prepare(torch.stack([p.injected for p in window])[None]), frame)  # type: ignore[misc]
+            think = model.thinker(torch.stack([p.injected for p in window])[None], context)  # type: ignore[misc]
             for index in range(max(dues)):
                 after = think(torch.stack([p.state for p in window])[None], 0)[0]  # type: ignore[misc]
                 for j, p in enumerate(window):
                     if index >= max(dues) - dues[j]:
                         p.state, p.used = after[j], p.used + 1
             states = torch.stack([p.state for p in window])[None]  # type: ignore[misc]
-            guesses = model.read(states, frame).logits[0].argmax(-1).tolist()
-            frame.finish(None)
+            guesses = model.read(states, context).logits[0].argmax(-1).tolist()
+            context.commit(None)
             frozen = 0
             for j, p in enumerate(window):
                 assert p.state is not None
@@ -106,7 +107,7 @@ def test_one_position_that_never_settles_early_is_plain_decoding(
         mask[0, 0] = mask[-1, -1] = 0
     options = {"attention_mask": mask, "stop_tokens": [1, 4] if stops else [], "max_new_tokens": n_new}
     plain = generate(model, ids, limit, policy="shared", **options)  # type: ignore[arg-type]
-    front = generate(model, ids, limit, wavefront=f"{per_round}:1,threshold=0", **options)  # type: ignore[arg-type]
+    front = generate(model, ids, limit, decode=f"wavefront:{per_round}:1,threshold=0", **options)  # type: ignore[arg-type]
     assert torch.equal(front.tokens, plain.tokens)
     assert torch.equal(front.iterations, plain.iterations)
 
@@ -127,7 +128,7 @@ def test_a_row_is_what_its_slow_twin_writes(
     make_model: MakeModel, length: int, n_new: int, limit: int, seed: int, how: Wavefront
 ) -> None:
     model, ids = make_model("recurrent", LIVELY[seed % 4]), prompts(1, length, seed)
-    result = generate(model, ids, limit, max_new_tokens=n_new, stop_tokens=(), wavefront=how)
+    result = generate(model, ids, limit, max_new_tokens=n_new, stop_tokens=(), decode=how)
     assert isinstance(model, RecurrentDepthTransformer)
     tokens, used = twin(model, ids, limit, n_new, how)
     assert result.new_tokens[0].tolist() == tokens
@@ -157,7 +158,7 @@ def test_a_batch_is_its_rows(
     for row in range(rows):
         start = data.draw(st.integers(0, length - 1))
         mask[row, start : data.draw(st.integers(start + 1, length))] = 1
-    options = {"max_new_tokens": n_new, "stop_tokens": [2, 4] if stops else [], "wavefront": how}
+    options = {"max_new_tokens": n_new, "stop_tokens": [2, 4] if stops else [], "decode": how}
     together = generate(model, ids, limit, attention_mask=mask, **options)  # type: ignore[arg-type]
     for row in range(rows):
         alone = generate(model, ids[row, mask[row].bool()][None], limit, **options)  # type: ignore[arg-type]
@@ -173,17 +174,17 @@ def test_what_is_frozen_has_read_what_was_written(make_model: MakeModel, headway
     model, ids = make_model("recurrent", LIVELY[0]), prompts(1, 4)
     guessed: list[tuple[int, int]] = []
     caches: list[Cache] = []
-    frame = model.frame
+    context = model.context
 
-    def watched(tokens: Tensor, mask: Tensor | None, cache: Cache, iterations: int) -> Frame:
+    def watched(tokens: Tensor, mask: Tensor | None, cache: Cache, iterations: int) -> Context:
         caches.append(cache)
         guessed.extend((cache.length + place, token) for place, token in enumerate(tokens[0].tolist()))
-        return frame(tokens, mask, cache, iterations)
+        return context(tokens, mask, cache, iterations)
 
-    model.frame = watched  # type: ignore[method-assign, assignment]
+    model.context = watched  # type: ignore[method-assign, assignment]
     how = Wavefront(2, 6, threshold=0.2, headway=headway)
-    text = generate(model, ids, 8, max_new_tokens=16, stop_tokens=(), wavefront=how).tokens[:, :-1]
-    del model.frame
+    text = generate(model, ids, 8, max_new_tokens=16, stop_tokens=(), decode=how).tokens[:, :-1]
+    del model.context
     assert sum(text[0, column] != token for column, token in guessed) > 9, "the test needs guesses that were wrong"
     front, fresh, end = caches[-1], model.new_cache(1, 32, "shared"), text.shape[1]
     assert front.lengths == [end]
@@ -218,7 +219,9 @@ def test_every_row_moves_by_what_it_froze() -> None:
 def test_calls_are_saved_and_positions_stream_as_they_freeze(make_model: MakeModel) -> None:
     model, calls = make_model("recurrent"), []
     model.core[0].register_forward_hook(lambda *_: calls.append(1))  # type: ignore[index, union-attr]
-    positions = stream(model, prompts(1, 4), 12, max_new_tokens=25, stop_tokens=(), wavefront="2:9,threshold=0.3")
+    positions = stream(
+        model, prompts(1, 4), 12, max_new_tokens=25, stop_tokens=(), decode="wavefront:2:9,threshold=0.3"
+    )
     assert not calls
     next(positions)
     assert len(calls) == 12, "the first token needs the prefill and nothing more"
@@ -227,17 +230,19 @@ def test_calls_are_saved_and_positions_stream_as_they_freeze(make_model: MakeMod
 
 
 def test_the_models_limit_is_kept(make_model: MakeModel) -> None:
-    result = generate(make_model("recurrent"), prompts(2, 20), 4, max_new_tokens=99, stop_tokens=(), wavefront="1:30")
+    result = generate(
+        make_model("recurrent"), prompts(2, 20), 4, max_new_tokens=99, stop_tokens=(), decode="wavefront:1:30"
+    )
     assert result.tokens.shape == (2, 32)
 
 
 def test_sampled_text_and_noise_follow_the_seed(make_model: MakeModel) -> None:
     model, ids = make_model("recurrent"), prompts(3, 4)
 
-    def run(seed: int, temperature: float, wavefront: str, **options: Any) -> Tensor:
+    def run(seed: int, temperature: float, how: str, **options: Any) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return generate(
-            model, ids, 6, None, 10, temperature, generator, stop_tokens=(), wavefront=wavefront, **options
+            model, ids, 6, None, 10, temperature, generator, stop_tokens=(), decode=f"wavefront:{how}", **options
         ).new_tokens
 
     for temperature, how in ((1.0, "2:5"), (0.0, "2:5,noise=1"), (1.0, "2:5,noise=0.5")):
@@ -252,10 +257,10 @@ def test_sampled_text_and_noise_follow_the_seed(make_model: MakeModel) -> None:
 def test_a_sampled_window_of_one_is_distributed_as_plain_sampling(make_model: MakeModel) -> None:
     """Pairs of tokens of 3,000 rows: a chi-square test of homogeneity."""
     model, ids, counts = make_model("recurrent").float(), prompts(1, 3).expand(3000, 3), []
-    for seed, how in ((1, None), (2, "2:1,threshold=0")):
+    for seed, how in ((1, None), (2, "wavefront:2:1,threshold=0")):
         generator = torch.Generator().manual_seed(seed)
         drawn = generate(
-            model, ids, 4, None, 2, 1.0, generator, top_k=4, stop_tokens=(), wavefront=how, policy="shared"
+            model, ids, 4, None, 2, 1.0, generator, top_k=4, stop_tokens=(), decode=how, policy="shared"
         ).new_tokens
         counts.append(torch.bincount(drawn[:, 0] * 11 + drawn[:, 1], minlength=121).double())
     both = counts[0] + counts[1]
@@ -275,33 +280,50 @@ def test_a_draw_falls_into_a_tokens_part_of_the_line() -> None:
 
 
 def test_text_options() -> None:
-    assert parse_wavefront("4:32") == Wavefront(4, 32)
-    assert parse_wavefront("2:8,threshold=0.5,headway=2,momentum=0,noise=0.25") == Wavefront(2, 8, 0.5, 2, 0.0, 0.25)
-    assert parse_wavefront(None) is None
+    assert choose_decoder("wavefront:4:32", None) == Wavefront(4, 32)
+    text = "wavefront:2:8,threshold=0.5,headway=2,momentum=0,noise=0.25"
+    assert choose_decoder(text, None) == Wavefront(2, 8, 0.5, 2, 0.0, 0.25)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"wavefront": "4"}, "wavefront '4' is not ITERATIONS:WIDTH"),
-        ({"wavefront": "4:8,speed=2"}, "wavefront option 'speed=2' is not known; give some of threshold=0.03, headway"),
-        ({"wavefront": "4:8,headway=1.5"}, "wavefront option 'headway=1.5' is not known"),
-        ({"wavefront": "0:8"}, "wavefront: iterations must be at least 1, not 0"),
-        ({"wavefront": "4:0"}, "wavefront: width must be at least 1, not 0"),
-        ({"wavefront": "4:8,headway=0"}, "wavefront: headway must be at least 1, not 0"),
-        ({"wavefront": "4:8,threshold=-1"}, "wavefront: threshold -1.0 is not a number of at least 0"),
-        ({"wavefront": "4:8,threshold=nan"}, "wavefront: threshold nan is not a number of at least 0"),
-        ({"wavefront": "4:8,momentum=1"}, "wavefront: momentum 1.0 lies outside 0 <= momentum < 1"),
-        ({"wavefront": "4:8,noise=2"}, "wavefront: noise 2.0 lies outside 0 <= noise <= 1"),
-        ({"wavefront": "4:8,noise=0.5"}, "noise 0.5 is drawn at random, which needs a generator"),
-        ({"wavefront": "4:8", "exit": "latent:0.1"}, "it goes with no exit rule, speculation or warm start"),
-        ({"wavefront": "4:8", "speculate": "1:2"}, "it goes with no exit rule, speculation or warm start"),
-        ({"wavefront": "4:8", "warm_start": True}, "it goes with no exit rule, speculation or warm start"),
-        ({"wavefront": "4:8", "policy": "full"}, "needs a cache of policy shared and ring 1, not full and 1"),
-        ({"wavefront": "4:8", "ring": 2}, "a cache of policy shared and ring 1, not"),
-        ({"wavefront": "4:8", "iterations": 0}, "iterations must be at least 1, not 0"),
-        ({"wavefront": "4:8", "iterations": torch.tensor([2, 3])}, "one count of iterations for all rows"),
-        ({"wavefront": "4:8", "capacity": 0.5}, "has no routed passes"),
+        ({"decode": "wavefront:x"}, "decode wavefront: iterations 'x' is not an integer; write wavefront:4:32"),
+        (
+            {"decode": "wavefront:4:8,speed=2"},
+            "decode wavefront: option 'speed=2' is not known; give iterations=, width=, threshold=, headway=",
+        ),
+        (
+            {"decode": "wavefront:4:8,headway=1.5"},
+            "decode wavefront: headway '1.5' is not an integer; write wavefront:4:32",
+        ),
+        ({"decode": "wavefront:0:8"}, "wavefront: iterations must be at least 1, not 0"),
+        ({"decode": "wavefront:4:0"}, "wavefront: width must be at least 1, not 0"),
+        ({"decode": "wavefront:4:8,headway=0"}, "wavefront: headway must be at least 1, not 0"),
+        ({"decode": "wavefront:4:8,threshold=-1"}, "wavefront: threshold -1.0 is not a number of at least 0"),
+        ({"decode": "wavefront:4:8,threshold=nan"}, "wavefront: threshold nan is not a number of at least 0"),
+        ({"decode": "wavefront:4:8,momentum=1"}, "wavefront: momentum 1.0 lies outside 0 <= momentum < 1"),
+        ({"decode": "wavefront:4:8,noise=2"}, "wavefront: noise 2.0 lies outside 0 <= noise <= 1"),
+        ({"decode": "wavefront:4:8,noise=0.5"}, "noise 0.5 is drawn at random, which needs a generator"),
+        (
+            {"decode": "wavefront:4:8", "exit": "latent:0.1"},
+            "a call has one decoder: exit='latent:0.1'",
+        ),
+        (
+            {"decode": "wavefront:4:8", "warm_start": True},
+            "decode 'wavefront' does not understand warm_start=True; leave it out",
+        ),
+        (
+            {"decode": "wavefront:4:8", "policy": "full"},
+            "decode 'wavefront' needs a cache of policy shared, not full; leave policy out",
+        ),
+        ({"decode": "wavefront:4:8", "ring": 2}, "decode 'wavefront' does not understand ring=2; leave it out"),
+        ({"decode": "wavefront:4:8", "iterations": 0}, "iterations must be at least 1, not 0"),
+        ({"decode": "wavefront:4:8", "iterations": torch.tensor([2, 3])}, "one count of iterations for all rows"),
+        (
+            {"decode": "wavefront:4:8", "capacity": 0.5},
+            "decode 'wavefront' does not understand capacity=0.5; leave it out",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_one_line_before_the_first_token(
@@ -313,5 +335,7 @@ def test_bad_values_are_refused_in_one_line_before_the_first_token(
 
 
 def test_a_transformer_has_no_wavefront(make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match="a wavefront needs a model with a core that is iterated, not a Transformer"):
-        stream(make_model("transformer"), prompts(1, 3), wavefront="4:8")
+    with pytest.raises(
+        ValueError, match="decode 'wavefront' needs a model with a core that is iterated, not a Transformer"
+    ):
+        stream(make_model("transformer"), prompts(1, 3), decode="wavefront:4:8")

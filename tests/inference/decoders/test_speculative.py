@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mull.inference.decoders.speculative import accept
 from mull.inference.generate import generate
-from mull.inference.speculate import accept
 from mull.models import LanguageModel
 
 MakeModel = Callable[..., LanguageModel]
@@ -41,7 +41,7 @@ def test_greedy_output_is_that_of_plain_decoding(
         mask[0, 0] = mask[-1, -1] = 0
     options = {"attention_mask": mask, "stop_tokens": [1, 4] if stops else [], "max_new_tokens": n_new}
     plain = generate(model, ids, 5, **options)  # type: ignore[arg-type]
-    quick = generate(model, ids, 5, **options, speculate=f"{drafted}:{tokens}")  # type: ignore[arg-type]
+    quick = generate(model, ids, 5, **options, decode=f"speculate:{drafted}:{tokens}")  # type: ignore[arg-type]
     assert torch.equal(quick.tokens, plain.tokens)
     assert torch.equal(quick.iterations, plain.iterations)
 
@@ -49,7 +49,7 @@ def test_greedy_output_is_that_of_plain_decoding(
 def test_the_models_limit_is_kept(make_model: MakeModel) -> None:
     """max_length 32: drafts that would run over it are cut, and the text ends where plain decoding ends."""
     model, ids = make_model("recurrent"), prompts(2, 20)
-    quick = generate(model, ids, 4, max_new_tokens=99, stop_tokens=(), speculate="1:9")
+    quick = generate(model, ids, 4, max_new_tokens=99, stop_tokens=(), decode="speculate:1:9")
     assert quick.tokens.shape == (2, 32)
     assert torch.equal(quick.tokens, generate(model, ids, 4, max_new_tokens=99, stop_tokens=()).tokens)
 
@@ -61,7 +61,7 @@ def test_work_is_saved(make_model: MakeModel) -> None:
     generate(model, prompts(1, 4), 12, max_new_tokens=25, stop_tokens=())
     plain = len(calls)
     calls.clear()
-    generate(model, prompts(1, 4), 12, max_new_tokens=25, stop_tokens=(), speculate="6:6")
+    generate(model, prompts(1, 4), 12, max_new_tokens=25, stop_tokens=(), decode="speculate:6:6")
     assert len(calls) < plain
 
 
@@ -89,11 +89,9 @@ def test_sampled_text_is_distributed_as_plain_sampling(make_model: MakeModel) ->
     model, rows = make_model("recurrent").float(), 4000
     ids = prompts(1, 3).expand(rows, 3)
     counts = []
-    for seed, speculate in ((1, None), (2, "1:2")):
+    for seed, decode in ((1, None), (2, "speculate:1:2")):
         generator = torch.Generator().manual_seed(seed)
-        drawn = generate(
-            model, ids, 4, None, 2, 1.0, generator, top_k=4, stop_tokens=(), speculate=speculate
-        ).new_tokens
+        drawn = generate(model, ids, 4, None, 2, 1.0, generator, top_k=4, stop_tokens=(), decode=decode).new_tokens
         counts.append(torch.bincount(drawn[:, 0] * 11 + drawn[:, 1], minlength=121).double())
     both = counts[0] + counts[1]
     seen = both > 10
@@ -104,7 +102,9 @@ def test_sampled_text_is_distributed_as_plain_sampling(make_model: MakeModel) ->
 
 
 def test_a_transformer_cannot_draft(make_model: MakeModel) -> None:
-    with pytest.raises(ValueError, match="speculation needs a model with a core that is iterated, not a Transformer"):
-        generate(make_model("transformer"), prompts(1, 3), speculate="1:2")
+    with pytest.raises(
+        ValueError, match="decode 'speculate' needs a model with a core that is iterated, not a Transformer"
+    ):
+        generate(make_model("transformer"), prompts(1, 3), decode="speculate:1:2")
     with pytest.raises(ValueError, match="one count of iterations for all rows"):
-        generate(make_model("recurrent"), prompts(2, 3), torch.tensor([2, 3]), speculate="1:2")
+        generate(make_model("recurrent"), prompts(2, 3), torch.tensor([2, 3]), decode="speculate:1:2")

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mull.inference import adaptive
-from mull.inference.adaptive import think_until
-from mull.inference.exits import RULES, Exit, parse
+from mull.inference import early_exit
+from mull.inference.early_exit import think_until
+from mull.inference.exits import EXITS, Exit, parse
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
 from mull.models import LanguageModel, RecurrentDepthTransformer
@@ -129,7 +129,7 @@ def test_measure_counts_scored_positions(make_model: MakeModel) -> None:
     out = think_until(model, ids, LIMIT, parse("latent:0.3"))
     labels = out.logits.argmax(-1)
     labels[0, :2], labels[1, 0] = -100, (labels[1, 0] + 1) % 11
-    measured = adaptive.measure(model, [(ids, labels)], LIMIT)(parse("latent:0.3"))
+    measured = early_exit.measure(model, [(ids, labels)], LIMIT)(parse("latent:0.3"))
     assert measured.iterations == pytest.approx(out.iterations.double().mean().item())
     assert measured.accuracy == pytest.approx(7 / 8)
 
@@ -156,9 +156,11 @@ def test_models_that_cannot_follow_a_rule_say_so(make_model: MakeModel) -> None:
         generate(make_model("transformer"), ids_of(1, 3), exit="latent:0.1")
     with pytest.raises(ValueError, match="needs a model with an exit gate"):
         generate(make_model("recurrent"), ids_of(1, 3), exit="gate:0.1")
-    with pytest.raises(ValueError, match="one limit of iterations for all rows"):
+    with pytest.raises(
+        ValueError, match="decode 'adaptive' takes one count of iterations for all rows, not one per row"
+    ):
         generate(make_model("recurrent"), ids_of(2, 3), torch.tensor([1, 2]), exit="latent:0.1")
 
 
 def test_every_rule_is_at_work_here() -> None:
-    assert {text.partition(":")[0] for text in RULES_AT_WORK} == set(RULES)
+    assert {text.partition(":")[0] for text in RULES_AT_WORK} == set(EXITS)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mull.inference.lockstep import Round, Rounds, in_lockstep
+from mull.inference.rounds import Round, Rounds, in_lockstep
 
 STOP = torch.tensor([9])
 
@@ -31,7 +31,7 @@ def test_positions_come_when_every_writing_row_has_them() -> None:
         [[3]],
         [[4, 5]],
     ]
-    stream = in_lockstep(script(rounds, heard, closed), 4, STOP)
+    stream = in_lockstep(script(rounds, heard, closed), [4, 4, 4], STOP)
     seen = [(next(stream), len(heard)) for _ in range(4)]
     assert [position.tokens.tolist() for position, _ in seen] == [[1, 1, 1], [2, 2, 2], [3, 3, 3], [4, 9, 4]]
     assert [position.iterations.tolist() for position, _ in seen][-1] == [14, 19, 14]
@@ -42,13 +42,13 @@ def test_positions_come_when_every_writing_row_has_them() -> None:
 
 
 def test_rows_that_ended_are_filled_up_at_no_iterations() -> None:
-    positions = list(in_lockstep(script([[[9], [1]], [[2, 3]]], [], []), 3, STOP))
+    positions = list(in_lockstep(script([[[9], [1]], [[2, 3]]], [], []), [3, 3], STOP))
     assert [position.tokens.tolist() for position in positions] == [[9, 1], [9, 2], [9, 3]]
     assert [position.iterations.tolist() for position in positions] == [[19, 11], [0, 12], [0, 13]]
 
 
 def test_nothing_is_asked_for_when_nobody_goes_on() -> None:
     heard: list[list[int] | None] = []
-    assert len(list(in_lockstep(script([[[9], [9]], [[1], [1]]], heard, []), 5, STOP))) == 1
-    assert len(list(in_lockstep(script([[[1], [2]], [[1], [1]]], heard, []), 1, STOP))) == 1
+    assert len(list(in_lockstep(script([[[9], [9]], [[1], [1]]], heard, []), [5, 5], STOP))) == 1
+    assert len(list(in_lockstep(script([[[1], [2]], [[1], [1]]], heard, []), [1, 1], STOP))) == 1
     assert not heard

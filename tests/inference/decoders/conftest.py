@@ -1,0 +1,81 @@
+"""Every way of writing, read from the registry, and the families that it goes with; with the decoder of one's own."""
+
+from collections.abc import Callable
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from mull.inference.decoders import DECODERS, Decoder, check_decoder, choose_decoder
+from mull.models import LanguageModel
+from mull.models.families import FAMILIES
+
+LIMIT = 6  # iterations; more than any draft here has
+OWN = Path(__file__).with_name("contrast.py")
+MORE = (  # examples are written for long texts and large models: these are at work on tiny ones too
+    "adaptive:latent:0.3",
+    "adaptive:acceleration:0.4,minimum=2",
+    "adaptive:kl:0.05",
+    "speculate:1:3",
+    "speculate:5:2",
+    "wavefront:2:5,threshold=0.3,headway=2",
+    "wavefront:3:1,threshold=0",
+)
+
+
+def load_own() -> type[Decoder]:
+    """The class in contrast.py, as importing the file registers it; taken out again, since other tests read the
+    registry."""
+    spec = spec_from_file_location("contrast", OWN)
+    assert spec is not None and spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
+    return DECODERS.pop("contrast")
+
+
+CONTRAST = load_own()
+WAYS = {text: choose_decoder(text, None) for text in (*(kind.example for kind in DECODERS.values()), *MORE)}
+WAYS |= {text: CONTRAST.from_text(text.partition(":")[2]) for text in (CONTRAST.example, "contrast:2:3")}
+
+
+def goes_with(way: Decoder, family: str) -> bool:
+    model_class = FAMILIES[family]
+    model = model_class(model_class.config_class(vocab_size=2, d_model=2, n_heads=1))
+    try:
+        check_decoder(way, model, LIMIT if model.config.default_iterations else None, None, None, {})
+    except ValueError:
+        return False
+    return True
+
+
+PAIRS = [(text, family) for text in WAYS for family in FAMILIES if goes_with(WAYS[text], family)]
+REFUSED = [(text, family) for text in WAYS for family in FAMILIES if (text, family) not in PAIRS]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """Every way of writing with every family that it goes with."""
+    return request.param
+
+
+@pytest.fixture
+def way(pair: tuple[str, str]) -> Decoder:
+    return WAYS[pair[0]]
+
+
+@pytest.fixture
+def model(pair: tuple[str, str], make_model: Callable[..., LanguageModel]) -> LanguageModel:
+    """With an exit gate, where the family has one."""
+    return make_model(pair[1], **{"exit_gate": True} if pair[1] == "recurrent_depth" else {})
+
+
+@pytest.fixture(params=REFUSED, ids="-".join)
+def refused(request: pytest.FixtureRequest, make_model: Callable[..., LanguageModel]) -> tuple[Decoder, LanguageModel]:
+    """Every way of writing with every family that it does not go with."""
+    return WAYS[request.param[0]], make_model(request.param[1])
+
+
+@pytest.fixture
+def contrast(monkeypatch: pytest.MonkeyPatch) -> type[Decoder]:
+    """The decoder of one's own, registered for one test."""
+    monkeypatch.setitem(DECODERS, "contrast", CONTRAST)
+    return CONTRAST
