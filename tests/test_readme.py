@@ -73,7 +73,7 @@ def commands() -> list[list[str]]:
 def test_commands_name_what_exists(command: list[str]) -> None:
     """Every command, configuration and flag shown is one that there is."""
     assert command[0] in cli.COMMANDS
-    source = Path(cli.__file__).read_text() + (ROOT / "training" / "run.py").read_text()
+    source = Path(cli.__file__).read_text() + (ROOT / "training" / "cli.py").read_text()
     for word in command[1:]:
         if word.startswith("configs/"):
             assert (ROOT / word).is_file(), word

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import os
 import shutil
 import signal
@@ -16,10 +17,11 @@ from safetensors.torch import load_file
 import mull
 from mull.training import run as run_module
 from mull.training.callbacks import Throughput
+from mull.training.cli import make_logger
 from mull.training.data import TaskData
 from mull.training.losses import LastIteration
-from mull.training.module import NonFiniteLossError
-from mull.training.run import make_logger, train
+from mull.training.module import NonFiniteLossError, TrainingModule
+from mull.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
 
@@ -205,7 +207,7 @@ def test_the_average_is_exported(tmp_path, monkeypatch):
 def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, tmp_path, monkeypatch):
     """Guards the export: it writes the averaged weights also when another process has to make up for it."""
     whole = load_file(runs.whole / "model.safetensors")
-    for name, place in (("before", (run_module.TrainingModule, "on_train_end")), ("after", (run_module, "export"))):
+    for name, place in (("before", (TrainingModule, "on_train_end")), ("after", (run_module, "export"))):
         with monkeypatch.context() as patch:  # before and after the trainer puts the average in the weights' place
             patch.setattr(*place, fail)
             with pytest.raises(Broken):
@@ -214,6 +216,26 @@ def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, t
         train([*runs.args, str(tmp_path / name)])
         resumed = load_file(tmp_path / name / "model.safetensors")
         assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], name
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_again(runs, tmp_path, monkeypatch):
+    """Guards the order of the end: weights first, then depth.json and the card with it, with the same numbers."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskData, "evaluation_batches", fail)
+        with pytest.raises(Broken):
+            train([*runs.args, str(out)])
+    whole, written = (load_file(folder / "model.safetensors") for folder in (runs.whole, out))
+    assert all(torch.equal(whole[name], written[name]) for name in whole)
+    assert not (out / "depth.json").exists() and "By iteration count" not in (out / "README.md").read_text()
+    before = contents(out)
+    train([*runs.args, str(out)])
+    changed = {path.name for path, state in contents(out).items() if before.get(path) != state}
+    assert changed == {"depth.json", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+    depths = [json.loads((folder / "depth.json").read_text()) for folder in (runs.whole, out)]
+    rows = [[{**row, "seconds": None} for row in depth["rows"]] for depth in depths]
+    assert rows[0] == rows[1] and depths[1]["command"].startswith("mull train --config ")
 
 
 def test_an_interruption_from_the_keyboard_keeps_the_state(tmp_path, monkeypatch):

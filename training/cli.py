@@ -1,0 +1,135 @@
+"""The parser of `mull train`: Lightning's command line over `TrainingModule` and any data module.
+
+Every argument of the trainer, the module and the data module is a field of the YAML file and an option of the command
+line; the options after --config override the files, and a later --config overrides an earlier one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from mull.models.loop import check_count
+from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput
+from mull.training.module import TrainingModule
+
+# What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 1000,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def read_configuration(args: list[str]) -> TrainingCLI:
+    """Parse the arguments of `mull train`; build the network, the data module and the trainer. Nothing is written.
+
+    Raises:
+        ValueError: no configuration is named, or a value in it is wrong.
+    """
+    if not args:
+        raise ValueError("name the run: mull train --config FILE, for example configs/demo.yaml")
+    return TrainingCLI(
+        TrainingModule,
+        pl.LightningDataModule,
+        subclass_mode_data=True,
+        save_config_callback=None,
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_kwargs={"exit_on_error": False, "prog": "mull train"},
+        args=args,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
+    )
+
+
+class TrainingCLI(LightningCLI):
+    """A configured run.
+
+    Attributes:
+        model, datamodule, trainer: the `TrainingModule`, the data module and Lightning's Trainer.
+        folder: folder of the run.
+        last: file of the trainer's state, inside the folder.
+        resolved: every field of the configuration with its value, except where the run lies.
+    """
+
+    folder: Path
+    last: Path
+    resolved: dict[str, Any]
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--output", type=str | None, default=None, help="folder of the run (checkpoints/<config>)")
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of torch (its own choice)")
+        parser.add_argument("--save_every", type=int, default=100, help="steps between resumable states")
+        parser.add_argument(
+            "--logger", type=Literal["csv", "wandb"], default="csv", help="wandb starts offline; `wandb sync` uploads"
+        )
+        # what the network must know of the data, and one seed for everything
+        parser.link_arguments("data.vocab_size", "model.network.init_args.config.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.stop_tokens", "model.network.init_args.config.stop_tokens", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def before_instantiate_classes(self) -> None:
+        check_count("save_every", self.config.save_every)
+        check_count("trainer.max_steps", self.config.trainer.max_steps)
+        if self.config.threads is not None:
+            check_count("threads", self.config.threads)
+            torch.set_num_threads(self.config.threads)
+        self.folder = Path(self.config.output or default_folder(self.config))
+        self.last = self.folder / "trainer" / "last.ckpt"
+        self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
+        for where in ("config", "output"):  # the run stays the same run if its folder or its files are moved
+            self.resolved.pop(where, None)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""
+        state = self.last.parent
+        saving = ModelCheckpoint(
+            dirpath=state, filename="last", every_n_train_steps=self.config.save_every, enable_version_counter=False
+        )
+        # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
+        # holds what the other callbacks did at that step.
+        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), saving]
+        logger = self.config_init.trainer.logger or make_logger(self.config.logger, state)
+        trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if trainer.progress_bar_callback is not None:
+            callbacks[callbacks.index(trainer.progress_bar_callback)] = ProgressBar()
+        return trainer
+
+
+def default_folder(config: Any) -> Path:
+    """checkpoints/<name of the last configuration file>, for a run without --output."""
+    if not config.config:
+        raise ValueError("name the run: pass --config FILE or --output FOLDER")
+    return Path("checkpoints") / Path(str(config.config[-1])).stem
+
+
+def make_logger(name: Literal["csv", "wandb"], folder: Path) -> Logger:
+    """The logger of that name, writing below the folder; wandb uploads nothing unless WANDB_MODE says so."""
+    if name == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        return WandbLogger(project="mull", save_dir=folder)
+    return CSVLogger(folder, name="logs")
+
+
+def quiet() -> None:
+    """Keep the trainer's product tips and hardware notes off the screen; warnings about the run still show."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*tensorboardX.*", ".*LightningCLI's args.*", ".*LeafSpec.*",
+                    ".*IterableDataset.*__len__.*", ".*Checkpoint directory.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", message)

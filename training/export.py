@@ -1,0 +1,60 @@
+"""From a trained network to a checkpoint folder: the weights first, then what they can do at each iteration count.
+
+A crash while measuring loses no weights: the folder is complete but for depth.json, and the same command line measures
+again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mull.checkpoints.card import model_card
+from mull.checkpoints.files import replace_all
+from mull.checkpoints.store import CARD, CONFIG, DEPTH, load, save
+from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.results import to_json
+from mull.inference.measure.table import print_table
+from mull.models import LanguageModel
+from mull.models.families import FAMILIES
+from mull.training.callbacks import calibrate
+
+
+def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
+    """Write the checkpoint folder of a trained network, without depth.json.
+
+    Args:
+        network: the network with its final weights; one of your own has no folder format, and nothing is written.
+        data: its data module, whose held-out batches set the thresholds of routers, and whose tokenizer is saved.
+        folder: where the checkpoint goes.
+        training: the resolved configuration, as YAML text.
+    """
+    if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
+        print(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
+        return
+    network.eval()
+    calibrate(network, data.val_dataloader())
+    save(network, folder, tokenizer=getattr(data, "tokenizer", None), training=training)
+    print(f"wrote {folder}")
+
+
+def measure(folder: Path, data: Any, iterations: list[int] | None, command: str) -> None:
+    """Measure an exported model that has not been measured yet: add depth.json and its table on the card, print it.
+
+    Args:
+        folder: the folder that `export` wrote; nothing happens if there is no model, or a depth.json already.
+        data: the data module; nothing happens without `evaluation_batches`.
+        iterations: the counts to measure at; None for a model without a loop.
+        command: the command line that makes these numbers, recorded beside them.
+    """
+    if not (folder / CONFIG).exists() or (folder / DEPTH).exists() or not hasattr(data, "evaluation_batches"):
+        return
+    model = load(folder)
+    results = evaluate(model, data.evaluation_batches(), iterations, bytes_per_token=data.bytes_per_token)
+    depth = {"command": command, **json.loads(to_json(results))}
+    card = model_card(folder.resolve().name, model.config, depth)
+    replace_all(folder, {DEPTH: (json.dumps(depth, indent=2) + "\n").encode(), CARD: card.encode()})
+    print_table(results)
