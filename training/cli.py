@@ -15,6 +15,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
@@ -81,6 +82,18 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("data.stop_tokens", "model.network.init_args.config.stop_tokens", apply_on="instantiate")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            # torch.nn.Module is the class that the parser takes where fields of a network are given and no class_path
+            if not any(sign in str(error) for sign in ("'torch.nn.Module'", "required: model.network")):
+                raise
+            raise ValueError(
+                "model.network has no class_path; a configuration that only changes some fields comes after its base: "
+                "mull train --config BASE --config CHANGES (the first comment of each file in configs/ has the line)"
+            ) from error
 
     def before_instantiate_classes(self) -> None:
         check_count("save_every", self.config.save_every)
