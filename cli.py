@@ -91,7 +91,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    options = parser.parse_args(args)
+    options = parse(parser, args)
     model = load(options)
     data = data_of(options.folder, options.paths)
     batches = data.evaluation_batches(
@@ -187,7 +187,7 @@ def generate(args: list[str]) -> None:
     parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    options = parser.parse_args(args)
+    options = parse(parser, args)
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
 
@@ -234,7 +234,7 @@ def inspect(args: list[str]) -> None:
     parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
-    options = parser.parse_args(args)
+    options = parse(parser, args)
 
     from mull.inference.measure.inspect import inspection
 
@@ -246,7 +246,7 @@ def convert(args: list[str]) -> None:
     parser = new_parser("convert")
     parser.add_argument("source", help="checkpoint folder, of mull or of the public recurrent-depth layout")
     parser.add_argument("destination", help="folder to write, new or empty")
-    options = parser.parse_args(args)
+    options = parse(parser, args)
 
     import mull
     from mull.checkpoints import huginn, load_tokenizer
@@ -274,7 +274,18 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def new_parser(command: str) -> ArgumentParser:
-    return ArgumentParser(prog=f"mull {command}", description=COMMANDS[command].__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog=f"mull {command}", description=COMMANDS[command].__doc__, exit_on_error=False)
+    parser.add_argument("--plugin", action="append", help="module or .py file of your own to import first; repeatable")
+    return parser
+
+
+def parse(parser: ArgumentParser, args: list[str]) -> Any:
+    """The options; the plugins they name are imported before anything is read."""
+    from mull.checkpoints.plugins import import_plugins
+
+    options = parser.parse_args(args)
+    import_plugins(options.plugin or [])
+    return options
 
 
 def counts(text: str | list[int]) -> list[int]:

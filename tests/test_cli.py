@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mull
-from mull.cli import main
+from mull.cli import COMMANDS, main
 from mull.training.data import Parity
 
 TASK = {
@@ -247,11 +247,12 @@ def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.Capture
     assert "cache bytes" in said
 
 
-@pytest.mark.parametrize("command", ["evaluate", "generate", "inspect", "train"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """--help prints and exits with 0."""
+    """--help prints and exits with 0; each command can be told of classes of the user's own."""
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0
-    assert "usage" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "usage" in said and "--plugin" in said
     assert main(["--help"]) == 0

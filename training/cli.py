@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput
 from mull.training.module import TrainingModule
@@ -41,6 +43,8 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     """
     if not args:
         raise ValueError("name the run: mull train --config FILE, for example configs/demo.yaml")
+    plugins, args = split_plugins(args)
+    import_plugins(plugins)  # before any field is read: the fields may name their classes
     return TrainingCLI(
         TrainingModule,
         pl.LightningDataModule,
@@ -63,7 +67,7 @@ class TrainingCLI(LightningCLI):
         model, datamodule, trainer: the `TrainingModule`, the data module and Lightning's Trainer.
         folder: folder of the run.
         last: file of the trainer's state, inside the folder.
-        resolved: every field of the configuration with its value, except where the run lies.
+        resolved: every field of the configuration with its value, but for the place of the run and its plugins.
     """
 
     folder: Path
@@ -73,6 +77,9 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str | None, default=None, help="folder of the run (checkpoints/<config>)")
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of torch (its own choice)")
+        parser.add_argument(
+            "--plugin", type=str | None, default=None, help="module or .py file of your own to import first; repeatable"
+        )
         parser.add_argument("--save_every", type=int, default=100, help="steps between resumable states")
         parser.add_argument(
             "--logger", type=Literal["csv", "wandb"], default="csv", help="wandb starts offline; `wandb sync` uploads"
@@ -96,6 +103,8 @@ class TrainingCLI(LightningCLI):
             ) from error
 
     def before_instantiate_classes(self) -> None:
+        if self.config.plugin is not None:
+            raise ValueError(f"plugins are named on the command line, in full: --plugin {self.config.plugin}")
         check_count("save_every", self.config.save_every)
         check_count("trainer.max_steps", self.config.trainer.max_steps)
         if self.config.threads is not None:
@@ -104,8 +113,8 @@ class TrainingCLI(LightningCLI):
         self.folder = Path(self.config.output or default_folder(self.config))
         self.last = self.folder / "trainer" / "last.ckpt"
         self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        for where in ("config", "output"):  # the run stays the same run if its folder or its files are moved
-            self.resolved.pop(where, None)
+        for name in ("config", "output", "plugin"):  # moved files do not make another run, and no record loads a plugin
+            self.resolved.pop(name, None)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""
@@ -122,6 +131,14 @@ class TrainingCLI(LightningCLI):
         if trainer.progress_bar_callback is not None:
             callbacks[callbacks.index(trainer.progress_bar_callback)] = ProgressBar()
         return trainer
+
+
+def split_plugins(args: list[str]) -> tuple[list[str], list[str]]:
+    """The values of all --plugin options, and the other arguments."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    named, others = parser.parse_known_args(args)
+    return named.plugin, others
 
 
 def default_folder(config: Any) -> Path:

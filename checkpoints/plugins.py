@@ -1,0 +1,53 @@
+"""Modules of the user's own, imported by an explicit word: `--plugin my_module`, or `plugins=["my_module"]`.
+
+Nothing is imported because a checkpoint folder names it. A class that a folder names is looked up only where its module
+is inside mull, or inside a module that was named here (`is_trusted`). In Python, registering your own classes needs no
+plugin: import their module.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+
+NAMED: set[str] = set()  # the modules that the user has named in this process
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import modules that the user names, and trust the classes inside them from now on.
+
+    Args:
+        names: module names that can be imported from the working directory, or paths of .py files.
+
+    Raises:
+        ValueError: a module cannot be imported.
+    """
+    for name in names:
+        NAMED.add(import_plugin(name))
+
+
+def import_plugin(name: str) -> str:
+    """Import one module; return the name under which its classes are found."""
+    file = Path(name).resolve() if name.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise ValueError(f"plugin {name} is no file; give the path of a .py file, or the name of a module")
+    folder, module = (Path.cwd(), name) if file is None else (file.parent, file.stem)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        found = import_module(module)
+    except Exception as error:  # whatever a stranger's module raises
+        raise ValueError(
+            f"plugin {name} cannot be imported ({type(error).__name__}: {error}); give the name of a module that can "
+            "be imported from the working directory, or the path of a .py file"
+        ) from error
+    if file is not None and Path(str(found.__file__)).resolve() != file:
+        raise ValueError(f"plugin {name} has the name of another module, {found.__file__}; rename the file")
+    return module
+
+
+def is_trusted(module: str) -> bool:
+    """Whether a module is inside mull, or inside one that the user has named."""
+    return any(module == name or module.startswith(f"{name}.") for name in ("mull", *NAMED))
