@@ -1,1 +1,1 @@
-"""Everything that makes weights: data, samplers of depth, losses, optimizers, and the module that Lightning trains."""
+"""Everything that makes weights: data, samplers of depth, losses, optimizers, and the runs that put them together."""

@@ -1,8 +1,8 @@
-"""What is watched during training: loss by depth, the two ways a looped model fails quietly, and speed.
+"""What is watched during training: the loss by depth, two failures that the loss does not show, and the speed.
 
-A looped model can fail while its loss still falls: its state *collapses* (all positions carry the same vector: token
-correlation near 1), or it *ignores the loop* (one iteration answers as well as r). Both are cheap to see in the
-validation sweep and expensive to find out later (Huginn, arXiv 2502.05171, sections 4.2 and 4.3).
+A looped model can fail while its loss still falls. Its state *collapses* if all positions carry the same vector (token
+correlation near 1); it *ignores the loop* if one iteration answers as well as the mean count r. The validation sweep
+shows both at little cost (Huginn, arXiv 2502.05171, sections 4.2 and 4.3).
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from mull.training.module import Batch, TrainingModule
 class DepthValidation(pl.Callback):
     """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` at the mean.
 
-    Also logs `val/token_correlation` and warns of collapse and of an ignored loop.
+    It also logs `val/token_correlation`, and warns of a collapsed state and of an ignored loop. Losses are in nats for
+    each scored token.
 
     Args:
-        collapse_above: token correlation at which the state counts as collapsed.
-        ignored_below: gap in nats between 1 iteration and the mean under which the loop counts as ignored.
-        after_step: no warnings before this optimizer step, since a fresh model does ignore its loop.
+        collapse_above: token correlation above which the state counts as collapsed.
+        ignored_below: the loop counts as ignored if the loss at the mean count is less than this many nats below the
+            loss at 1 iteration.
+        after_step: the first optimizer step that is warned of, since an untrained model does ignore its loop.
     """
 
     def __init__(self, collapse_above: float = 0.98, ignored_below: float = 0.005, after_step: int = 500) -> None:
@@ -75,6 +77,14 @@ class DepthValidation(pl.Callback):
             self.warn(trainer.global_step, correlation, means, mean_count)
 
     def warn(self, step: int, correlation: float, means: dict[str, float], mean_count: int | None) -> None:
+        """Warn of a collapsed state and of an ignored loop.
+
+        Args:
+            step: optimizer step.
+            correlation: mean token correlation of the validation batches.
+            means: loss by reading, `loss@1` and so on, and `loss` at the mean count.
+            mean_count: mean iteration count of training; None for a network without a loop.
+        """
         if correlation > self.collapse_above:
             rank_zero_warn(
                 f"step {step}: the state has collapsed: token correlation {correlation:.3f} (1: all positions carry "
@@ -107,8 +117,10 @@ def token_correlation(state: Tensor) -> Tensor:
 
 
 class Calibration(pl.Callback):
-    """Sets the router thresholds of an inner-thinking network before each validation, so that what is validated is what
-    will run: selection token by token. The trained weights do not depend on it."""
+    """Sets the thresholds of routers before each validation, so that tokens are selected as they are in inference.
+
+    The trained weights do not depend on the thresholds.
+    """
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network = pl_module.network
@@ -117,7 +129,11 @@ class Calibration(pl.Callback):
 
 
 def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
-    """Set the thresholds of a network with routed passes on about n_tokens of held-out batches, all of one length."""
+    """Set the thresholds of a network's routers on about n_tokens tokens of held-out batches.
+
+    Only the first batches that have the same length T are used, since one call takes them all. A network without routers
+    is left as it is.
+    """
     if not network.config.routed_layers:
         return
     taken: list[Tensor] = []
@@ -132,7 +148,7 @@ def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 
 
 
 class Throughput(pl.Callback):
-    """Logs `train/tokens_per_second`, a moving average over about 20 batches."""
+    """Logs `train/tokens_per_second` of all ranks together, a moving average over about 20 batches."""
 
     def __init__(self) -> None:
         self.last: float | None = None
@@ -149,11 +165,11 @@ class Throughput(pl.Callback):
         self.last = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.last = None  # the time of a validation is not the next batch's
+        self.last = None  # the next batch must not be charged with the time of the validation
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with short names: loss, iterations drawn, tokens per second."""
+    """Lightning's rich progress bar, with short names for the loss, the iterations drawn and the tokens per second."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "training"  # the data never ends, so there are no epochs to count

@@ -1,12 +1,12 @@
-"""Which share of the tokens the routed passes of a training batch take: pure functions of (seed, index), so ranks and
-resumed runs agree.
+"""Samplers of the capacity: the share c(t) of the tokens that routed pass t of a training batch takes.
 
-    constant   c, or one share for each pass
-    warm-up    c(index) falls from `start` to c along half a cosine: at first everybody thinks, as in Loop
-    uniform    c_t ~ Uniform(minimum, maximum), one draw for each pass: one model for many capacities
+    constant   c(t) = c, or a share of its own for each pass
+    warm-up    c(t) falls from `start` to c along half a cosine; from 1, all tokens take all passes at first, as in Loop
+    uniform    c(t) ~ Uniform(minimum, maximum), drawn for each pass, so that one model serves many capacities
 
-Without a sampler every batch has the capacity of the network's config. `index` counts training batches (optimizer steps
-times accumulated batches), not optimizer steps.
+They are pure functions of (seed, index), so that all ranks and resumed runs draw the same shares. Without a sampler
+every batch has the capacity of the network's config. `index` counts training batches (optimizer steps times accumulated
+batches), not optimizer steps.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class CapacitySampler(ABC):
 
     @abstractmethod
     def __call__(self, seed: int, index: int, n_passes: int) -> tuple[float, ...]:
-        """One share for each of the n_passes routed passes of batch `index`."""
+        """The shares of training batch `index`, each from 0 to 1, one for each of its n_passes routed passes."""
 
 
 class Constant(CapacitySampler):
-    """The same in every batch.
+    """The same shares in every batch.
 
     Args:
-        capacity: one share for all passes, or one for each.
+        capacity: one share for all passes, or a list with one for each; 0 to 1.
     """
 
     def __init__(self, capacity: float | list[float]) -> None:
@@ -42,12 +42,12 @@ class Constant(CapacitySampler):
 
 
 class WarmUp(CapacitySampler):
-    """From `start` to `capacity` over the first batches.
+    """The share goes from `start` to `capacity` over the first batches, and stays there.
 
     Args:
-        capacity: share of all passes from then on.
-        batches: number of batches over which the share changes.
-        start: the first share.
+        capacity: the final share of all passes, 0 to 1.
+        batches: number of training batches over which the share changes.
+        start: the share at the first batch, 0 to 1.
     """
 
     def __init__(self, capacity: float, batches: int, start: float = 1.0) -> None:
@@ -57,15 +57,15 @@ class WarmUp(CapacitySampler):
         self.capacity, self.batches, self.start = capacity, batches, start
 
     def __call__(self, seed: int, index: int, n_passes: int) -> tuple[float, ...]:  # noqa: ARG002
-        left = (1 + math.cos(math.pi * min(1.0, index / self.batches))) / 2
-        return (self.capacity + (self.start - self.capacity) * left,) * n_passes
+        remaining = (1 + math.cos(math.pi * min(1.0, index / self.batches))) / 2  # falls from 1 to 0
+        return (self.capacity + (self.start - self.capacity) * remaining,) * n_passes
 
 
 class Uniform(CapacitySampler):
-    """A draw for each pass of each batch.
+    """Every pass of every batch has a share of its own, drawn uniformly.
 
     Args:
-        minimum, maximum: limits of the shares.
+        minimum, maximum: smallest and largest share, 0 to 1.
     """
 
     def __init__(self, minimum: float = 0.0, maximum: float = 1.0) -> None:

@@ -1,4 +1,6 @@
-"""How many iterations each training batch gets: pure functions of (seed, index), so ranks and resumed runs agree.
+"""Samplers of the iteration count R of each training batch.
+
+They are pure functions of (seed, index), so that all ranks and resumed runs draw the same counts.
 
     fixed              R = mean
     log-normal Poisson tau ~ Normal(ln(mean) - sigma^2 / 2, sigma);  R ~ Poisson(exp(tau)) + 1     (Huginn, 2502.05171)
@@ -25,8 +27,12 @@ class IterationSampler(ABC):
     """Base of the samplers.
 
     Args:
-        mean: mean iteration count (of the Poisson part; Huginn's adds 1).
-        minimum, maximum: draws are clipped to these; maximum None means no cap.
+        mean: mean iteration count, at least 1; the log-normal Poisson draws add 1 to it.
+        minimum: smaller draws become this count.
+        maximum: larger draws become this count; None means no limit.
+
+    Raises:
+        ValueError: the mean is below 1, or not 1 <= minimum <= maximum.
     """
 
     def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
@@ -37,17 +43,21 @@ class IterationSampler(ABC):
         self.mean, self.minimum, self.maximum = mean, minimum, maximum
 
     def __call__(self, seed: int, index: int, batch_size: int) -> Iterations:
-        """The count for batch `index`: an integer, or (batch_size,) int64 for samplers that draw per sequence."""
+        """The count of training batch `index`: an integer, or a tensor (batch_size,) int64 of a count per sequence."""
         drawn = np.clip(self.draw(Stream("iterations", seed).at(index), index, batch_size), self.minimum, self.maximum)
         return int(drawn) if drawn.ndim == 0 else torch.from_numpy(drawn.astype(np.int64))
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
-        """Counts before clipping: a scalar, or (batch_size,)."""
+        """The draw before it is clipped: an array without axes, or one of shape (batch_size,), of whole numbers."""
 
 
 class Fixed(IterationSampler):
-    """Always `mean` iterations."""
+    """The same count in every batch.
+
+    Args:
+        mean: that count.
+    """
 
     def __init__(self, mean: int) -> None:
         super().__init__(mean)
@@ -57,11 +67,11 @@ class Fixed(IterationSampler):
 
 
 class LogNormalPoisson(IterationSampler):
-    """Huginn's heavy-tailed draw, one count per batch.
+    """The heavy-tailed draw of Huginn (arXiv 2502.05171), one count for the whole batch.
 
     Args:
-        mean: see `IterationSampler`.
-        sigma: spread of the logarithm; 0 leaves a plain Poisson + 1.
+        mean: mean of the Poisson part, to which 1 is added.
+        sigma: standard deviation of tau; 0 leaves a plain Poisson draw + 1.
         minimum, maximum: see `IterationSampler`.
     """
 
@@ -76,16 +86,17 @@ class LogNormalPoisson(IterationSampler):
         return np.asarray(rng.poisson(math.exp(tau)) + 1)
 
     def mean_at(self, index: int) -> float:
+        """The mean at training batch `index`."""
         return self.mean
 
 
 class LinearCurriculum(LogNormalPoisson):
-    """Log-normal Poisson whose mean climbs linearly: shallow, cheap batches first.
+    """A log-normal Poisson draw whose mean climbs linearly, so that the first batches are shallow and cheap.
 
     Args:
         mean: the final mean.
-        batches: number of batches over which the mean climbs.
-        start: the first mean.
+        batches: number of training batches over which the mean climbs.
+        start: the mean at the first batch, at least 1.
         sigma, minimum, maximum: see `LogNormalPoisson`.
     """
 
@@ -108,7 +119,7 @@ class LinearCurriculum(LogNormalPoisson):
 
 
 class PoissonPerSequence(IterationSampler):
-    """Parcae's draw, a count of its own for every sequence of the batch."""
+    """The draw of Parcae (arXiv 2604.12946): every sequence of the batch has a count of its own."""
 
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
         return np.asarray(rng.poisson(self.mean, size=batch_size))

@@ -1,7 +1,12 @@
-"""The LightningModule: one training batch, one validation sweep, the optimizer. The Trainer does the rest.
+"""The LightningModule: one training batch, one validation sweep, and the optimizer. Lightning's Trainer does the rest.
 
-Depth and randomness are data: the iteration count and the initial state of a batch are pure functions of
-(seed, batch index), drawn here and handed to the network.
+Depth and randomness are data. For training batch i of a run with seed s, the module draws
+
+    R   = iterations(s, i)        iteration count: an integer, or one for each sequence, (B,)
+    c   = capacity(s, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
+    s_0 = a random initial state, from a generator whose seed is a function of (s, rank, i)
+
+and hands them to the network, so that every rank and every resumed run sees the same draws.
 """
 
 from __future__ import annotations
@@ -21,31 +26,38 @@ from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss
 from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
 
-Batch = dict[str, Tensor]  # input_ids and labels, both (B, T) int64; labels aligned with positions, -100 not scored
+# input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
+Batch = dict[str, Tensor]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is no longer a number; the weights of the step before are the last good ones."""
+    """The loss or its gradient is no longer a finite number; the weights are still those of the step before."""
 
 
 class TrainingModule(pl.LightningModule):
     """Trains a network that maps (input_ids, iterations=...) to a `ModelOutput`.
 
     Args:
-        network: a mull model, or your own by class path: (input_ids, iterations=...) -> ModelOutput. It must also take
-            backprop_iterations= if that is set, and read_at= for a loss that asks for it; with `iterations: null` it is
-            called with input_ids alone.
+        network: a model of mull, or a network of your own, (input_ids, iterations=...) -> ModelOutput. With
+            `iterations: null` it is called with input_ids alone. It must take backprop_iterations= if that is set here,
+            and read_at= if the loss asks for readings. It is handed generator= (the source of a random initial state)
+            and, in validation, read_at= only if its forward names them.
         iterations: sampler of the iteration count; None for a network without a loop.
-        backprop_iterations: gradient window in iterations; None means through all.
-        capacity: sampler of the share of tokens that routed passes take, for a network that has some; None means the
-            share of its config.
-        loss: what is minimised; the default is the cross entropy after the last iteration.
-        optimizer: recipe of the optimizer; the default is AdamW.
+        backprop_iterations: number of iterations, counted from the last, that the gradient passes through; None means
+            all of them.
+        capacity: sampler of the share of tokens that routed passes take, for a network whose forward takes capacity=;
+            None leaves the share to the network's config.
+        loss: what is minimised; None means the cross entropy after the last iteration.
+        optimizer: recipe of the optimizer; None means AdamW.
         warmup_steps: optimizer steps over which the learning rate climbs.
-        decay_share: share of max_steps, at the end, over which the learning rate falls to zero.
-        validate_at: iteration counts of the validation sweep; the default is 1, r/2, r, 2r, 4r for a mean of r.
-        auxiliary_weight: weight of the network's auxiliary loss, where its output has one (a router's; 2507.10524).
-        seed: of the iteration counts and initial states.
+        decay_share: share of max_steps, at the end, over which the learning rate falls to zero; 0 to 1.
+        validate_at: iteration counts of the validation sweep; None means 1, r/2, r, 2r, 4r for a mean of r.
+        auxiliary_weight: weight of the network's auxiliary loss, if its output has one, as routers do (arXiv
+            2507.10524).
+        seed: seed of the iteration counts, capacities and initial states.
+
+    Raises:
+        ValueError: a number is out of its range, or the network routes no tokens and a capacity is given.
     """
 
     def __init__(
@@ -73,7 +85,8 @@ class TrainingModule(pl.LightningModule):
             )
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
-        if capacity is not None and (iterations is None or not takes(network, "capacity")):
+        self.accepted = set(inspect.signature(network.forward).parameters)  # a network of your own may take fewer
+        if capacity is not None and (iterations is None or "capacity" not in self.accepted):
             raise ValueError(
                 f"this {type(network).__name__} routes no tokens through passes: capacity is refused, leave it out"
             )
@@ -90,6 +103,11 @@ class TrainingModule(pl.LightningModule):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
+
+        Raises:
+            NonFiniteLossError: the loss is not a finite number.
+        """
         index = self.batch_index(batch_idx)
         output = self.think(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
@@ -104,19 +122,19 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def batch_index(self, batch_idx: int) -> int:
-        """Number of this batch since the first step of the run, resumed or not."""
+        """Number of this batch, counted from the first step of the run, also where the run was resumed."""
         accumulated = self.trainer.accumulate_grad_batches
         return self.global_step * accumulated + batch_idx % accumulated
 
     def think(self, input_ids: Tensor, index: int) -> ModelOutput:
-        """Run the network on training batch `index` at the depth and from the state drawn for it."""
+        """The network's output for input_ids (B, T), with the depth and the initial state of training batch `index`."""
         if self.iterations is None:
             return self.network(input_ids)
         generator = torch.Generator(input_ids.device)
         generator.manual_seed(int(Stream("initial state", self.seed, self.global_rank).at(index).integers(2**63 - 1)))
         drawn = self.iterations(self.seed, index, len(input_ids))
         drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
-        options: dict[str, Any] = {}  # what a network of your own need not know is not handed to it
+        options: dict[str, Any] = {}  # only what is asked for: a network of your own need not take the rest
         if self.backprop_iterations is not None:
             options["backprop_iterations"] = self.backprop_iterations
         if self.loss.read_at(drawn):
@@ -124,15 +142,18 @@ class TrainingModule(pl.LightningModule):
         if self.capacity is not None:
             passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
-        if takes(self.network, "generator"):
+        if "generator" in self.accepted:
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:  # type: ignore[override]
-        """One sweep: answers at all counts of `validate_at` from a single unroll; callbacks turn them into numbers."""
+        """Answers at all counts of `validate_at`, read out of a single unroll; `DepthValidation` scores them.
+
+        A network of your own that does not take read_at= answers once, at the mean count.
+        """
         if self.iterations is None:
             return self.network(batch["input_ids"])
-        if not takes(self.network, "read_at"):  # a network of your own need not read answers out on the way
+        if "read_at" not in self.accepted:
             return self.network(batch["input_ids"], iterations=round(self.iterations.mean))
         return self.network(batch["input_ids"], iterations=self.validate_at[-1], read_at=self.validate_at)
 
@@ -142,10 +163,14 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over all parameters, and stop before a step that would spoil the weights."""
+        """Clip the gradient by its norm over all parameters.
+
+        Raises:
+            NonFiniteLossError: the norm is not a finite number; the weights are not changed any more.
+        """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
-        limit = gradient_clip_val or float("inf")  # 0 clips nothing, as everywhere in the Trainer
+        limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
         if not torch.isfinite(norm) and not scaled:
@@ -153,6 +178,11 @@ class TrainingModule(pl.LightningModule):
         self.log("train/gradient_norm", norm)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        """The optimizer, with the schedule of `warmup_stable_decay` over trainer.max_steps.
+
+        Raises:
+            ValueError: max_steps is not set, so the schedule has no end.
+        """
         optimizer = self.optimizer.build(self.network)
         total = self.trainer.max_steps
         if total < 1:
@@ -165,13 +195,8 @@ class TrainingModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def takes(network: nn.Module, argument: str) -> bool:
-    """Whether the network's forward has this optional argument."""
-    return argument in inspect.signature(network.forward).parameters
-
-
 def validation_counts(iterations: IterationSampler | None) -> list[int]:
-    """1, r/2, r, 2r, 4r for a sampler of mean r; none without a loop."""
+    """The counts 1, r/2, r, 2r, 4r for a sampler of mean r; an empty list for a network without a loop."""
     if iterations is None:
         return []
     return counts_around(round(iterations.mean))

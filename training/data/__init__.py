@@ -1,7 +1,7 @@
 """What a model is trained on: synthetic tasks with a difficulty knob, and packed text.
 
-`TaskData` and `TextData` wrap them for Lightning's Trainer; they are imported on first use, so that whoever only
-evaluates a task needs no trainer.
+`TaskData` and `TextData` wrap them for Lightning's Trainer. They are imported on first use, so that a task can be used
+without the trainer.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -15,9 +15,14 @@ from mull.training.data.task import END, IGNORE, Task
 
 
 class Addition(Task):
-    """Sums of `numbers` numbers, each of exactly `digits` digits. The answer's digits and <end> are scored.
+    """Sums of numbers of a fixed width. The answer's digits and <end> are scored.
 
-    Difficulty is the number of summands. Orders of the same summands are one question and stay in one split.
+    Difficulty is the number of summands. The same summands in another order are the same question, and belong to the
+    same split.
+
+    Args:
+        numbers: Default difficulty.
+        digits: Digits of each summand, 1 to 15.
     """
 
     name: ClassVar[str] = "addition"
@@ -37,7 +42,7 @@ class Addition(Task):
         return (self.digits,)
 
     def width(self, numbers: int) -> int:
-        """Digits of an answer: those of the largest sum."""
+        """The number of digits of an answer, which is that of the largest sum."""
         return len(str(numbers * (10**self.digits - 1)))
 
     def answer_length(self, difficulty: int) -> int:
@@ -50,7 +55,7 @@ class Addition(Task):
         return np.sort(item).astype("<i8").tobytes()
 
     def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
-        """T = numbers * (digits + 1) + width: the question, then the answer; its <end> is a label only."""
+        """T = numbers * (digits + 1) + width: the question, then the answer, whose <end> is a label only."""
         plus, equals, end = (self.symbols.index(symbol) for symbol in ("+", "=", END))
         question = np.full((*items.shape, self.digits + 1), plus, dtype=np.int64)  # (B, numbers, digits + sign)
         question[:, :, :-1] = digits_of(items, self.digits)[:, :, ::-1]
@@ -78,5 +83,5 @@ class Addition(Task):
 
 
 def digits_of(values: np.ndarray, width: int) -> np.ndarray:
-    """Decimal digits (..., width) of integers (...), least significant first."""
+    """The decimal digits (..., width) of integers (...), the least significant first."""
     return values[..., None] // 10 ** np.arange(width) % 10

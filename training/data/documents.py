@@ -1,4 +1,4 @@
-"""From files to documents: .txt and .jsonl, alone or in folders, read as streams.
+"""From files to documents: .txt and .jsonl files, given one by one or as folders, are read as streams.
 
 A .jsonl record is one document. A .txt file has no records, and held-out text is chosen by document, so it is cut into
 blocks of about 4 KiB at line ends. *Which* line ends, the text itself decides (content-defined chunking, Muthitacharoen
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 KINDS = (".jsonl", ".txt")
-MIN_BLOCK = 2048  # bytes; no cut before
+MIN_BLOCK = 2048  # bytes; no block but the last is shorter
 MEAN_REST = 2048  # bytes; a line of n bytes ends its block with probability n / MEAN_REST from there on
 MAX_BLOCK = 65536  # bytes; text without line ends is cut here
 
 
 def find_files(paths: list[str]) -> list[Path]:
-    """The files behind paths: files as given, folders searched recursively in sorted order, each file once.
+    """The files that `paths` name: files as given, folders searched recursively in sorted order, each file once.
 
-    Raises FileNotFoundError for a missing path, ValueError where nothing readable is found.
+    Raises FileNotFoundError for a missing path, ValueError if a path holds no file of a known kind.
     """
     files: dict[Path, None] = {}  # an ordered set
     for name in paths:
@@ -39,14 +39,18 @@ def find_files(paths: list[str]) -> list[Path]:
 
 
 def is_known(file: Path) -> bool:
-    """Whether the name of a file says that it can be read here."""
+    """Whether a file is of a kind that is read here, by its name."""
     return file.suffix.lower() in KINDS
 
 
 def read_documents(file: Path, fields: list[str] | None) -> Iterator[str]:
-    """The documents of one file in order, never empty; `fields` make the document of a .jsonl record.
+    """The documents of one file in order, none of them empty.
 
-    Raises ValueError naming file and place for what cannot be read.
+    Args:
+        file: A .txt or .jsonl file.
+        fields: The fields of a .jsonl record whose texts, joined by line ends, are its document; unused for .txt files.
+
+    Raises ValueError, which names the file and the place in it, for text that cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -73,12 +77,12 @@ def _blocks(file: Path, stream: BinaryIO) -> Iterator[str]:
 
 
 def _ends_block(line: bytes) -> bool:
-    """Whether a block ends after this line: a draw with odds len(line) / MEAN_REST that depends on the line alone."""
+    """Whether a block ends after this line: with probability len(line) / MEAN_REST, by a hash of the line alone."""
     return int.from_bytes(blake2b(line, digest_size=8).digest(), "little") * MEAN_REST < len(line) << 64
 
 
 def _last_character(block: bytes) -> int:
-    """Where the last UTF-8 character begins, complete or not: a cut before it splits no character."""
+    """The index of the byte where the last UTF-8 character begins, complete or not; a cut there splits no character."""
     end = len(block) - 1
     while end > len(block) - 4 and block[end] & 0xC0 == 0x80:  # back over continuation bytes to a leading byte
         end -= 1

@@ -2,17 +2,18 @@
 
 What the trainer needs of a data module, your own included (give its class path in the YAML file):
 
-- `vocab_size: int` and `stop_tokens: tuple[int, ...]`, known right after construction: the network's config takes them;
-- `tokenizer: tokenizers.Tokenizer`, saved with the weights;
-- `bytes_per_token: float | None`, asked for once batches flow: turns a loss into bits per byte, None where bytes mean
-  nothing;
+- `vocab_size: int` and `stop_tokens: tuple[int, ...]`, known right after construction, since the network's config takes
+  them;
+- `tokenizer: tokenizers.Tokenizer`, which is saved with the weights;
+- `bytes_per_token: float | None`, which turns a loss into bits per byte, and is None for data that is not text; it is
+  read only after the data has been prepared;
 - batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
-  t, or -100 where nothing is scored; labels are aligned with positions and nobody shifts them later;
-- optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and the table that a
-  finished run leaves behind.
+  t, or -100 if the position is not scored; labels are aligned with positions and are not shifted later;
+- optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and for the table that
+  a finished run leaves behind.
 
-Both modules here go further: a training batch is a pure function of (seed, batch number, rank), so a resumed run sees
-exactly the batches that an uninterrupted one would have seen.
+The two modules here promise more: a training batch is a pure function of (seed, batch number, rank), so a resumed run
+sees exactly the batches that an uninterrupted one would have seen.
 """
 
 from abc import ABC, abstractmethod
@@ -33,11 +34,11 @@ from mull.training.data.text import Corpus, TextSplit
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
 
 Batch: TypeAlias = dict[str, Tensor]  # input_ids and labels, each (B, T) int64
-Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # by difficulty, input_ids and labels
+Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # difficulty -> (input_ids, labels)
 
 
 class EndlessBatches(IterableDataset[Batch]):
-    """Batches `first()`, `first()` + 1, ... without end; `first` is asked anew whenever an epoch begins."""
+    """Batches number `first()`, `first()` + 1, ... without end; `first` is called whenever an epoch begins."""
 
     def __init__(self, make: Callable[[int], Batch], first: Callable[[], int]) -> None:
         self.make, self.first = make, first
@@ -50,21 +51,21 @@ class EndlessBatches(IterableDataset[Batch]):
 
 
 class StreamData(pl.LightningDataModule, ABC):
-    """Loaders over batches that are functions of their number. Training never ends by itself: set `max_steps`."""
+    """Base of data modules whose batches are functions of their number. The data never ends, so set `max_steps`."""
 
     tokenizer: Tokenizer
     stop_tokens: tuple[int, ...]
     bytes_per_token: float | None = None
-    difficulty_name: str = "difficulty"  # what the knob counts, for legends
+    difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, special tokens included."""
+        """The number of token ids, special tokens included."""
         return vocab_size_of(self.tokenizer)
 
     @abstractmethod
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Batch `number` >= 0 of one of `world_size` ranks; ranks see different items."""
+        """Training batch `number` >= 0 of one of `world_size` ranks; different ranks have different items."""
 
     @abstractmethod
     def validation_batches(self) -> list[Batch]:
@@ -80,7 +81,7 @@ class StreamData(pl.LightningDataModule, ABC):
         return DataLoader(self.validation_batches(), batch_size=None)  # type: ignore[arg-type]
 
     def _batches_done(self) -> int:
-        """Batches per rank before the present optimizer step, which a resumed run continues with."""
+        """The number of batches that each rank has used before the present optimizer step, resumed or not."""
         return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
 
@@ -89,10 +90,10 @@ class TaskData(StreamData):
 
     Args:
         task: The task, with its default difficulty.
-        difficulty: Difficulty of all items; a list mixes: every batch draws one of them, so that its items have one
-            length, and validation takes an equal share of each. Default: the task's own.
-        curriculum: Easier items first: {150: 8, 400: 16} gives batches 0 .. 149 difficulty 8, then 16 up to batch 399,
-            then `difficulty`.
+        difficulty: Difficulty of all items. From a list every batch draws one difficulty, so that its items have one
+            length, and validation takes an equal share of each. None means the task's own.
+        curriculum: Difficulties of the first batches: {150: 8, 400: 16} means 8 in batches 0 to 149, 16 in batches 150
+            to 399, and `difficulty` from then on.
         batch_size: Items per batch and rank.
         validation_examples: Items of the validation split, the same ones at every validation.
         seed: Names the streams of items; the splits are the same for every seed.
@@ -125,7 +126,7 @@ class TaskData(StreamData):
         return to_batch(*self.task.batch("train", self.seed, range(start, start + self.batch_size), difficulty))
 
     def training_difficulty(self, number: int) -> int:
-        """Of training batch `number`; the same one on every rank, since ranks wait for each other."""
+        """The difficulty of training batch `number`. It is the same on every rank, since ranks wait for each other."""
         for end, difficulty in self.curriculum.items():
             if number < end:
                 return difficulty
@@ -136,7 +137,14 @@ class TaskData(StreamData):
     def evaluation_batches(
         self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 64, seed: int = 0
     ) -> Evaluation:
-        """The test split: for each difficulty (by default those of training) batches of (input_ids, labels)."""
+        """The first items of the test split, by difficulty, in batches of (input_ids, labels), each (B, T) int64.
+
+        Args:
+            difficulties: Which; None means those of training.
+            examples: Items for each difficulty.
+            batch_size: Items in a batch.
+            seed: Names the stream of items, all of which belong to the test split.
+        """
 
         def batches(difficulty: int) -> Iterator[tuple[Tensor, Tensor]]:
             for start in range(0, examples, batch_size):
@@ -161,13 +169,14 @@ class TextData(StreamData):
 
     Args:
         paths: Files (.txt, .jsonl) or folders of those; ~ stands for the home folder.
-        fields: For .jsonl files: the fields of a record that make its document, joined by line ends.
-        tokenizer: Path of a tokenizer.json; default: bytes.
+        fields: For .jsonl files: the fields of a record whose texts, joined by line ends, are its document.
+        tokenizer: Path of a tokenizer.json; None means bytes.
         length: Positions per window.
         batch_size: Windows per batch and rank.
-        validation_windows: Windows at most of the held-out split, the same ones at every validation.
-        held_out: Share of the documents, chosen by a hash of their content, kept for validation; in (0, 1].
-        cache: Folder of the tokenized corpus; built when first needed, and anew when files or settings change.
+        validation_windows: Largest number of windows of the held-out split, the same ones at every validation.
+        held_out: Share of the documents, chosen by a hash of their content, that is kept for validation; in (0, 1].
+        cache: Folder of the tokenized corpus, which is built when it is first needed, and again when files or settings
+            have changed.
         seed: Names the stream of training windows; the split is the same for every seed.
     """
 
@@ -192,14 +201,17 @@ class TextData(StreamData):
         self._corpus: Corpus | None = None
 
     def prepare_data(self) -> None:
-        """Tokenizes what is not in the cache yet; the trainer calls this on one rank, the others wait."""
+        """Tokenize the text, unless it is in the cache. The trainer calls this on one rank while the others wait.
+
+        Raises ValueError if a split is too short for one window, and what `Corpus.build` raises.
+        """
         corpus = self._build()
         for split in get_args(TextSplit):
             corpus.require_window(split, self.length)
 
     @property
     def corpus(self) -> Corpus:
-        """The packed tokens, built or opened when first asked for."""
+        """The packed tokens, which are built or opened on first use."""
         if self._corpus is None:
             self._corpus = self._build()
             self._corpus.require_window("validation", self.length)
@@ -207,7 +219,7 @@ class TextData(StreamData):
 
     @property
     def bytes_per_token(self) -> float:  # type: ignore[override]
-        """Bytes of text behind one token of the held-out split."""
+        """Bytes of text for each token of the held-out split, end tokens included."""
         return self.corpus.bytes("validation") / self.corpus.tokens("validation")
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
@@ -222,14 +234,21 @@ class TextData(StreamData):
     def evaluation_batches(
         self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 32, seed: int = 0
     ) -> Evaluation:
-        """The held-out split as batches of (input_ids, labels), `examples` windows at most; text has no difficulty."""
+        """The held-out split in batches of (input_ids, labels), each (B, T) int64, under the one difficulty None.
+
+        Args:
+            difficulties: Must be None, since text has no difficulty.
+            examples: Largest number of windows.
+            batch_size: Windows in a batch.
+            seed: Without effect, since the windows are spread evenly and not drawn.
+        """
         if difficulties is not None:
             raise ValueError(f"text has no difficulty: leave {difficulties} out")
-        del seed  # the windows are spread evenly, nothing is drawn
+        del seed
         return {None: ((b["input_ids"], b["labels"]) for b in self.held_out_batches(examples, batch_size))}
 
     def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
-        """At most `windows` windows, spread over the whole held-out split, so that every file has its share."""
+        """At most `windows` windows, spread evenly over the held-out split, so that every file has its share."""
         there = self.corpus.windows("validation", self.length)
         count = min(windows, there)
         for start in range(0, count, batch_size):
@@ -238,12 +257,12 @@ class TextData(StreamData):
 
 
 def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:
-    """Two integer arrays (B, T) as a batch."""
+    """A batch from two integer arrays (B, T)."""
     return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
 
 
 def next_token_batch(windows: np.ndarray) -> Batch:
-    """Windows (B, T + 1) as a batch: position t reads token t and predicts token t + 1."""
+    """A batch from windows (B, T + 1): position t reads token t and predicts token t + 1."""
     return to_batch(windows[:, :-1].copy(), windows[:, 1:].copy())
 
 

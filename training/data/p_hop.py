@@ -1,8 +1,8 @@
 """p-hop induction: from the last symbol, jump p times to "what came after this symbol the last time".
 
 Sanford et al., arXiv 2402.09268; Saunshi et al., arXiv 2502.17416, table 2: floor(log2 p) + 2 loops suffice, and a
-shallow model without loops does not. One hop is the induction head. In "a c b d a b", the last symbol b stood at
-position 2 before, so one hop leads to the d after it; d never stood before, so there is no second hop.
+shallow model without loops does not. One hop is the induction head. In "a c b d a b", the last symbol b occurs before
+at position 2, so one hop leads to the d after it; d does not occur before, so there is no second hop.
 """
 
 from typing import ClassVar
@@ -13,23 +13,23 @@ from mull.training.data.task import IGNORE, Task
 
 
 class PHop(Task):
-    """A first symbol such as "hop4" announces the hops, then `length` letters follow; T = length + 1.
+    """A first symbol such as "hop4" announces the number of hops, then `length` letters follow; T = length + 1.
 
-    The answer is the letter where the chain of hops from the last position ends. The same question makes sense at every
-    position, so all those whose chain stays inside the sequence are scored, not just the last.
+    The answer is the letter where the chain of hops from the last position ends. The same question can be asked at
+    every position, so all positions whose chain stays inside the sequence are scored, not only the last.
 
-    Distribution: letters are uniform over the sequences without equal neighbours (a hop would stay on the spot there),
-    given that the chain of the last position exists: others are redrawn. A guess that ignores the sequence is right
-    1/alphabet of the time. With 4 letters, the best guess from the last letter alone is right 0.33, 0.50, 0.34, 0.27,
-    0.26 of the time at 1, 2, 4, 8, 16 hops.
+    Sequences are drawn uniformly from those without equal neighbours (a hop between equal neighbours would not move) in
+    which the chain of the last position exists. A guess that ignores the sequence is right 1/alphabet of the time. With
+    4 letters, the best guess from the last letter alone is right 0.33, 0.50, 0.34, 0.27, 0.26 of the time at 1, 2, 4,
+    8, 16 hops.
 
-    Difficulty is the number of hops. A sequence stays in one split whatever the hops asked of it.
+    Difficulty is the number of hops. A sequence belongs to one split, whatever number of hops is asked for.
 
     Args:
         hops: Default difficulty.
         length: Letters in a sequence.
         alphabet: Number of letters, 3 to 26.
-        max_hops: Highest difficulty; it fixes the vocabulary, so one model serves every p up to it.
+        max_hops: Largest difficulty. It fixes the vocabulary, so that one model serves every number of hops up to it.
     """
 
     name: ClassVar[str] = "p_hop"
@@ -97,7 +97,7 @@ class PHop(Task):
 
 
 def follow(letters: bytes, hops: int) -> int | None:
-    """The position where the chain of hops from the last letter ends; None where it leaves the sequence."""
+    """The position where the chain of hops from the last letter ends; None if it leaves the sequence."""
     place = len(letters) - 1
     for _ in range(hops):
         before = letters.rfind(letters[place], 0, place)
@@ -108,7 +108,7 @@ def follow(letters: bytes, hops: int) -> int | None:
 
 
 def hop_from(items: np.ndarray, alphabet: int) -> np.ndarray:
-    """One hop from every position: items (B, L) to positions (B, L), -1 where the letter never stood before."""
+    """One hop from every position: items (B, L) to positions (B, L), or -1 if the letter does not occur before."""
     places = np.arange(items.shape[1])
     landing = np.full(items.shape, -1)
     for letter in range(alphabet):

@@ -17,9 +17,13 @@ from mull.training.data.task import IGNORE, START, Task
 
 
 class Parity(Task):
-    """`length` random bits in, "even" or "odd" out at every bit, all of them scored. Chance is 1/2.
+    """Random bits; the answer at every bit is "even" or "odd", and every bit is scored. Half of all guesses are right.
 
-    Difficulty is the length. A short question can be the beginning of a longer one, so splits are disjoint per length.
+    Difficulty is the length. A short question can be the beginning of a longer one, so splits are disjoint for each
+    length, not across lengths.
+
+    Args:
+        length: Default difficulty, the number of bits.
     """
 
     name: ClassVar[str] = "parity"

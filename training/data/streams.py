@@ -11,7 +11,11 @@ import numpy as np
 
 
 class Stream:
-    """All items of one stream, the stream being named by `key` (any values whose repr is stable: str, int, tuple)."""
+    """Random generators for the items of one stream.
+
+    Args:
+        key: The name of the stream: any values whose repr is stable, such as str, int and tuples of them.
+    """
 
     def __init__(self, *key: object) -> None:
         digest = blake2b(repr(key).encode(), digest_size=16).digest()

@@ -20,9 +20,9 @@ from tokenizers.processors import TemplateProcessing
 from mull.training.data.streams import Stream
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
-UNKNOWN = "<unk>"  # what a symbol outside the vocabulary becomes in tokenizer.json
-START = "<start>"  # opens a prompt; a special token: the tokenizer puts it there, and nobody types it
-END = "<end>"  # closes an answer or a document; a special token: decoding leaves it out
+UNKNOWN = "<unk>"  # the token that the tokenizer gives for a symbol outside the vocabulary
+START = "<start>"  # the first token of a prompt; a special token, which the tokenizer adds and nobody types
+END = "<end>"  # the token after an answer or a document; a special token, which decoding leaves out
 
 Split = Literal["train", "validation", "test"]
 MAX_DRAWS = 2048  # an item of a split that owns 1/16 of the items is missed 2048 times with probability 4e-58
@@ -36,7 +36,7 @@ class Example(NamedTuple):
 
 
 class Task(ABC):
-    """Base of the tasks. A subclass sets the class variables and `default_difficulty`, and writes the five hooks below.
+    """Base of the tasks. A subclass sets the class variables and `default_difficulty`, and defines the hooks below.
 
     Every item is a pure function of (task, split, seed, index, difficulty). Splits are disjoint by construction: a hash
     of the item's canonical form says which split owns it (1/16 test, 1/16 validation, the rest train), whatever the
@@ -44,16 +44,16 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    difficulty_name: ClassVar[str]  # what the knob counts, e.g. "length"
+    difficulty_name: ClassVar[str]  # what a difficulty counts, e.g. "length"
     min_difficulty: ClassVar[int] = 1
-    default_difficulty: int  # used where the caller gives none
+    default_difficulty: int  # used if the caller names none
 
     # The hooks ------------------------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
     def symbols(self) -> tuple[str, ...]:
-        """The vocabulary without whitespace; a symbol's place is its token id."""
+        """The vocabulary; no symbol holds a blank, and a symbol's index is its token id."""
 
     @property
     @abstractmethod
@@ -84,14 +84,14 @@ class Task(ABC):
         return item.astype(np.uint8).tobytes()
 
     def answer_length(self, difficulty: int) -> int:  # noqa: ARG002
-        """How many of the last labels are the answer that follows the prompt."""
+        """The number of labels, counted from the last, that are the answer to the prompt."""
         return 1
 
     # What they make -------------------------------------------------------------------------------------------------
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Words between blanks to ids. An unknown word becomes <unk>, whose id follows those of the symbols."""
+        """Turns words between blanks into ids. An unknown word becomes <unk>, whose id follows those of the symbols."""
         ids = {symbol: i for i, symbol in enumerate((*self.symbols, UNKNOWN))}
         tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -102,11 +102,14 @@ class Task(ABC):
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Ids of `stop_symbols`."""
+        """The token ids of `stop_symbols`."""
         return tuple(self.symbols.index(symbol) for symbol in self.stop_symbols)
 
     def encode(self, text: str) -> np.ndarray:
-        """Text to ids (T,) int64. Raises ValueError for an unknown symbol (the tokenizer itself says <unk>)."""
+        """The token ids (T,) int64 of a text, START included. Unlike the tokenizer, this refuses an unknown symbol.
+
+        Raises ValueError, which names the symbol and its position.
+        """
         known = {symbol: i for i, symbol in enumerate(self.symbols)}
         words = text.split()
         for place, word in enumerate(words):
@@ -121,7 +124,16 @@ class Task(ABC):
     def batch(
         self, split: Split, seed: int, indices: Iterable[int], difficulty: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """input_ids and labels (B, T) int64 of the given items; each row is the same in whatever batch it stands."""
+        """input_ids and labels, each (B, T) int64, of the items at `indices`. A row does not depend on the others.
+
+        Args:
+            split: "train", "validation" or "test".
+            seed: Names the stream together with the task, its options, the split and the difficulty.
+            indices: Which items of the stream.
+            difficulty: Difficulty of all of them; None means `default_difficulty`.
+
+        Raises ValueError for an unknown split, and for a difficulty that the task does not have.
+        """
         difficulty = self.resolve(difficulty)
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
@@ -135,7 +147,7 @@ class Task(ABC):
         return Example(input_ids[0], labels[0])
 
     def prompt(self, split: Split, seed: int, index: int, difficulty: int | None = None) -> tuple[str, str]:
-        """Item `index` as text, the prompt and the answer without <start> and <end>, as `mull generate` shows them."""
+        """Prompt and answer of item `index` as text, without <start> and <end>, as `mull generate` shows them."""
         difficulty = self.resolve(difficulty)
         input_ids, labels = self.example(split, seed, index, difficulty)
         start = len(labels) - self.answer_length(difficulty)
@@ -144,7 +156,10 @@ class Task(ABC):
         return " ".join(question), " ".join(answer)
 
     def resolve(self, difficulty: int | None) -> int:
-        """The difficulty to use. Raises ValueError below `min_difficulty`; tasks with an upper limit extend this."""
+        """The difficulty itself, or `default_difficulty` for None.
+
+        Raises ValueError for one below `min_difficulty`; tasks with further limits extend this method.
+        """
         difficulty = self.default_difficulty if difficulty is None else difficulty
         if difficulty < self.min_difficulty:
             raise ValueError(
@@ -154,7 +169,7 @@ class Task(ABC):
         return difficulty
 
     def split_of(self, item: np.ndarray) -> Split:
-        """The one split that owns an item."""
+        """The one split that an item belongs to."""
         digest = blake2b(self.canonical(item), digest_size=1, key=self.name.encode()).digest()
         return {0: "test", 1: "validation"}.get(digest[0] % 16, "train")  # type: ignore[return-value]
 

@@ -1,8 +1,8 @@
 """Packed text: documents tokenized once into one binary file per split, then read by memory map.
 
-The held-out split is chosen by a hash of each document's content, so the same text never stands in both splits, in
-whatever file or place it occurs, and renaming or adding files moves nothing across. Building streams the files and
-reading maps them: a corpus may be larger than memory.
+The held-out split is chosen by a hash of each document's content, so the same text is never in both splits, whatever
+file or place it occurs in, and renaming or adding files does not move a document to the other split. A corpus may be
+larger than memory: the files are read as streams when it is built, and mapped when it is used.
 
 A cached corpus is a folder: train.bin and validation.bin (token ids, little-endian uint16 or uint32, each document
 followed by the end token) and corpus.json (counts of tokens, bytes and documents).
@@ -49,12 +49,12 @@ class Corpus:
         Args:
             paths: Files (.txt, .jsonl) or folders.
             fields: Fields of a .jsonl record that make its document, joined by line ends; .txt files need none.
-            tokenizer: Of text; has an end token.
+            tokenizer: Tokenizer of text; it must have an end token.
             held_out: Expected share of the documents in the validation split, in (0, 1].
-            cache: Folder that holds cached corpora; made if missing.
+            cache: Folder that holds cached corpora; it is made if it is missing.
 
-        Raises FileNotFoundError for a missing path, ValueError for anything else that is wrong; either way the cache
-        keeps no trace of the attempt.
+        Raises FileNotFoundError for a missing path, ValueError for anything else that is wrong; in both cases nothing
+        is left in the cache.
         """
         if not 0 < held_out <= 1:
             raise ValueError(f"held_out is {held_out}: it must be above 0 and at most 1, for example 0.05")
@@ -72,43 +72,44 @@ class Corpus:
         return cls(folder)
 
     def tokens(self, split: TextSplit) -> int:
-        """Tokens of a split, end tokens included."""
+        """The number of tokens in a split, end tokens included."""
         return self._counts[split]["tokens"]
 
     def bytes(self, split: TextSplit) -> int:
-        """UTF-8 bytes of text of a split. Bits per byte = loss in nats * tokens / bytes / ln 2."""
+        """The number of UTF-8 bytes of text in a split. Bits per byte = loss in nats * tokens / bytes / ln 2."""
         return self._counts[split]["bytes"]
 
     def documents(self, split: TextSplit) -> int:
-        """Documents (records, or blocks of text files) of a split."""
+        """The number of documents (records, or blocks of text files) in a split."""
         return self._counts[split]["documents"]
 
     def windows(self, split: TextSplit, length: int) -> int:
-        """How many windows of `length` predictions follow each other without overlap."""
+        """The number of windows of `length` predictions that a split has room for, one after the other."""
         return max(0, (self.tokens(split) - 1) // length)
 
     def window(self, split: TextSplit, index: int, length: int) -> np.ndarray:
-        """Tokens (length + 1,) int64 of window `index` in order: it reads `length` tokens, and predicts each next one.
+        """Tokens (length + 1,) int64 of window `index`: `length` tokens to read, with the token that follows each.
 
-        The last token of a window is the first of the next one, so all windows predict every token but the first once.
+        The last token of a window is the first of the next one, so all windows together predict every token once, but
+        for the first. Raises IndexError for a window that is not there.
         """
         if not 0 <= index < self.windows(split, length):
             raise IndexError(f"window {index} of {self.windows(split, length)} in the {split} split")
         return self._read(split, index * length, length + 1)
 
     def random_window(self, split: TextSplit, seed: int, index: int, length: int) -> np.ndarray:
-        """Tokens (length + 1,) int64 from a random place, a function of (split, seed, index, length)."""
+        """Tokens (length + 1,) int64 from a random place in a split, a function of (split, seed, index, length)."""
         return self.random_windows(split, seed, range(index, index + 1), length)[0]
 
     def random_windows(self, split: TextSplit, seed: int, indices: range, length: int) -> np.ndarray:
-        """Tokens (B, length + 1) int64: `random_window` for each of B indices."""
+        """Tokens (B, length + 1) int64: `random_window` of each of B indices. Raises ValueError for a short split."""
         self.require_window(split, length)
         stream = Stream("text", split, seed, length)
         places = [int(stream.at(index).integers(self.tokens(split) - length)) for index in indices]
         return np.stack([self._read(split, place, length + 1) for place in places])
 
     def require_window(self, split: TextSplit, length: int) -> None:
-        """Raises ValueError if a split is too short for one window."""
+        """Raises ValueError if a split has fewer than length + 1 tokens."""
         if not self.windows(split, length):
             raise ValueError(
                 f"the {split} split has {self.tokens(split)} tokens, fewer than one window of {length + 1}: give more "
@@ -120,7 +121,7 @@ class Corpus:
 
 
 def split_of(document: bytes, held_out: float) -> TextSplit:
-    """The split of a document, by its content alone; `held_out` is the chance of validation."""
+    """The split of a document, a function of its content; `held_out` is the probability of validation."""
     draw = int.from_bytes(blake2b(document, digest_size=8).digest(), "little") / 2**64
     return "validation" if draw < held_out else "train"
 
@@ -136,7 +137,7 @@ class _Packer:
         self.counts = {"tokens": 0, "bytes": 0, "documents": 0}
 
     def add(self, document: str, size: int) -> None:
-        """Takes one document of `size` bytes."""
+        """Add one document of `size` bytes to the split."""
         self.waiting.append(document)
         self.characters += len(document)
         self.counts["bytes"] += size
@@ -145,7 +146,7 @@ class _Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Tokenizes and writes what is waiting."""
+        """Tokenize the documents that were added and are not in the file yet, and append them to it."""
         for encoding in self.tokenizer.encode_batch_fast(self.waiting, add_special_tokens=False):
             ids = np.array([*encoding.ids, self.end], dtype=self.dtype)
             self.file.write(ids.tobytes())
@@ -172,13 +173,13 @@ def _write(folder: Path, files: list[Path], fields: list[str] | None, tokenizer:
 
 
 def _key(files: list[Path], fields: list[str] | None, tokenizer: Tokenizer, held_out: float) -> str:
-    """The cache folder's name: changes with any file's path, size or time, and with any setting."""
+    """The name of a corpus in the cache. It changes with the path, size or time of any file, and with any setting."""
     stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return blake2b(repr((FORMAT, stats, fields, held_out, tokenizer.to_str())).encode(), digest_size=16).hexdigest()
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a cached corpus is there, with files as long as it says."""
+    """Whether the cache holds a corpus whose files are as long as its corpus.json says."""
     try:
         about = json.loads((folder / "corpus.json").read_text())
         width = np.dtype(about["dtype"]).itemsize
@@ -189,7 +190,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _move(new: Path, folder: Path) -> None:
-    """Puts a finished corpus in its place in one operation."""
+    """Move a finished corpus to its place in the cache in one operation."""
     try:
         os.rename(new, folder)
     except OSError:

@@ -1,7 +1,7 @@
 """Tokenizers of text: bytes by default, or any tokenizer.json of the Hugging Face tokenizers library.
 
-Synthetic tasks bring their own (task.py). Every tokenizer here has an end token: it stands after each document and
-stops generation.
+Synthetic tasks have tokenizers of their own (task.py). Every tokenizer made here has an end token, which stands after
+each document and stops generation.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ END_NAMES = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>"
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8, 256 is <end>: any text goes in and comes out unchanged."""
+    """A tokenizer whose ids 0 to 255 are the bytes of UTF-8 and whose id 256 is <end>; decoding restores any text."""
     # The ByteLevel pre-tokenizer writes each byte as a printable character (GPT-2's table): bytes that print as
     # themselves in Latin-1 stay, the others follow from code point 256 on.
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -30,10 +30,10 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def load_tokenizer(path: str | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, without truncation and padding; bytes where `path` is None.
+    """The tokenizer of a tokenizer.json, without truncation and padding; the byte tokenizer if `path` is None.
 
-    One without a known end token gets "<end>" as a new token. Raises FileNotFoundError, or ValueError if the file is
-    not a tokenizer.
+    A tokenizer without a known end token gets "<end>" as a new token. Raises FileNotFoundError for a missing file,
+    ValueError for a file that holds no tokenizer.
     """
     if path is None:
         return byte_tokenizer()
@@ -52,11 +52,11 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
 
 
 def stop_tokens_of(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The id of the end token, as a tuple of one; empty where no known end token exists."""
+    """The id of the end token, as a tuple of one id; empty if the tokenizer has no known end token."""
     ids = (tokenizer.token_to_id(name) for name in END_NAMES)
     return tuple(i for i in ids if i is not None)[:1]
 
 
 def vocab_size_of(tokenizer: Tokenizer) -> int:
-    """One more than the largest id: some published vocabularies have holes, so counting entries would fall short."""
+    """One more than the largest id. Some published vocabularies leave ids unused, so the entries are not counted."""
     return max(tokenizer.get_vocab().values()) + 1
