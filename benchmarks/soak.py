@@ -1,8 +1,9 @@
 """Many random generate calls in one process: python benchmarks/soak.py [--calls 2000]
 
-Random lengths, paddings, iteration counts, exits, policies, drafts, wavefronts, stop tokens and sampling, on a small
-random model whose limit many rows reach. No call may fail, and after a warm-up of a tenth of the calls memory must not grow: the peak resident size
-and the live tensors are printed at both ends. Every tenth call is checked against the same request row by row.
+Random lengths, paddings, iteration counts, decoders, policies, stop tokens and sampling, on a small random model whose
+limit many rows reach. No call may fail, and after a warm-up of a tenth of the calls memory must not grow: the peak
+resident size and the live tensors are printed at both ends. Every tenth call is checked against the same request row by
+row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """What can be asked of a generation. A refusal names value, limit and remedy, before anything is computed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

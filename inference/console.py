@@ -1,7 +1,5 @@
 """Prompts in, answers out: what `mull generate` reads and prints."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -10,8 +10,6 @@ exits.py).
 Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 import torch

@@ -9,25 +9,21 @@ run: draws share one generator).
 Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, Unpack
 
 import torch
 from torch import Tensor
 
-from mull.inference.checks import check_prompt, check_routing, check_stop_tokens, real_lengths
+from mull.inference.checks import check_prompt, check_stop_tokens, real_lengths
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
 from mull.inference.sampling import Draw, check_sampling
-from mull.inference.session import Session
+from mull.inference.session import Session, SessionOptions
 from mull.models import LanguageModel
-from mull.models.cache import Policy
-from mull.models.config import Capacity
 from mull.models.loop import Iterations, check_count
 
 P = ParamSpec("P")
@@ -84,11 +80,7 @@ def stream(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
-    warm_start: bool = False,
-    policy: Policy | None = None,
-    ring: int = 1,
-    cache_dtype: torch.dtype | None = None,
-    capacity: Capacity | None = None,
+    **options: Unpack[SessionOptions],
 ) -> Iterator[NewTokens]:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
 
@@ -112,12 +104,7 @@ def stream(
             sooner still, and lossy.
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
-        warm_start: begin each new position from the state of the one before instead of the model's own start. Changes
-            what is written, unless the loop comes to rest in the same place from anywhere.
-        policy, ring: of the cache (models/cache.py); None is the decoder's first policy.
-        cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and
-            may change what is written.
-        capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
+        options: of the session, such as warm_start, policy, ring, cache_dtype, capacity; see `SessionOptions`.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
@@ -125,28 +112,15 @@ def stream(
     check_sampling(temperature, generator, top_k, top_p, min_p)
     check_prompt(model, prompt_ids, attention_mask)
     check_count("max_new_tokens", max_new_tokens)
-    check_routing(model, iterations, capacity)
     decoder = choose_decoder(decode, exit)
-    given = {"warm_start": warm_start or None, "ring": None if ring == 1 else ring, "capacity": capacity}
-    options = {name: value for name, value in given.items() if value is not None}
-    policy = check_decoder(decoder, model, iterations, generator, policy, options)
+    options["policy"] = check_decoder(decoder, model, iterations, generator, options)
     stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
     held = real_lengths(prompt_ids, attention_mask)
     limits = [min(max_new_tokens, model.config.max_length - length) for length in held]
-    session = Session(
-        model,
-        len(prompt),
-        max(length + limit for length, limit in zip(held, limits, strict=True)),
-        iterations,
-        exit=decoder.exit,
-        warm_start=warm_start,
-        policy=policy,
-        ring=ring,
-        cache_dtype=cache_dtype,
-        capacity=capacity,
-    )
+    room = max(length + limit for length, limit in zip(held, limits, strict=True))
+    session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
     draw = Draw(generator, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     request = Request(draw, torch.tensor(limits, device=model.device))
     return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stop)

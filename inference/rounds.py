@@ -7,8 +7,6 @@ which of them go on, and yields a position as soon as every row that still write
 Shapes: B batch, B' rows still writing, k most tokens of a row in this round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 

@@ -11,8 +11,6 @@ generator and from nowhere else. Of equally likely tokens the smaller id counts 
 Shapes: B batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from mull.inference.checks import routing_options
+from mull.inference.checks import check_routing, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel, ModelOutput
@@ -39,6 +39,25 @@ class Answer(NamedTuple):
     state: Tensor
 
 
+class SessionOptions(TypedDict, total=False):
+    """What may be said of a session beside how long it thinks.
+
+    warm_start (False): begin each new position from the state of the one before instead of the model's own start.
+    Changes
+        what is written, unless the loop comes to rest in the same place from anywhere.
+    policy, ring (1): of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule.
+    cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and may
+        change what is written.
+    capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
+    """
+
+    warm_start: bool
+    policy: Policy | None
+    ring: int
+    cache_dtype: torch.dtype | None
+    capacity: Capacity | None
+
+
 class Session:
     """See the head of this file.
 
@@ -49,10 +68,7 @@ class Session:
         iterations: how long to think about every position, one count or (B,) with one per row; None is the config's.
             With an exit rule, the most that any position gets.
         exit: a rule that ends thinking early, `latent:0.03` or an object of exits.py.
-        warm_start: begin each new position from the state of the one before instead of the model's own start.
-        policy, ring, cache_dtype: of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule, and
-            the model's own type.
-        capacity: share of the positions that a routed pass takes; None is the config's.
+        options: see `SessionOptions`.
 
     Raises:
         ValueError: an option that the model cannot follow.
@@ -64,21 +80,20 @@ class Session:
         batch_size: int,
         max_length: int,
         iterations: Iterations | None = None,
-        *,
         exit: str | Exit | None = None,
-        warm_start: bool = False,
-        policy: Policy | None = None,
-        ring: int = 1,
-        cache_dtype: torch.dtype | None = None,
-        capacity: Capacity | None = None,
+        **options: Unpack[SessionOptions],
     ) -> None:
-        if warm_start and not isinstance(model, IteratedModel):
+        unknown = sorted(options.keys() - SessionOptions.__annotations__.keys())
+        if unknown:
+            raise TypeError(f"{unknown[0]!r} is no option; there are {', '.join(SessionOptions.__annotations__)}")
+        self.warm_start = options.get("warm_start", False)
+        if self.warm_start and not isinstance(model, IteratedModel):
             raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
-        self.model, self.iterations, self.warm_start = model, iterations, warm_start
-        self.exit = choose_exit(model, exit)
-        self.routing = routing_options(model, capacity=capacity)
-        kept = policy or ("full" if self.exit is None else "deepest")
-        self.cache = model.new_cache(batch_size, max_length, kept, ring, cache_dtype)
+        check_routing(model, iterations, options.get("capacity"))
+        self.model, self.iterations, self.exit = model, iterations, choose_exit(model, exit)
+        self.routing = routing_options(model, capacity=options.get("capacity"))
+        policy = options.get("policy") or ("full" if self.exit is None else "deepest")
+        self.cache = model.new_cache(batch_size, max_length, policy, options.get("ring", 1), options.get("cache_dtype"))
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
 
     @property

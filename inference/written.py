@@ -3,26 +3,15 @@
     latent:0.03,minimum=2      an exit rule
     speculate:4:16             a decoder
 
-The name stands in a registry, for a frozen dataclass. The values behind colons are its first fields, in their order,
-and every field can be given by name; what is left out has its default.
+The name stands in a registry, for a frozen dataclass with an `example` of how it is written and `from_text`. The values
+behind colons are its first fields, in their order, and every field can be given by name; what is left out has its
+default.
 """
 
-from __future__ import annotations
-
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from mull.models.registry import Registry
-
-
-class Written(Protocol):
-    """What a class must have to be written out: fields of type int, float or str, and an example for messages."""
-
-    example: ClassVar[str]
-
-    @classmethod
-    def from_text(cls, text: str) -> Any:
-        """The thing that the text behind the name, `value:value,option=value`, stands for."""
 
 
 T = TypeVar("T")

@@ -4,8 +4,6 @@ A configuration is frozen, keyword-only and complete: after construction no fiel
 everything that the architecture needs. Depth (the iteration count) is an argument of forward and never a shape.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -12,8 +12,6 @@ Deliberate deviation from Parcae: dt is a softplus of its parameter, so that it 
 Shapes: B batch, T positions, D model width.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar

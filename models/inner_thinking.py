@@ -32,8 +32,6 @@ Deliberate deviations:
 - Passes beyond the trained count use the last pass's router, phi and thresholds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 

@@ -4,8 +4,6 @@ A pass that a share of the tokens takes costs queries, attention and MLP of that
 tokens that changed since the keys were projected last. The router's one product is not counted.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

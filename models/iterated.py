@@ -11,8 +11,6 @@ A family writes these four. Forward, the sweep over iteration counts, exit rules
 Shapes: B batch, T positions of this call, D model width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any

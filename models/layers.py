@@ -7,8 +7,6 @@ Shapes: B batch, T positions of this call, S positions attended to, D model widt
 W head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, ClassVar
 

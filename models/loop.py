@@ -13,8 +13,6 @@ Two things it does besides counting:
   end early: all reach their last iteration together, hence "the last k" are the same k iterations for all.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator
 

@@ -3,8 +3,6 @@
 Shapes: B batch, T positions, D model width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from torch import Tensor

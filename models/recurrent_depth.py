@@ -12,8 +12,6 @@ its training code does not).
 The loop, the cache and reading on the way are those of every `IteratedModel` (iterated.py).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

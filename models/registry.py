@@ -8,8 +8,6 @@
 Whoever adds one writes a file with the decorator in it; nobody else has to be told.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TypeVar
 

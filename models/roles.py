@@ -13,8 +13,6 @@ What is not declared is a table if it is an embedding, a matrix if it has two ax
 right for most modules that know nothing of roles.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -17,8 +17,6 @@ takes every pass, and `loop` is the paper's Loop. A rule of your own is a class 
 Shapes: B batch, T positions (or 1 and N of gathered tokens), D model width.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import ClassVar
 

@@ -9,8 +9,6 @@
 Shapes: B batch, T positions, G capacities of the grid.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect
 from collections.abc import Callable, Sequence

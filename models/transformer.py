@@ -5,8 +5,6 @@
 It has no loop, so `iterations` is refused rather than ignored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar

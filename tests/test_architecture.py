@@ -17,6 +17,7 @@ import pytest
 
 import mull
 from mull.checkpoints import store
+from mull.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["models", "checkpoints", "inference", "training", "cli"]  # each may import those before it
@@ -188,7 +189,8 @@ def test_every_public_name_resolves() -> None:
         module = importlib.import_module(package)
         names = getattr(module, "__all__", [])
         assert all(getattr(module, name) is not None for name in names) and len(set(names)) == len(names)
-    lazy = [name.rpartition(".") for _, name in imports(ROOT / "__init__.py") if name.startswith("mull.")]
+    named_in_face = [name for _, name in imports(ROOT / "__init__.py") if name.startswith("mull.")]
+    lazy = [name.rpartition(".") for name in named_in_face if name != "mull.models.families"]
     typed = {name: home for home, _, name in lazy}
     assert set(mull.__all__) == set(mull.HOMES) == set(typed)
     assert all(getattr(importlib.import_module(home), name) is getattr(mull, name) for name, home in typed.items())
@@ -256,6 +258,7 @@ def test_no_error_is_swallowed() -> None:
 def test_closed_options_are_literals() -> None:
     """Guards options: a choice of words is a Literal, so that parser, type checker and tests know them all."""
     openly = {"path", "cache", "difficulty_name"}  # free text: paths and names
+    openly |= {field for model in FAMILIES.values() for field in model.config_class.choices}  # words of a registry
     wrong = []
     for path in PACKAGE:
         for node in ast.walk(tree(path)):
@@ -277,13 +280,14 @@ def test_closed_options_are_literals() -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("family", store.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_configurations_refuse_what_is_no_choice(family: str) -> None:
     """Guards closed options of the models: no free text among the fields, and a wrong word is told the right ones."""
-    config_class = store.FAMILIES[family][0]
+    config_class = FAMILIES[family].config_class
     hints = {f.name: get_type_hints(config_class)[f.name] for f in fields(config_class)}
-    assert not [name for name, hint in hints.items() if str in (hint, *get_args(hint))]
+    assert {name for name, hint in hints.items() if str in (hint, *get_args(hint))} == {*config_class.choices}
     closed = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    closed |= {name: tuple(registry) for name, registry in config_class.choices.items()}
     for name, choices in closed.items():
         with pytest.raises(ValueError, match=f"{name} must be one of {', '.join(map(repr, choices))}, not 'other'"):
             config_class(vocab_size=3, **{name: "other"})  # type: ignore[arg-type]

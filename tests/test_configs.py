@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 
 import mull
 from mull.checkpoints import load_tokenizer
-from mull.checkpoints.store import FAMILIES
+from mull.models.families import FAMILIES
 from mull.training import capacities, data, iterations, losses, optimizers
 from mull.training.cli import read_configuration
 from mull.training.run import train
@@ -204,7 +204,9 @@ SHARED = {field.name for field in fields(mull.ModelConfig)}  # written once, in 
 
 def classes() -> list[tuple[str, set[str]]]:
     """(class path, names of its fields) of everything of mull that a class_path can name."""
-    found = {f"mull.{model.__name__}": {f.name for f in fields(config)} - SHARED for config, model in FAMILIES.values()}
+    found = {
+        f"mull.{model.__name__}": {f.name for f in fields(model.config_class)} - SHARED for model in FAMILIES.values()
+    }
     for module in (iterations, capacities, losses, optimizers, data):
         for name in getattr(module, "__all__", vars(module)):
             one = getattr(module, name)

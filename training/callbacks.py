@@ -131,8 +131,8 @@ class Calibration(pl.Callback):
 def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
     """Set the thresholds of a network's routers on about n_tokens tokens of held-out batches.
 
-    Only the first batches that have the same length T are used, since one call takes them all. A network without routers
-    is left as it is.
+    Only the first batches that have the same length T are used, since one call takes them all. A network without
+    routers is left as it is.
     """
     if not network.config.routed_layers:
         return

@@ -2,20 +2,7 @@
 
 A decoder is a frozen dataclass, whose fields are its options, in a file of its own with `@decoder` above it. It gets a
 session that has read the prompts, and yields rounds: what each row that still writes got. Written out it is
-`name:value,option=value` (`speculate:4:16`), and a call has one decoder.
-
-    @decoder
-    @dataclass(frozen=True)
-    class Plain(Decoder):
-        name = example = "plain"
-
-        def rounds(self, session, last, request):
-            while True:
-                answer = session.read(last[:, None])
-                last = request.draw.choose(answer.logits)
-                keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
-                if keep is not None:
-                    session, last = session.fork(keep), last[keep]
+`name:value,option=value` (`speculate:4:16`), and a call has one decoder. `plain.py` is the shortest.
 
 Shapes: B rows still writing, V vocabulary.
 """
@@ -23,9 +10,8 @@ Shapes: B rows still writing, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,7 +19,7 @@ from torch import Tensor
 from mull.inference.exits import Exit
 from mull.inference.rounds import Rounds
 from mull.inference.sampling import Draw
-from mull.inference.session import Session
+from mull.inference.session import Session, SessionOptions
 from mull.inference.written import filled, parse
 from mull.models import LanguageModel
 from mull.models.cache import Policy
@@ -126,26 +112,21 @@ def check_decoder(
     model: LanguageModel,
     iterations: Iterations | None,
     generator: torch.Generator | None,
-    policy: Policy | None,
-    options: Mapping[str, Any],
+    options: SessionOptions,
 ) -> Policy:
-    """The cache policy to use. Raises ValueError for a model, a policy or an option that the decoder does not go with.
-
-    Args:
-        options: those of `Decoder.understands` that were given, by name.
-    """
+    """The cache policy to use. Raises ValueError for a model, policy or option that the decoder does not go with."""
     if not isinstance(model, decoder.needs):
         raise ValueError(
             f"decode {decoder.name!r} needs a model with a core that is iterated, not a {type(model).__name__}"
         )
-    if isinstance(iterations, Tensor):
-        if "counts" not in decoder.understands:
-            raise ValueError(f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row")
-    elif iterations is not None:
+    if isinstance(iterations, Tensor) and "counts" not in decoder.understands:
+        raise ValueError(f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row")
+    if isinstance(iterations, int):
         check_count("iterations", iterations)
-    for name, value in options.items():
-        if name not in decoder.understands:
-            raise ValueError(f"decode {decoder.name!r} does not understand {name}={value!r}; leave it out")
+    for name, usual in (("warm_start", False), ("ring", 1), ("capacity", None)):
+        if options.get(name, usual) != usual and name not in decoder.understands:
+            raise ValueError(f"decode {decoder.name!r} does not understand {name}={options.get(name)!r}; leave it out")
+    policy = options.get("policy")
     if policy is not None and policy not in decoder.policies:
         raise ValueError(
             f"decode {decoder.name!r} needs a cache of policy {' or '.join(decoder.policies)}, not {policy}; "

@@ -1,7 +1,5 @@
 """Plain decoding: one token of each row after another, each thought about as long as asked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -14,8 +14,6 @@ length; what was refused is rolled back.
 Shapes: B rows still writing, k drafted tokens, D model width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

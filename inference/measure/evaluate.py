@@ -8,8 +8,6 @@ example before the next one is made, so memory does not grow with the number of 
 Shapes: B batch (examples), T positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a checkpoint folder holds: its shape, its cost by iteration count, where it comes from, what was measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -7,8 +7,6 @@
 z is the 97.5 % point of the normal distribution; with few examples (below about 10) all three are approximations.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

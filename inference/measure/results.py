@@ -1,7 +1,5 @@
 """Result: one line of an evaluation, a model at one iteration count and one difficulty; and its JSON and CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -29,7 +29,7 @@ def test_a_requested_capacity_is_met_within_two_points(make: Make, tokens: Token
     """On text that the calibration has not seen. Tokens of one row share their context, and with weights as wild as
     these their fate: were a row's tokens all alike, a share of 4,000 rows would err by 0.8 points (one sigma). Of a
     first position only the token matters: with many tokens no single logit holds much of the mass."""
-    model = make(vocab_size=199, **changes)
+    model = make(vocab_size=199, **changes).float()
     model.calibrate(tokens(model.config, 4000, 6, seed=3))
     fresh = tokens(model.config, 4000, 6, seed=4)
     for capacity in (0.05, 0.3, 0.55, 0.7, 0.95):

@@ -1,0 +1,229 @@
+"""No tensor is left on the CPU: every public call of every family, with model and tokens on a device of its own.
+
+There is no second device on most machines, so one is made up: its tensors hold their numbers on the CPU, say that they
+are elsewhere (`meta`, which torch lets anybody claim), and refuse to be computed with tensors that are on the CPU, as a
+GPU does. Unlike torch's fake tensors and its own meta device they have numbers, so that everything runs: routing, which
+asks which tokens are selected, too. Answers must be those of the CPU, bit for bit, since that is where they are made.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from mull.models import IteratedModel, LanguageModel, ModelConfig, Reading
+from mull.models.cache import Policy
+
+Build = Callable[..., LanguageModel]
+Tokens = Callable[..., Tensor]
+Fields = dict[str, Any]
+
+ELSEWHERE, CPU = torch.device("meta"), torch.device("cpu")
+COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)  # from one device to the other
+
+
+class Elsewhere(Tensor):
+    """A tensor on the second device; `held` has its numbers."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> "Elsewhere":
+        return Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
+            device=ELSEWHERE,
+        )  # fmt: skip
+
+    def __init__(self, held: Tensor) -> None:
+        self.held = held
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(function, args, kwargs or {})
+
+
+class SecondDevice(TorchDispatchMode):
+    """While it is entered, tensors can be made on the second device."""
+
+    def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return computed(function, args, kwargs or {})
+
+
+def computed(function: Any, args: Any, kwargs: Fields) -> Any:
+    """What an operation gives, on the device of its tensors, or on the one that it is told."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    away = [tensor for tensor in tensors if isinstance(tensor, Elsewhere)]
+    if function not in COPIES and away:
+        scalars_may = torch.Tag.pointwise in function.tags  # such as x * 2 with a two on the CPU
+        here = [t for t in tensors if not isinstance(t, Elsewhere) and (t.dim() or not scalars_may)]
+        if here:
+            raise RuntimeError(f"{function}: {[tuple(t.shape) for t in here]} on the CPU beside {len(away)} elsewhere")
+    told = kwargs.get("device")
+    there = isinstance(args[0], Elsewhere) if function is COPIES[1] else bool(away)
+    if told is not None:
+        there, kwargs = torch.device(told) == ELSEWHERE, {**kwargs, "device": CPU}
+    known = {id(tensor.held): tensor for tensor in away}  # what is written in place is the same tensor again
+    args, kwargs = tree_map(lambda x: x.held if isinstance(x, Elsewhere) else x, (args, kwargs))
+    result = function(*args, **kwargs)
+    if not there:
+        return result
+    return tree_map(lambda x: known[id(x)] if id(x) in known else away_with(x), result)
+
+
+def away_with(x: Any) -> Any:
+    return Elsewhere(x) if isinstance(x, Tensor) else x
+
+
+def moved(model: LanguageModel) -> LanguageModel:
+    """The model with everything that it holds on the second device."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(Elsewhere(parameter.detach().clone())))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, Elsewhere(buffer.clone()))
+    return model
+
+
+Said = Iterator[tuple[str, Tensor | None]]
+To = Callable[[Tensor], Tensor]  # brings a tensor to the device of the model that is asked
+
+
+def said(name: str, out: Reading) -> Said:
+    """Every tensor of an answer, by name."""
+    for field, value in vars(out).items():
+        if isinstance(value, dict):
+            for count, reading in value.items():
+                yield from said(f"{name}, read at {count}", reading)
+        else:
+            yield f"{name}: {field}", value
+
+
+def arguments(model: LanguageModel, to: To) -> Iterator[Fields]:
+    """Every argument of the family's forward, each by itself, at counts below and above the trained ones."""
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
+    yield {}
+    yield {"attention_mask": to(mask)}
+    if model.config.default_iterations is not None:
+        counts = torch.tensor([1, 3])
+        yield {"iterations": 2}
+        yield {"iterations": to(torch.tensor(3))}
+        yield {"iterations": to(counts), "attention_mask": to(mask)}
+        yield {"iterations": counts}  # brought over by the model itself
+        yield {"iterations": 5, "read_at": [1, 4, 5]}
+    if isinstance(model, IteratedModel):
+        state = torch.randn(2, 6, model.config.d_model, generator=torch.Generator().manual_seed(2)).double()
+        yield {"iterations": 2, "state": to(state)}
+        yield {"iterations": 2, "generator": torch.Generator().manual_seed(3)}
+        yield {"iterations": 4, "backprop_iterations": 2}
+    if model.config.routed_layers:
+        passes = model.config.mean_iterations - 1
+        yield from ({"capacity": capacity} for capacity in (0.0, 0.5, 1.0, (0.9, 0.0, 0.4)[:passes]))
+        yield from ({"selection": selection, "capacity": 0.5} for selection in ("top_k", "threshold"))
+
+
+def uncached(model: LanguageModel, ids: Tensor, to: To) -> Said:
+    for given in arguments(model, to):
+        name = ", ".join(given)
+        out = model(ids, **given)
+        yield from said(name, out)
+        yield f"{name}: cost", torch.tensor(model.executed_flops_per_token(out))
+        if model.training:
+            (out.logits.square().sum() + (0 if out.auxiliary_loss is None else out.auxiliary_loss)).backward()
+            yield from ((f"{name}: gradient of {key}", p.grad) for key, p in model.named_parameters())
+            model.zero_grad(set_to_none=True)
+    for count, reading in model.sweep(ids, [None] if model.config.default_iterations is None else [1, 3]):
+        yield from said(f"sweep at {count}", reading)
+
+
+def cached(model: LanguageModel, ids: Tensor, to: To) -> Said:
+    """Prefill, a chunk and single tokens, of rows with padding and without and of one row, under every policy."""
+    mask, counts = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]), torch.tensor([1, 3])
+    for policy in get_args(Policy):
+        for rows, given in ((2, None), (2, to(mask)), (1, None)):
+            cache, some = model.new_cache(rows, 16, policy, ring=2), ids[:rows]
+            yield f"{policy}: prefill", model(some[:, :4], attention_mask=given, cache=cache).logits
+            yield f"{policy}: chunk", model(some[:, 4:6], cache=cache).logits
+            yield f"{policy}: token", model(some[:, :1], cache=cache).logits
+            cache.rollback([length - 1 for length in cache.lengths])
+            fork = cache.fork([rows - 1, 0])
+            yield f"{policy}: fork", model(ids[:, 1:2], cache=fork).logits
+            yield f"{policy}: kept", cache.read((0, 0), 3)[0]
+    if model.config.default_iterations is not None:
+        cache = model.new_cache(2, 16)
+        for part in ids.split((4, 1, 1), dim=1):
+            yield "counts by row, cached", model(part, counts, cache=cache).logits
+        for part in ids.split((3, 1, 2), dim=1):
+            yield "a row with a count, cached", model(part[:1], counts[1:], cache=cache.fork([1])).logits
+    narrow = model.new_cache(2, 16, dtype=torch.bfloat16)
+    yield "narrower", model(ids, cache=narrow).logits
+
+
+def by_verbs(model: IteratedModel, ids: Tensor) -> Said:
+    """As decoders drive a model: some tokens go on alone."""
+    cache = model.new_cache(2, 16, "deepest")
+    context = model.context(ids, None, cache, 2)
+    injected = model.enter(ids, context)
+    prepared, state = model.prepare(injected), model.start(injected, torch.Generator().manual_seed(1))
+    state = model.think(state, prepared, context, 0)
+    rows, columns = context.cells()
+    cache.hold(rows[1:], columns[1:], 1)
+    some = context.narrow(torch.tensor([0, 3, 8], device=ids.device))
+    state = some.scatter(state, model.think(some.gather(state), some.gather(prepared), some, 1))
+    yield from said("verbs", model.read(state, context))
+    context.commit(2)
+    if model.can_halt:
+        yield "halt", model.halt(state)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_every_call_runs_elsewhere_and_says_the_same(
+    config: ModelConfig, build: Build, tokens: Tokens, training: bool
+) -> None:
+    """At every option value. In training gradients are made too, and in eval caches are filled."""
+
+    def answers(model: LanguageModel, to: To) -> list[tuple[str, Tensor | None]]:
+        ids = to(tokens(config, 2, 6))
+        model.calibrate(ids)
+        found = list(uncached(model, ids, to))
+        if not training:
+            with torch.no_grad():
+                found += [*cached(model, ids, to), *(by_verbs(model, ids) if isinstance(model, IteratedModel) else ())]
+        return found + list(model.named_buffers())
+
+    expected = answers(build(config).train(training), lambda x: x)
+    with SecondDevice():
+        found = answers(moved(build(config).train(training)), Elsewhere)
+        for (name, here), (other_name, there) in zip(expected, found, strict=True):
+            assert name == other_name
+            if name.endswith(": cost") or here is None:
+                assert there is here or torch.equal(there, here)
+            else:
+                assert isinstance(there, Elsewhere), f"{name} is left on the CPU"
+                assert torch.equal(there.held, here), name
+
+
+def test_the_second_device_refuses_what_a_gpu_refuses() -> None:
+    """Guards the guard: a tensor left on the CPU is found, a number is none, and a copy is allowed."""
+    with SecondDevice():
+        there = torch.randn(3, 4, device=ELSEWHERE)
+        assert isinstance(there @ there.T, Elsewhere) and isinstance(there * torch.tensor(2.0), Elsewhere)
+        for wrong in (
+            lambda: there + torch.ones(4),
+            lambda: there @ torch.ones(4, 4),
+            lambda: torch.cat([there, torch.ones(1, 4)]),
+            lambda: torch.stack([there[0, 0], torch.tensor(1.0)]),
+            lambda: there[torch.tensor([0, 1])],
+            lambda: torch.where(torch.ones(3, 1, dtype=torch.bool), there, there),
+        ):
+            with pytest.raises(RuntimeError, match="on the CPU beside"):
+                wrong()
+        assert torch.equal(there.to(CPU), there.held) and not isinstance(there.to(CPU), Elsewhere)
+        assert isinstance(there.copy_(torch.ones(4)), Elsewhere) and there.sum().item() == 12
+        assert (there > 0).nonzero().shape == (12, 2) and there[0].tolist() == [1, 1, 1, 1]

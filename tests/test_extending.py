@@ -1,0 +1,115 @@
+"""docs/extending.md is true: its examples are trained, saved, loaded, evaluated and generated with, as they stand."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
+
+MINE = """
+seed_everything: 0
+threads: 1
+trainer: {max_steps: 3, accelerator: cpu, val_check_interval: 3, enable_progress_bar: false}
+model:
+  network:
+    class_path: mull.RecurrentDepthTransformer
+    init_args: {config: {d_model: 16, n_heads: 2, d_ff: 16, max_length: 32, injection: gated}}
+  iterations: {class_path: schedule.Alternating, init_args: {mean: 4}}
+  loss: {class_path: schedule.Halfway}
+data:
+  class_path: mull.training.data.TaskData
+  init_args:
+    task: {class_path: maximum.Maximum, init_args: {length: 12}}
+    batch_size: 4
+    validation_examples: 4
+"""
+LOOPED = """
+seed_everything: 0
+threads: 1
+trainer: {max_steps: 2, accelerator: cpu, val_check_interval: 2, enable_progress_bar: false}
+model:
+  network:
+    class_path: looped.LoopedTransformer
+    init_args: {config: {d_model: 16, n_heads: 2, d_ff: 16, max_length: 64}}
+  iterations: {class_path: mull.training.iterations.Fixed, init_args: {mean: 4}}
+data:
+  class_path: mull.training.data.TaskData
+  init_args:
+    task: {class_path: mull.training.data.Parity, init_args: {length: 8}}
+    batch_size: 4
+    validation_examples: 4
+"""
+RUN = """
+import json, sys
+from mull.cli import main
+print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
+"""
+
+
+def run(folder: Path, *commands: str) -> list[int]:
+    """Exit statuses of `mull ...` lines, one after another in one fresh process that begins in the folder."""
+    words = json.dumps([shlex.split(command) for command in commands])
+    done = subprocess.run([sys.executable, "-c", RUN, words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A working directory with all examples in files of their own, and two runs that use them."""
+    for name, code in EXAMPLES.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    (tmp_path / "mine.yaml").write_text(MINE)
+    (tmp_path / "looped.yaml").write_text(LOOPED)
+    return tmp_path
+
+
+def test_there_is_an_example_of_each_and_none_is_long() -> None:
+    """Guards the promise: every kind of addition has a whole example, of at most 40 lines of code."""
+    assert {*EXAMPLES} == {"looped", "gated", "turning", "patient", "maximum", "schedule"}
+    long = {name: n for name, code in EXAMPLES.items() if (n := len([x for x in code.splitlines() if x.strip()])) > 40}
+    assert long == {}
+
+
+def test_injection_task_sampler_loss_exit_and_decoder(mine: Path) -> None:
+    """Guards the way of a stranger's additions through train, evaluate and generate, named by --plugin."""
+    statuses = run(
+        mine,
+        "train --plugin gated --plugin maximum --plugin schedule --config mine.yaml --output run",
+        "evaluate run --plugin gated --plugin maximum --iterations 1,4 --examples 8 --json",
+        "generate run --plugin gated --plugin turning --exit turning:0.1 --prompt '3 1 4'",
+        "generate run --plugin gated --plugin patient --decode patient:2:0.9 --prompt '3 1 4'",
+        "inspect run --plugin gated",
+    )
+    assert statuses == [0] * 5
+    assert json.loads((mine / "run" / "config.json").read_text())["injection"] == "gated"
+    assert {row["difficulty"] for row in json.loads((mine / "run" / "depth.json").read_text())["rows"]} == {12}
+    assert (mine / "run" / "README.md").is_file()
+
+
+def test_a_family(mine: Path) -> None:
+    """Guards an own family: trained by class path, saved with a card, loaded, evaluated, decoded in every way."""
+    statuses = run(
+        mine,
+        "train --plugin looped --config looped.yaml --output run",
+        "evaluate run --plugin looped --iterations 1,4 --examples 8 --json",
+        "generate run --plugin looped --exit latent:0.1 --iterations 8 --prompt '1 0 1'",
+        "generate run --plugin looped --decode speculate:2:3 --iterations 8 --prompt '1 0 1'",
+    )
+    assert statuses == [0] * 4
+    assert json.loads((mine / "run" / "config.json").read_text())["model_type"] == "looped"
+
+
+def test_without_the_word_a_folder_runs_nothing(mine: Path) -> None:
+    """Guards that a checkpoint is data: what it names is not imported, and the refusal says what to do."""
+    assert run(mine, "train --plugin looped --config looped.yaml --output run") == [0]
+    mark = "\nopen('imported', 'w').close()\n"
+    (mine / "looped.py").write_text(EXAMPLES["looped"] + mark)
+    assert run(mine, "inspect run", "evaluate run --examples 8", "generate run --prompt '1 0 1'") == [2, 2, 2]
+    assert not (mine / "imported").exists()
