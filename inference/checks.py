@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mull.models import LanguageModel
 from mull.models.config import Capacity
-from mull.models.loop import Iterations, deepest
+from mull.models.loop import Iterations, check_iterations, deepest
 from mull.models.selection import check_capacity
 
 
@@ -19,6 +19,15 @@ def routing_options(model: LanguageModel, **options: Any) -> dict[str, Any]:
         name, value = next(iter(given.items()))
         raise ValueError(f"this {type(model).__name__} has no routed passes: {name}={value} is refused, leave it out")
     return given
+
+
+def check_depth(model: LanguageModel, iterations: Iterations | None, batch_size: int) -> Iterations | None:
+    """The counts of a call on so many rows; None for the config's. Raises ValueError for counts that cannot be had."""
+    if iterations is None:
+        return None
+    if model.config.default_iterations is None:
+        raise ValueError(f"a {type(model).__name__} has no loop: iterations={iterations} is refused, leave it out")
+    return check_iterations(iterations, batch_size)
 
 
 def check_routing(model: LanguageModel, iterations: Iterations | None, capacity: Capacity | None) -> None:

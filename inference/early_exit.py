@@ -27,6 +27,8 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     rule = parse(exit) if isinstance(exit, str) else exit
     if rule is None:
         return None
+    if not isinstance(rule, Exit):
+        raise ValueError(f"exit must be written as latent:0.03, or be an Exit, not {rule!r}")
     if not isinstance(model, IteratedModel):
         raise ValueError(f"exit {rule.name!r} needs a model with a core that is iterated, not a {type(model).__name__}")
     if rule.needs_gate and not model.can_halt:

@@ -87,7 +87,7 @@ class Exit(ABC):
 
     def __post_init__(self) -> None:
         if math.isnan(self.threshold):
-            raise ValueError(f"exit {self.name}: the threshold is not a number")
+            raise ValueError(f"exit {self.name}: threshold nan is not a number; write {self.example}")
         for field in ("minimum", "every"):
             if getattr(self, field) < 1:
                 raise ValueError(f"exit {self.name}: {field} must be at least 1, not {getattr(self, field)}")

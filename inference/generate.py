@@ -17,7 +17,7 @@ from typing import Concatenate, ParamSpec, Unpack
 import torch
 from torch import Tensor
 
-from mull.inference.checks import check_prompt, check_stop_tokens, real_lengths
+from mull.inference.checks import check_depth, check_prompt, check_stop_tokens, real_lengths
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
@@ -112,6 +112,7 @@ def stream(
     check_sampling(temperature, generator, top_k, top_p, min_p)
     check_prompt(model, prompt_ids, attention_mask)
     check_count("max_new_tokens", max_new_tokens)
+    iterations = check_depth(model, iterations, len(prompt_ids))
     decoder = choose_decoder(decode, exit)
     options["policy"] = check_decoder(decoder, model, iterations, generator, options)
     stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
@@ -126,6 +127,7 @@ def stream(
     return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stop)
 
 
+@torch.inference_mode()
 def rounds_after(prompt: Tensor, mask: Tensor | None, session: Session, decoder: Decoder, request: Request) -> Rounds:
     """The token after the prompt (B, P), which every row has at once, then the rounds of the decoder."""
     answer = session.read(prompt, mask)

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from mull.inference.checks import check_routing, routing_options
+from mull.inference.checks import check_depth, check_routing, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Policy
 from mull.models.config import Capacity
-from mull.models.loop import Iterations
+from mull.models.loop import Iterations, check_count
 
 
 class Answer(NamedTuple):
@@ -89,12 +89,20 @@ class Session:
         self.warm_start = options.get("warm_start", False)
         if self.warm_start and not isinstance(model, IteratedModel):
             raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
-        check_routing(model, iterations, options.get("capacity"))
-        self.model, self.iterations, self.exit = model, iterations, choose_exit(model, exit)
+        check_count("batch_size", batch_size)
+        self.model, self.iterations = model, check_depth(model, iterations, batch_size)
+        check_routing(model, self.iterations, options.get("capacity"))
+        self.exit = choose_exit(model, exit)
         self.routing = routing_options(model, capacity=options.get("capacity"))
         policy = options.get("policy") or ("full" if self.exit is None else "deepest")
+        if self.exit is not None and policy == "full":
+            raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
         self.cache = model.new_cache(batch_size, max_length, policy, options.get("ring", 1), options.get("cache_dtype"))
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
+
+    @property
+    def batch_size(self) -> int:
+        return self.cache.batch_size
 
     @property
     def lengths(self) -> list[int]:
@@ -109,7 +117,10 @@ class Session:
     @torch.inference_mode()
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Answer:
         """Read tokens (B, T) behind what the rows hold. mask: (B, T), 0 at padding, on either side; every row needs a
-        token."""
+        token. Raises ValueError for a row without one, and where there is no room."""
+        empty = [] if mask is None else (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
         out = self.think(tokens, mask)
         if mask is None:
             answer = Answer(out.logits[:, -1], out.iterations[:, -1], out.state[:, -1])
@@ -121,7 +132,8 @@ class Session:
         self.state = answer.state
         return answer
 
-    def think(self, tokens: Tensor, mask: Tensor | None) -> ModelOutput:
+    @torch.inference_mode()
+    def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:
         """The model's answers at all of these tokens."""
         start = None
         if self.warm_start and self.state is not None:
@@ -132,8 +144,15 @@ class Session:
         return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
-        """A session of its own with copies of these rows, in this order; a row may be named more than once."""
+        """A session of its own with copies of these rows, in this order; a row may be named more than once.
+
+        Raises:
+            ValueError: there is no such row.
+        """
         chosen = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        outside = [row for row in chosen if not 0 <= row < self.batch_size]
+        if outside:
+            raise ValueError(f"there is no row {outside[0]}: the session has {self.batch_size} rows, counted from 0")
         new = copy(self)
         new.cache = self.cache.fork(chosen)
         if self.state is not None:
@@ -143,7 +162,15 @@ class Session:
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:
-        """Forget the tokens of each row from `lengths` on. The next position starts where the model starts."""
-        if list(lengths) != self.lengths:
-            self.cache.rollback(list(lengths))
-            self.state = None
+        """Forget the tokens of each row from `lengths` (B,) on.
+
+        Raises:
+            ValueError: a row holds fewer, or the session starts warm, from states that would have to be forgotten too.
+        """
+        if len(lengths) != self.batch_size:
+            raise ValueError(f"cut got {len(lengths)} lengths for {self.batch_size} rows; give one for each row")
+        if list(lengths) == self.lengths:
+            return
+        if self.warm_start:
+            raise ValueError("a session with warm_start cannot be cut: the states before its last are not kept")
+        self.cache.rollback(list(lengths))

@@ -13,7 +13,6 @@ from typing import Any, TypeVar, get_type_hints
 
 from mull.models.registry import Registry
 
-
 T = TypeVar("T")
 
 
@@ -40,13 +39,15 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
     words = [word for word in text.split(",") if word]
     placed = words.pop(0).split(":") if words and "=" not in words[0] else []
     if len(placed) > len(known):
-        raise ValueError(f"{what}:{text} has {len(placed)} values and takes {len(known)} at most; write {example}")
+        raise ValueError(f"{what}: {text!r} has {len(placed)} values and takes {len(known)} at most; write {example}")
     given = list(zip(known, placed, strict=False))
     for word in words:
         name, _, value = word.partition("=")
         if name not in known:
             options = ", ".join(f"{name}=" for name in known)
             raise ValueError(f"{what}: option {word!r} is not known; give {options} as in {example}")
+        if name in dict(given):
+            raise ValueError(f"{what}: {name} is given twice in {text!r}; write {example}")
         given.append((name, value))
     values = {name: number(known[name], f"{what}: {name}", value, example) for name, value in given}
     required = [field.name for field in fields(kind) if field.default is MISSING]  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ class Registry(dict[str, T]):
 
         def remember(thing: T) -> T:
             if name in self and str(self[name]) != str(thing):  # a reloaded module defines the same class again
-                raise ValueError(f"there is a {self.kind} {name!r} already, {self[name]}; choose another name")
+                raise ValueError(f"the {self.kind} {name!r} is there already, {self[name]}; choose another name")
             self[name] = thing
             return thing
 

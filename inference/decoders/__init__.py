@@ -3,7 +3,7 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from mull.inference.decoders.decoder import DECODERS, Decoder, Request, check_decoder, choose_decoder, decoder
+from mull.inference.decoders.contract import DECODERS, Decoder, Request, check_decoder, choose_decoder, decoder
 
 for found in iter_modules(__path__):
     import_module(f"{__name__}.{found.name}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mull.inference.decoders.decoder import decoder
+from mull.inference.decoders.contract import decoder
 from mull.inference.decoders.plain import Plain
 from mull.inference.exits import Exit, parse
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mull.inference.decoders.decoder import Decoder, Request, decoder
+from mull.inference.decoders.contract import Decoder, Request, decoder
 from mull.inference.rounds import Round, Rounds
 from mull.inference.session import Session
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mull.inference.decoders.decoder import Decoder, Request, decoder
+from mull.inference.decoders.contract import Decoder, Request, decoder
 from mull.inference.rounds import Round, Rounds
 from mull.inference.sampling import Draw
 from mull.inference.session import Session
@@ -51,9 +51,9 @@ class Speculative(Decoder):
 
     def check(self, model: LanguageModel, iterations: int | None, generator: torch.Generator | None) -> None:
         if iterations is not None and self.iterations >= iterations:
+            remedy = f"draft at 1 .. {iterations - 1}" if iterations > 1 else "decode at 2 iterations or more"
             raise ValueError(
-                f"a draft at {self.iterations} iterations must be shallower than decoding at {iterations}; "
-                f"give 1 .. {iterations - 1}, or more iterations"
+                f"a draft at {self.iterations} iterations must be shallower than decoding at {iterations}; {remedy}"
             )
 
     @torch.inference_mode()

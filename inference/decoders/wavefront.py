@@ -35,7 +35,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from mull.inference.decoders.decoder import Decoder, Request, decoder
+from mull.inference.decoders.contract import Decoder, Request, decoder
 from mull.inference.exits import norm
 from mull.inference.rounds import Round, Rounds
 from mull.inference.sampling import Draw

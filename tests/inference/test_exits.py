@@ -74,7 +74,7 @@ def test_minimum_and_every_say_when(minimum: int, every: int, at: list[int]) -> 
         ("latnt:0.1", "exit 'latnt' is not known; known are latent, acceleration"),
         ("latent", "exit latent lacks threshold; write latent:0.03"),
         ("latent:x", "exit latent: threshold 'x' is not a number; write latent:0.03"),
-        ("latent:nan", "the threshold is not a number"),
+        ("latent:nan", "threshold nan is not a number; write latent:0.03"),
         ("latent:0.1,minimum=0", "minimum must be at least 1, not 0"),
         (
             "latent:0.1,max=3",

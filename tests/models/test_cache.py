@@ -46,7 +46,9 @@ def test_memory_is_taken_when_first_used_and_grows_by_need(model: RecurrentDepth
 
 
 @pytest.mark.parametrize("first_columns", [1, 2, 5])
-def test_growing_columns_changes_nothing(model: RecurrentDepthTransformer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, first_columns: int) -> None:
+def test_growing_columns_changes_nothing(
+    model: RecurrentDepthTransformer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, first_columns: int
+) -> None:
     """Rows that outgrow what was taken at first keep what they hold."""
     monkeypatch.setattr(cache_module, "FIRST_COLUMNS", first_columns)
     ids, cache = tokens(model.config, 2, 11), model.new_cache(2, 64)
@@ -116,7 +118,9 @@ def test_a_shared_ring_as_wide_as_the_depth_is_full(model: RecurrentDepthTransfo
 @pytest.mark.parametrize(("policy", "ring"), [("full", 1), ("deepest", 1), ("shared", 1), ("shared", 2)])
 @settings(max_examples=8)
 @given(data=st.data())
-def test_rolled_back_and_replayed_equals_never_written(build: Build, small: Small, tokens: Tokens, policy: str, ring: int, data: st.DataObject) -> None:
+def test_rolled_back_and_replayed_equals_never_written(
+    build: Build, small: Small, tokens: Tokens, policy: str, ring: int, data: st.DataObject
+) -> None:
     """Rows are cut at places of their own, and what follows is as if the rest had never been there."""
     model = build(small())
     ids, other = tokens(model.config, 2, 6), tokens(model.config, 2, 3, seed=4)
@@ -133,7 +137,9 @@ def test_rolled_back_and_replayed_equals_never_written(build: Build, small: Smal
 
 
 @pytest.mark.parametrize(("policy", "ring"), [("deepest", 1), ("shared", 2)])
-def test_batch_and_padding_change_nothing_under_any_policy(model: RecurrentDepthTransformer, tokens: Tokens, policy: str, ring: int) -> None:
+def test_batch_and_padding_change_nothing_under_any_policy(
+    model: RecurrentDepthTransformer, tokens: Tokens, policy: str, ring: int
+) -> None:
     ids, mask = tokens(model.config, 3, 6), torch.ones(3, 6, dtype=torch.int64)
     mask[0, :2] = mask[1, 4:] = 0
     answer = tokens(model.config, 3, 2, seed=3)
@@ -193,7 +199,9 @@ def test_wrong_uses_are_named(model: RecurrentDepthTransformer, tokens: Tokens) 
 # ------------------------------------------------------------------------------------------------ refusals
 
 
-def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
+def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(
+    model: RecurrentDepthTransformer, tokens: Tokens
+) -> None:
     ids = tokens(model.config, 1, 6)
     cache = model.new_cache(1, 5)
     first = model(ids[:, :4], 2, cache=cache)
@@ -272,7 +280,9 @@ def test_a_cache_serves_a_call_under_autocast(build: Build, small: Small, tokens
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build: Build, small: Small, tokens: Tokens, padded: bool) -> None:
+def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(
+    build: Build, small: Small, tokens: Tokens, padded: bool
+) -> None:
     """Keys and values rounded to bfloat16 under a model of fp32: prefill, a second chunk, positions one by one."""
     model = build(small(), torch.float32)
     ids, mask = tokens(model.config, 2, 9), torch.ones(2, 5, dtype=torch.int64)
@@ -291,7 +301,9 @@ def test_a_narrower_cache_halves_the_bytes_and_keeps_the_answer(build: Build, sm
 
 
 @pytest.mark.parametrize("family", [RecurrentDepthConfig, InnerThinkingConfig], ids=lambda family: family.model_type)
-def test_rows_with_counts_of_their_own_outlive_the_deepest(build: Build, tokens: Tokens, family: type[ModelConfig]) -> None:
+def test_rows_with_counts_of_their_own_outlive_the_deepest(
+    build: Build, tokens: Tokens, family: type[ModelConfig]
+) -> None:
     """When the row with most iterations leaves, the others find their keys where they were written."""
     shape = {"n_layers": 3} if family is InnerThinkingConfig else {"n_core": 2}
     model = build(family(vocab_size=11, d_model=24, n_heads=3, max_length=32, mean_iterations=5, **shape))

@@ -23,7 +23,9 @@ SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff":
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(build: Build, tokens: Tokens) -> None:
+def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(
+    build: Build, tokens: Tokens
+) -> None:
     """Prefill stays eager; the last column of the cache is reached, at two depths."""
     torch.compiler.reset()
     model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE))

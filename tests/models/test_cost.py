@@ -49,7 +49,9 @@ def counted(model: LanguageModel, backward: bool, **arguments: Any) -> float:
 
 
 @given(data=st.data())
-def test_parameters_are_exactly_those_of_the_module(any_config: Configurations, build: Build, data: st.DataObject) -> None:
+def test_parameters_are_exactly_those_of_the_module(
+    any_config: Configurations, build: Build, data: st.DataObject
+) -> None:
     config = data.draw(any_config)
     assert config.parameters == sum(p.numel() for p in build(config).parameters())
 
@@ -76,7 +78,9 @@ def test_executed_flops_are_those_of_the_iterations_that_rows_had() -> None:
 
 
 @given(data=st.data(), iterations=st.integers(1, 4), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
-def test_cache_bytes_are_those_of_the_tensors(any_config: Configurations, build: Build, data: st.DataObject, iterations: int, dtype: torch.dtype) -> None:
+def test_cache_bytes_are_those_of_the_tensors(
+    any_config: Configurations, build: Build, data: st.DataObject, iterations: int, dtype: torch.dtype
+) -> None:
     config = data.draw(any_config)
     looped = config.default_iterations is not None
     model = build(config, dtype)

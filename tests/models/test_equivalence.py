@@ -42,9 +42,7 @@ def place(rows: Sequence[Tensor], left: Sequence[int], width: int) -> tuple[Tens
 
 
 @st.composite
-def padded_batches(
-    draw: st.DrawFn, config: ModelConfig, tokens: Tokens
-) -> tuple[list[Tensor], list[int], int, Counts]:
+def padded_batches(draw: st.DrawFn, config: ModelConfig, tokens: Tokens) -> tuple[list[Tensor], list[int], int, Counts]:
     """Rows, their left paddings and a width: left, right, both and none occur in one batch."""
     lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
     left = [draw(st.integers(0, 4)) for _ in lengths]
@@ -72,7 +70,9 @@ def sums_alike(model: LanguageModel) -> bool:
 
 @settings(max_examples=2)
 @given(data=st.data())
-def test_padding_on_any_side_changes_nothing(some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject) -> None:
+def test_padding_on_any_side_changes_nothing(
+    some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
+) -> None:
     config = data.draw(some_config)
     model = build(config)
     rows, left, width, counts = data.draw(padded_batches(config, tokens))
@@ -99,7 +99,9 @@ def test_padding_changes_no_gradient(build: Build, small: Small, tokens: Tokens)
 
 @settings(max_examples=2)
 @given(data=st.data())
-def test_a_suffix_never_changes_the_prefix(some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject) -> None:
+def test_a_suffix_never_changes_the_prefix(
+    some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
+) -> None:
     config = data.draw(some_config)
     model = build(config)
     length = data.draw(st.integers(2, 9))
@@ -183,7 +185,9 @@ def test_without_a_generator_nothing_is_random(build: Build, small: Small, token
     assert torch.equal(one, model(ids, iterations=3, state=zeros).logits)  # the start is the mean of its distribution
 
 
-def test_a_generator_repeats_itself_and_leaves_the_global_stream_alone(build: Build, small: Small, tokens: Tokens) -> None:
+def test_a_generator_repeats_itself_and_leaves_the_global_stream_alone(
+    build: Build, small: Small, tokens: Tokens
+) -> None:
     model = build(small())
     ids = tokens(model.config, 2, 5)
     before = torch.get_rng_state()

@@ -36,7 +36,9 @@ def angles(positions: Sequence[int], width: int, base: float = 100.0) -> Tensor:
 
 
 @pytest.mark.parametrize(("layout", "compiling"), [("interleaved", False), ("interleaved", True), ("half", False)])
-def test_rotation_is_multiplication_by_a_complex_number(layout: str, compiling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_is_multiplication_by_a_complex_number(
+    layout: str, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In both forms that neighbours take: compilers cannot fuse complex numbers."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     torch.manual_seed(0)
@@ -72,7 +74,9 @@ def test_scores_depend_on_the_distance_alone(layout: str) -> None:
     assert (near - torch.einsum("bthw,bshw->ts", q, k)).abs().max() > 0.1
 
 
-def test_the_two_layouts_are_one_model_with_the_dimensions_of_a_head_permuted(build: Build, small: Small, tokens: Tokens) -> None:
+def test_the_two_layouts_are_one_model_with_the_dimensions_of_a_head_permuted(
+    build: Build, small: Small, tokens: Tokens
+) -> None:
     model, other = build(small(qk_norm=True)), build(small(qk_norm=True, rotary_layout="half"), seed=1)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     halves = torch.tensor([0, 2, 1, 3])  # (0, 1), (2, 3) rotate together -> (0, 2), (1, 3) do

@@ -148,7 +148,9 @@ def test_readings_of_one_unroll_equal_separate_runs(build: Build, small: Small, 
     assert_same(out.logits, out.readings[6].logits, 0)
 
 
-def test_a_sweep_yields_the_answers_of_separate_runs_out_of_one_unroll(model: RecurrentDepthTransformer, ids: Tensor) -> None:
+def test_a_sweep_yields_the_answers_of_separate_runs_out_of_one_unroll(
+    model: RecurrentDepthTransformer, ids: Tensor
+) -> None:
     calls = []
     handle = model.core[0].register_forward_hook(lambda *_: calls.append(1))
     answers = dict(model.sweep(ids, [1, 4, 6]))
@@ -167,7 +169,9 @@ def test_readings_cost_no_iteration(model: RecurrentDepthTransformer, ids: Tenso
 
 
 @pytest.mark.parametrize("window", [None, 2, 4])
-def test_rows_with_counts_of_their_own_equal_rows_alone(model: RecurrentDepthTransformer, ids: Tensor, window: int | None) -> None:
+def test_rows_with_counts_of_their_own_equal_rows_alone(
+    model: RecurrentDepthTransformer, ids: Tensor, window: int | None
+) -> None:
     out = model(ids, iterations=COUNTS, backprop_iterations=window)
     out.logits.square().sum().backward()
     together = gradients(model)
@@ -183,7 +187,9 @@ def test_rows_with_counts_of_their_own_equal_rows_alone(model: RecurrentDepthTra
 
 
 @pytest.mark.parametrize("window", [1, 3, 5, 8])
-def test_the_gradient_window_equals_detaching_the_state_by_hand(model: RecurrentDepthTransformer, ids: Tensor, window: int | None) -> None:
+def test_the_gradient_window_equals_detaching_the_state_by_hand(
+    model: RecurrentDepthTransformer, ids: Tensor, window: int | None
+) -> None:
     model(ids, iterations=5, backprop_iterations=window).logits.square().sum().backward()
     windowed = gradients(model)
 
@@ -203,7 +209,9 @@ def test_the_gradient_window_equals_detaching_the_state_by_hand(model: Recurrent
         assert gradient.abs().max() > 0  # the prelude too: the injected input keeps its graph
 
 
-def test_a_window_as_long_as_the_loop_is_full_backpropagation_and_a_shorter_one_is_not(model: RecurrentDepthTransformer, ids: Tensor) -> None:
+def test_a_window_as_long_as_the_loop_is_full_backpropagation_and_a_shorter_one_is_not(
+    model: RecurrentDepthTransformer, ids: Tensor
+) -> None:
     found = {}
     for window in (None, 5, 4):
         model(ids, iterations=5, backprop_iterations=window).logits.square().sum().backward()
@@ -221,7 +229,9 @@ def test_a_caller_gets_the_gradient_of_its_own_state(model: RecurrentDepthTransf
     assert start.grad is None
 
 
-def test_memory_kept_for_the_backward_pass_depends_on_the_window_and_not_on_the_depth(model: RecurrentDepthTransformer, ids: Tensor) -> None:
+def test_memory_kept_for_the_backward_pass_depends_on_the_window_and_not_on_the_depth(
+    model: RecurrentDepthTransformer, ids: Tensor
+) -> None:
     def kept(iterations: int, window: int) -> int:
         sizes = []
         pack = lambda tensor: sizes.append(tensor.nbytes) or tensor  # noqa: E731
@@ -249,7 +259,9 @@ def test_what_is_not_a_count_is_refused_by_name(model: RecurrentDepthTransformer
 
 
 @pytest.mark.parametrize("window", [0, -1, 1.5, True, "abc"], ids=repr)
-def test_what_is_not_a_window_is_refused_by_name(model: RecurrentDepthTransformer, ids: Tensor, window: int | None) -> None:
+def test_what_is_not_a_window_is_refused_by_name(
+    model: RecurrentDepthTransformer, ids: Tensor, window: int | None
+) -> None:
     with pytest.raises(ValueError, match="backprop_iterations must be"):
         model(ids, iterations=3, backprop_iterations=window)
 

@@ -87,7 +87,9 @@ def test_a_value_trains_with_counts_by_row(config: ModelConfig, build: Build, to
 
 @settings(max_examples=15)
 @given(data=st.data())
-def test_any_combination_of_values_runs_in_an_fp64_model(any_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject) -> None:
+def test_any_combination_of_values_runs_in_an_fp64_model(
+    any_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
+) -> None:
     config = data.draw(any_config)
     model = build(config).train()
     out = run(model, tokens(config, 2, 5))
@@ -123,7 +125,9 @@ def test_every_field_is_heard(build: Build, small: Small, tokens: Tokens, change
     assert (build(small())(ids, 3).logits - build(small(**changes))(ids, 3).logits).abs().max() > 1e-4
 
 
-def test_the_exit_gate_is_read_beside_the_logits_and_changes_no_answer(build: Build, small: Small, tokens: Tokens) -> None:
+def test_the_exit_gate_is_read_beside_the_logits_and_changes_no_answer(
+    build: Build, small: Small, tokens: Tokens
+) -> None:
     config = small(exit_gate=True)
     model, ids = build(config), tokens(config, 2, 7)
     out = model(ids, 3)

@@ -97,7 +97,7 @@ def test_a_name_stands_for_one_rule() -> None:
         """Another rule of a name that is taken."""
 
     with pytest.raises(
-        ValueError, match=r"exit 'latent' already, .*mull\.inference\.exits\.Latent.*; choose another name"
+        ValueError, match=r"exit 'latent' is there already, .*mull\.inference\.exits\.Latent.*; choose another name"
     ):
         exit_rule(Other)
     assert EXITS["latent"] is Latent

@@ -59,7 +59,6 @@ def test_it_is_short_and_refused_in_its_own_words(make_model: MakeModel) -> None
         mull.generate(make_model("recurrent"), IDS, decode="contrast:1", policy="full")
 
 
-@pytest.mark.xfail(strict=True, reason="Session.think runs outside of inference mode, unlike Session.read")
 def test_drafts_need_a_session_only(make_model: MakeModel) -> None:
     """A decoder that reads several guesses at once and cuts what was wrong: plain decoding's text, in fewer calls."""
 

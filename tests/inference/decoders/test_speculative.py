@@ -102,9 +102,7 @@ def test_sampled_text_is_distributed_as_plain_sampling(make_model: MakeModel) ->
 
 
 def test_a_transformer_cannot_draft(make_model: MakeModel) -> None:
-    with pytest.raises(
-        ValueError, match="decode 'speculate' needs a model with a core that is iterated, not a Transformer"
-    ):
+    with pytest.raises(ValueError, match="decode 'speculate' needs a model of kind IteratedModel, not a Transformer"):
         generate(make_model("transformer"), prompts(1, 3), decode="speculate:1:2")
     with pytest.raises(ValueError, match="one count of iterations for all rows"):
         generate(make_model("recurrent"), prompts(2, 3), torch.tensor([2, 3]), decode="speculate:1:2")

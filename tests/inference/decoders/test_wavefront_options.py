@@ -75,7 +75,5 @@ def test_bad_values_are_refused_in_one_line_before_the_first_token(
 
 
 def test_a_transformer_has_no_wavefront(make_model: MakeModel) -> None:
-    with pytest.raises(
-        ValueError, match="decode 'wavefront' needs a model with a core that is iterated, not a Transformer"
-    ):
+    with pytest.raises(ValueError, match="decode 'wavefront' needs a model of kind IteratedModel, not a Transformer"):
         stream(make_model("transformer"), prompts(1, 3), decode="wavefront:4:8")

@@ -22,9 +22,7 @@ Fields = dict[str, Any]
 LOOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"gate": "tanh"}, {"rule": "paper_literal"}, {"rule": "loop"}], ids=str
-)
+@pytest.mark.parametrize("changes", [{}, {"gate": "tanh"}, {"rule": "paper_literal"}, {"rule": "loop"}], ids=str)
 def test_a_requested_capacity_is_met_within_two_points(make: Make, tokens: Tokens, changes: Fields) -> None:
     """On text that the calibration has not seen. Tokens of one row share their context, and with weights as wild as
     these their fate: were a row's tokens all alike, a share of 4,000 rows would err by 0.8 points (one sigma). Of a

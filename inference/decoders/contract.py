@@ -23,7 +23,7 @@ from mull.inference.session import Session, SessionOptions
 from mull.inference.written import filled, parse
 from mull.models import LanguageModel
 from mull.models.cache import Policy
-from mull.models.loop import Iterations, check_count
+from mull.models.loop import Iterations
 from mull.models.registry import Registry
 
 
@@ -104,6 +104,8 @@ def choose_decoder(decode: str | Decoder | None, exit: str | Exit | None) -> Dec
         decode = f"adaptive:{exit}" if isinstance(exit, str) else DECODERS["adaptive"](exit)  # type: ignore[call-arg]
     if decode is None:
         return DECODERS["plain"]()
+    if not isinstance(decode, str | Decoder):
+        raise ValueError(f"decode must be written as plain or speculate:4:16, or be a Decoder, not {decode!r}")
     return parse(decode, DECODERS) if isinstance(decode, str) else decode
 
 
@@ -117,12 +119,12 @@ def check_decoder(
     """The cache policy to use. Raises ValueError for a model, policy or option that the decoder does not go with."""
     if not isinstance(model, decoder.needs):
         raise ValueError(
-            f"decode {decoder.name!r} needs a model with a core that is iterated, not a {type(model).__name__}"
+            f"decode {decoder.name!r} needs a model of kind {decoder.needs.__name__}, not a {type(model).__name__}"
         )
     if isinstance(iterations, Tensor) and "counts" not in decoder.understands:
-        raise ValueError(f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row")
-    if isinstance(iterations, int):
-        check_count("iterations", iterations)
+        raise ValueError(
+            f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row; give a number"
+        )
     for name, usual in (("warm_start", False), ("ring", 1), ("capacity", None)):
         if options.get(name, usual) != usual and name not in decoder.understands:
             raise ValueError(f"decode {decoder.name!r} does not understand {name}={options.get(name)!r}; leave it out")
