@@ -31,5 +31,5 @@ def with_rule(fields: Mapping[str, Any]) -> dict[str, Any]:
     unweighted = old["skipped"] == "literal" and new["rule"] in ("paper_symmetric", "loop", "loop_symmetric")
     passes = new.get("mean_iterations")
     if unweighted and new.get("step_start") is None and isinstance(passes, int):
-        new["step_start"] = RULES[new["rule"]]().start(False, passes)  # where phi started then
+        new["step_start"] = RULES[new["rule"]].start(False, passes)  # where phi started then
     return new

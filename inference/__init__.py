@@ -8,6 +8,6 @@ from mull.inference.generate import Generation, stream
 from mull.inference.measure.results import Result, from_json, to_csv, to_json
 from mull.inference.measure.table import print_table
 from mull.inference.rounds import NewTokens
-from mull.inference.sampling import sample
+from mull.inference.sampling import Draw
 
-__all__ = ["Generation", "NewTokens", "Result", "from_json", "print_table", "sample", "stream", "to_csv", "to_json"]
+__all__ = ["Draw", "Generation", "NewTokens", "Result", "from_json", "print_table", "stream", "to_csv", "to_json"]

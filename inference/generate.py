@@ -21,7 +21,7 @@ from mull.inference.checks import check_depth, check_prompt, check_stop_tokens, 
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
-from mull.inference.sampling import Draw, check_sampling
+from mull.inference.sampling import Draw
 from mull.inference.session import Session, SessionOptions
 from mull.models import LanguageModel
 from mull.models.loop import Iterations, check_count
@@ -97,7 +97,7 @@ def stream(
             decode="adaptive:latent:0.03".
         max_new_tokens: most new tokens of a row. A row never exceeds the model's max_length, padding not counted: there
             its text ends.
-        temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.sample`.
+        temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
             `wavefront:4:32` thinks about up to 32 positions at once, 4 iterations a round, the later ones on guesses:
@@ -109,7 +109,7 @@ def stream(
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
     """
-    check_sampling(temperature, generator, top_k, top_p, min_p)
+    draw = Draw(generator, temperature, top_k, top_p, min_p)
     check_prompt(model, prompt_ids, attention_mask)
     check_count("max_new_tokens", max_new_tokens)
     iterations = check_depth(model, iterations, len(prompt_ids))
@@ -122,7 +122,6 @@ def stream(
     limits = [min(max_new_tokens, model.config.max_length - length) for length in held]
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
-    draw = Draw(generator, temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     request = Request(draw, torch.tensor(limits, device=model.device))
     return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stop)
 

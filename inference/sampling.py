@@ -12,38 +12,11 @@ Shapes: B batch, V vocabulary.
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def sample(
-    logits: Tensor,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-    *,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-) -> Tensor:
-    """One token for every row.
-
-    Args:
-        logits: (B, V).
-        temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
-        generator: source of the draw, on any device; one draw serves all rows, so a row's token depends on its place.
-        top_k, top_p, min_p: filters, None for none; see the head of this file.
-
-    Returns:
-        (B,) int64 token ids, on the logits' device.
-
-    Raises:
-        ValueError: an option out of range, a draw without a generator, or logits that are not numbers.
-    """
-    check_sampling(temperature, generator, top_k, top_p, min_p)
-    return Draw(generator, temperature, top_k=top_k, top_p=top_p, min_p=min_p).choose(logits)
 
 
 def probabilities(
@@ -71,11 +44,39 @@ def probabilities(
     return torch.zeros_like(p).scatter(-1, token_ids, ranked)
 
 
+@dataclass(frozen=True)
 class Draw:
-    """Distributions that tokens follow, and draws from them; greedy is the one-hot distribution of the best token."""
+    """How tokens are drawn. Greedy is the one-hot distribution of the most likely token.
 
-    def __init__(self, generator: torch.Generator | None, temperature: float, **filters: Any) -> None:
-        self.generator, self.temperature, self.filters = generator, temperature, filters
+    Args:
+        generator: source of the draws, on any device; one draw serves all rows, so a row's token depends on its place.
+        temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
+        top_k, top_p, min_p: filters, None for none; see the head of this file.
+
+    Raises:
+        ValueError: an option out of range, or a draw without a generator.
+    """
+
+    generator: torch.Generator | None = None
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        t, k = self.temperature, self.top_k
+        if not (t >= 0 and math.isfinite(t)):
+            raise ValueError(f"temperature {t} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")
+        if t > 0 and self.generator is None:
+            raise ValueError(
+                f"temperature {t} draws at random, which needs a generator: "
+                "pass generator=torch.Generator().manual_seed(seed), or temperature=0"
+            )
+        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise ValueError(f"top_k {k} is not an integer of at least 1; leave it out to keep every token")
+        for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} {value} lies outside 0 < {name} <= 1; leave it out to keep every token")
 
     def choose(self, logits: Tensor) -> Tensor:
         """(N, V) logits -> (N,) tokens. Raises ValueError for logits that are not numbers."""
@@ -89,7 +90,7 @@ class Draw:
         check_logits(logits)
         if self.temperature == 0:
             return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-        p = probabilities(logits.flatten(0, -2), self.temperature, **self.filters)
+        p = probabilities(logits.flatten(0, -2), self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         return p.view(logits.shape)
 
     def token(self, p: Tensor) -> Tensor:
@@ -122,25 +123,3 @@ def renormalized(p: Tensor, keep: Tensor) -> Tensor:
 def check_logits(logits: Tensor) -> None:
     if bool(logits.isnan().any()):
         raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")
-
-
-def check_sampling(
-    temperature: float,
-    generator: torch.Generator | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-) -> None:
-    """Raise a ValueError that names the value, the limit and the remedy if these options cannot be used."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature {temperature} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")
-    if temperature > 0 and generator is None:
-        raise ValueError(
-            f"temperature {temperature} draws at random, which needs a generator: "
-            "pass generator=torch.Generator().manual_seed(seed), or temperature=0"
-        )
-    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-        raise ValueError(f"top_k {top_k} is not an integer of at least 1; leave it out to keep every token")
-    for name, value in (("top_p", top_p), ("min_p", min_p)):
-        if value is not None and not 0 < value <= 1:
-            raise ValueError(f"{name} {value} lies outside 0 < {name} <= 1; leave it out to keep every token")

@@ -125,7 +125,7 @@ class RoutedLayer(Layer):
 
     def __init__(self, config: InnerThinkingConfig) -> None:
         super().__init__(config)
-        self.config, self.rule = config, RULES[config.rule]()
+        self.config, self.rule = config, RULES[config.rule]
         self.gate = torch.sigmoid if config.gate == "sigmoid" else torch.tanh
         passes = config.mean_iterations
         start = self.rule.start(config.routing, passes) if config.step_start is None else config.step_start

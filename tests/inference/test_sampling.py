@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from mull.inference.sampling import probabilities, sample
+from mull.inference.sampling import Draw, probabilities
 
 P = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
 
@@ -16,8 +16,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_greedy_takes_the_most_likely_token_of_each_row() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.9]])
-    assert sample(logits).tolist() == [1, 0]
-    assert sample(logits, top_k=1, top_p=0.1, min_p=1.0).tolist() == [1, 0]
+    assert Draw().choose(logits).tolist() == [1, 0]
+    assert Draw(top_k=1, top_p=0.1, min_p=1.0).choose(logits).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_draws_follow_the_distribution() -> None:
     """Pearson's chi-squared over 20,000 draws. With 3 degrees of freedom a right sampler exceeds 30 with probability
     1.4e-6 (the seed is fixed, so it passes always or never); a swap of two tokens or temperature 1.1 gives over 100."""
     n = 20_000
-    drawn = sample(P.log().expand(n, 4), 1.0, seeded())
+    drawn = Draw(seeded(), 1.0).choose(P.log().expand(n, 4))
     counts = torch.bincount(drawn, minlength=4)
     assert ((counts - n * P[0]) ** 2 / (n * P[0])).sum() < 30
 
@@ -82,12 +82,12 @@ def test_draws_follow_the_distribution() -> None:
 def test_the_generator_alone_decides() -> None:
     logits = P.log().expand(50, 4)
     torch.manual_seed(1)
-    one = sample(logits, 1.0, seeded(7))
+    one = Draw(seeded(7), 1.0).choose(logits)
     torch.manual_seed(2)
-    assert torch.equal(one, sample(logits, 1.0, seeded(7)))
-    assert not torch.equal(one, sample(logits, 1.0, seeded(8)))  # equal by chance with probability 0.3^50
+    assert torch.equal(one, Draw(seeded(7), 1.0).choose(logits))
+    assert not torch.equal(one, Draw(seeded(8), 1.0).choose(logits))  # equal by chance with probability 0.3^50
     state = torch.get_rng_state()
-    sample(logits, 1.0, seeded())
+    Draw(seeded(), 1.0).choose(logits)
     assert torch.equal(state, torch.get_rng_state()), "the global generator was used"
 
 
@@ -108,10 +108,10 @@ def test_the_generator_alone_decides() -> None:
 )
 def test_bad_options_are_refused_in_one_line(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        sample(P, **{"generator": seeded(), **options})  # type: ignore[arg-type]
+        Draw(**{"generator": seeded(), **options}).choose(P)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_nan_logits_are_refused_instead_of_becoming_token_0() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        sample(torch.tensor([[0.0, float("nan")]]))
+        Draw().choose(torch.tensor([[0.0, float("nan")]]))

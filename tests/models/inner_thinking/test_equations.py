@@ -38,14 +38,14 @@ def written_pass(rule: str) -> Callable[..., Tensor]:
     def one_pass(y: Tensor, f: Tensor, w: Tensor, selected: Tensor, phi: Tensor | float) -> Tensor:
         if rule in WRITTEN:
             return torch.where(selected, *WRITTEN[rule](y, f, w, phi))
-        return torch.where(selected, RULES[rule]().taken(y, f, w, phi), RULES[rule]().skipped(y, w, phi))
+        return torch.where(selected, RULES[rule].taken(y, f, w, phi), RULES[rule].skipped(y, w, phi))
 
     return one_pass
 
 
 def first_scale(config: InnerThinkingConfig) -> float:
     """Where phi starts: where the configuration says, otherwise where the rule does."""
-    start = RULES[config.rule]().start(config.routing, config.mean_iterations)
+    start = RULES[config.rule].start(config.routing, config.mean_iterations)
     return start if config.step_start is None else config.step_start
 
 
