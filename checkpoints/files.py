@@ -1,4 +1,4 @@
-"""Files of a checkpoint: read with errors that name them, written all or none.
+"""Files of a checkpoint, read with errors that name them.
 
 Nothing here knows what a model is.
 """
@@ -6,9 +6,6 @@ Nothing here knows what a model is.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 AGAIN = "copy the folder again from its source, or save the model again with mull.save"
-
-
-def replace_all(folder: Path, contents: Mapping[str, bytes], removed: Sequence[str] = ()) -> None:
-    """Put all files in place or none: written beside their place first, and the old ones kept until the last stands."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as beside:
-        new, old = Path(beside, "new"), Path(beside, "old")
-        new.mkdir()
-        old.mkdir()
-        for name, data in contents.items():
-            with open(new / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        moves = [(folder / name, old / name) for name in (*removed, *contents) if (folder / name).exists()]
-        moves += [(new / name, folder / name) for name in contents]
-        done: list[tuple[Path, Path]] = []
-        try:
-            for source, target in moves:
-                os.replace(source, target)
-                done.append((source, target))
-        except BaseException:
-            for source, target in reversed(done):
-                os.replace(target, source)
-            raise
 
 
 def read_json(path: Path) -> dict[str, Any]:

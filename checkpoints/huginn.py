@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save as to_safetensors
 from tokenizers import Tokenizer
 
-from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
+from mull.checkpoints.files import AGAIN, read_json, read_tensors
+from mull.checkpoints.replacing import replace_all
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"

@@ -7,9 +7,8 @@
     depth.json           accuracy or loss by iteration count, with the command that measured it
     README.md            the model card
 
-Saving writes every file beside its place, only then renames, and takes the renames back if one fails: an error or a
-full disk leaves what was there. The checksum in config.json is what tells a flipped bit from a weight, since
-safetensors has none.
+Saving puts all files in place or none (replacing.py), also where the process is killed. The checksum in config.json is
+what tells a flipped bit from a weight, since safetensors has none.
 """
 
 from __future__ import annotations
@@ -28,8 +27,9 @@ from torch.overrides import TorchFunctionMode
 
 from mull.checkpoints import huginn
 from mull.checkpoints.card import model_card
-from mull.checkpoints.files import AGAIN, read_json, read_tensors, replace_all
+from mull.checkpoints.files import AGAIN, read_json, read_tensors
 from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.replacing import complete, replace_all
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES, family_of
 
@@ -65,7 +65,7 @@ def save(
     Raises:
         ValueError: the model is of no known family, or the path is a file.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
     if blocking:
         raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
@@ -102,7 +102,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         ValueError: the configuration has an unknown, missing or bad field, the weights are damaged or do not fit, or
             the device or dtype cannot be had.
     """
-    folder, place = Path(path), usable(device)
+    folder, place = Path(path).expanduser(), usable(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
     if folder.is_file():
@@ -141,6 +141,7 @@ def usable(device: str | torch.device) -> torch.device:
 
 def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     """The configuration of a folder, and the checksum of its weights; None in the public layout, which has none."""
+    complete(folder)
     found = read_json(folder / CONFIG)
     if huginn.is_huginn(found):
         return huginn.read_config(folder), None
@@ -199,7 +200,8 @@ def check_fit(model: LanguageModel, weights: Mapping[str, torch.Tensor], folder:
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint folder."""
-    file = Path(path) / TOKENIZER
+    complete(Path(path).expanduser())
+    file = Path(path).expanduser() / TOKENIZER
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; save the model again with mull.save(..., tokenizer=...)")
     try:
