@@ -17,14 +17,17 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput
+from mull.training.log import MetricsLog
 from mull.training.module import TrainingModule
+from mull.training.saving import Saving
+from mull.training.states import StateFiles
 
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -66,12 +69,16 @@ class TrainingCLI(LightningCLI):
     Attributes:
         model, datamodule, trainer: the `TrainingModule`, the data module and Lightning's Trainer.
         folder: folder of the run.
-        last: file of the trainer's state, inside the folder.
+        states: folder of the trainer's states, inside it.
+        saving: the callback that saves them.
+        identity: what decides the weights of the run; known once the data is prepared.
         resolved: every field of the configuration with its value, but for the place of the run and its plugins.
     """
 
     folder: Path
-    last: Path
+    states: Path
+    saving: Saving
+    identity: dict[str, Any]
     resolved: dict[str, Any]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -110,23 +117,22 @@ class TrainingCLI(LightningCLI):
         if self.config.threads is not None:
             check_count("threads", self.config.threads)
             torch.set_num_threads(self.config.threads)
-        self.folder = Path(self.config.output or default_folder(self.config))
-        self.last = self.folder / "trainer" / "last.ckpt"
+        self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
+        self.states = self.folder / "trainer"
         self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         for name in ("config", "output", "plugin"):  # moved files do not make another run, and no record loads a plugin
             self.resolved.pop(name, None)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""
-        state = self.last.parent
-        saving = ModelCheckpoint(
-            dirpath=state, filename="last", every_n_train_steps=self.config.save_every, enable_version_counter=False
-        )
+        self.saving = Saving(self.states, self.config.save_every, lambda: self.identity)
         # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
         # holds what the other callbacks did at that step.
-        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), saving]
-        logger = self.config_init.trainer.logger or make_logger(self.config.logger, state)
+        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), self.saving]
+        logger = self.config_init.trainer.logger or make_logger(self.config.logger, self.states)
         trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):  # unless the configuration brings its own
+            trainer.strategy.checkpoint_io = StateFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if trainer.progress_bar_callback is not None:
             callbacks[callbacks.index(trainer.progress_bar_callback)] = ProgressBar()
@@ -153,7 +159,7 @@ def make_logger(name: Literal["csv", "wandb"], folder: Path) -> Logger:
     if name == "wandb":
         os.environ.setdefault("WANDB_MODE", "offline")
         return WandbLogger(project="mull", save_dir=folder)
-    return CSVLogger(folder, name="logs")
+    return MetricsLog(folder)
 
 
 def quiet() -> None:

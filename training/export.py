@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from mull.checkpoints.card import model_card
-from mull.checkpoints.files import replace_all
+from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.store import CARD, CONFIG, DEPTH, load, save
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.results import to_json

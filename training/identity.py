@@ -1,20 +1,26 @@
-"""Whether a folder holds the very run that a configuration describes: finished, to be resumed, or another one."""
+"""Whether a folder holds the very run that is asked for: finished, to be gone on with, or another one.
+
+A run is what decides its weights: the decisive part of the configuration, the content of the data, the weights that it
+starts from, and the version of mull. All of it is saved with every state and recorded in training.yaml, so that nothing
+depends on a file beside them, on the place of the text, or on the directory that the command was typed in.
+"""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from mull.checkpoints.files import read_yaml
-from mull.checkpoints.store import CONFIG, TRAINING
+from mull.checkpoints.store import CONFIG, TRAINING, VERSION
+from mull.training.optimizers import warmup_stable_decay
+from mull.training.states import LAST, read_state
 
 # The settings of the trainer that decide what the weights become. All others only decide what a user sees of the run.
 DECIDES = (
     "max_steps",
     "max_epochs",
+    "min_steps",
+    "min_epochs",
     "accumulate_grad_batches",
     "gradient_clip_val",
     "precision",
@@ -22,38 +28,125 @@ DECIDES = (
     "devices",
     "num_nodes",
     "limit_train_batches",
+    "overfit_batches",
+    "use_distributed_sampler",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
 )
+VALIDATES = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # decide where callbacks listen
+PLACES = ("paths", "tokenizer", "cache")  # where data lies; the key of its content says what it is
+REMEDY = "pass another --output, or remove the folder"
+
+Identity = dict[str, Any]
 
 
-def is_finished(folder: Path, resolved: dict[str, Any]) -> bool:
-    """Whether the folder holds this very run, finished; False if it is empty or holds this run unfinished.
+class Standing(NamedTuple):
+    """What a folder holds of a run.
+
+    Attributes:
+        exported: the finished checkpoint.
+        state: file of the state to go on from; None if none was saved.
+        ended: that state is the last one of the run, and only the export is missing.
+    """
+
+    exported: bool = False
+    state: Path | None = None
+    ended: bool = False
+
+
+def identity_of(resolved: dict[str, Any], data: str | None, start: str | None) -> Identity:
+    """What decides the weights of a run.
 
     Args:
-        folder: folder of the run; it need not exist.
         resolved: the resolved configuration, as `TrainingCLI.resolved`.
-
-    Raises:
-        ValueError: the folder is a file, or holds something else.
+        data: key of the content of the data; None for a data module that has none.
+        start: SHA-256 of the weights that the run starts from; None for random ones.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder with --output")
-    remedy = "pass another --output, or remove the folder"
-    started = (folder / "trainer" / "last.ckpt").exists()  # a run that saved no state may be replaced: nothing is lost
-    for path, finished in ((folder / TRAINING, True), (folder / "trainer" / "config.yaml", False)):
-        if path.exists() and (finished or started):
-            different = differences(decisive(read_yaml(path)), decisive(resolved))
-            if different:
-                raise ValueError(f"{folder} holds a run of another configuration ({different[0]}); {remedy}")
-            return finished
-    if (folder / CONFIG).exists():
-        raise ValueError(f"{folder} holds a checkpoint whose training is unknown; {remedy}")
-    return False
+    return {"configuration": decisive(resolved), "data": data, "from": start, "mull_version": VERSION}
 
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that decides what the weights become."""
-    trainer = {name: config.get("trainer", {}).get(name) for name in DECIDES}
+    given = config.get("trainer") or {}
+    names = (*DECIDES, *VALIDATES) if given.get("callbacks") else DECIDES
+    trainer = {name: given.get(name) for name in names}
     return {name: config.get(name) for name in ("seed_everything", "model", "data")} | {"trainer": trainer}
+
+
+def check_place(folder: Path) -> None:
+    """Raise a ValueError if a run cannot be in that folder, whatever run it is. Nothing is written."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder with --output")
+    stated = (folder / "trainer" / LAST).exists()
+    if (folder / CONFIG).exists() and not (folder / TRAINING).exists() and not stated:
+        raise ValueError(f"{folder} holds a checkpoint whose training is unknown; {REMEDY}")
+
+
+def standing(folder: Path, identity: Identity) -> Standing:
+    """What the folder holds of this very run; its states have been settled.
+
+    Raises:
+        ValueError: the folder holds another run, or the schedule does not allow its new length.
+    """
+    exported = (folder / TRAINING).exists() and (folder / CONFIG).exists()
+    recorded = recorded_identity(read_yaml(folder / TRAINING)) if exported else None
+    if recorded is not None and not changes(recorded, identity):
+        return Standing(exported=True)
+    last = folder / "trainer" / LAST
+    if not last.exists():
+        if recorded is not None:
+            refuse(folder, changes(recorded, identity)[0])
+        return Standing()
+    state = read_state(last)
+    known = state.get("mull", {}).get("identity")
+    if known is None:
+        raise ValueError(f"{last} does not say what run it belongs to; {REMEDY}")
+    version = differences(known["mull_version"], identity["mull_version"], "mull_version")
+    if version:
+        raise ValueError(f"{last} is of another mull ({version[0]}); install that version, or {REMEDY}")
+    step, steps = state["global_step"], identity["configuration"]["trainer"]["max_steps"]
+    for one in (known, recorded):
+        different = [] if one is None else changes(one, identity)
+        if [each for each in different if not each.startswith("trainer.max_steps:")]:
+            refuse(folder, different[0])
+    if changes(known, identity):
+        check_length(folder, step, known["configuration"], identity["configuration"])
+    finished = state["mull"]["finished"]
+    stopped = finished and step < known["configuration"]["trainer"]["max_steps"]  # by a callback, or epochs were over
+    return Standing(state=last, ended=stopped or (finished and step >= steps))
+
+
+def refuse(folder: Path, difference: str) -> None:
+    """Raise the ValueError of a folder with another run."""
+    raise ValueError(f"{folder} holds a run of another configuration ({difference}); {REMEDY}")
+
+
+def recorded_identity(training: dict[str, Any]) -> Identity:
+    """The identity of the run that a training.yaml describes."""
+    more = training.get("identity") or {}
+    return {"configuration": decisive(training), "data": more.get("data"), "from": more.get("from")}
+
+
+def changes(one: Identity, other: Identity) -> list[str]:
+    """What differs between two runs, as `field: old, now new`; versions of mull aside."""
+    configurations = [one["configuration"], other["configuration"]]
+    contents = [one.get("data"), other.get("data")]
+    if None in contents:
+        contents = [None, None]  # an old record: the places have to do
+    else:
+        configurations = [without_places(each) for each in configurations]
+    found = differences(*configurations)
+    if contents[0] != contents[1]:
+        found.append(f"content of the data: {contents[0]}, now {contents[1]}")
+    return found + differences(one.get("from"), other.get("from"), "weights of --from")
+
+
+def without_places(configuration: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the places where its data lies."""
+    data = dict(configuration.get("data") or {})
+    given = data.get("init_args") or {}
+    data["init_args"] = {name: value for name, value in given.items() if name not in PLACES}
+    return {**configuration, "data": data}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -64,17 +157,25 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
     return [] if one == other else [f"{path}: {one}, now {other}"]
 
 
-def resumable_state(last: Path) -> Path | None:
-    """The file of the trainer's state, checked; None if the run has not saved one yet.
+def check_length(folder: Path, step: int, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise a ValueError unless all steps taken so far would be the same under the new max_steps.
 
-    Raises:
-        ValueError: the file cannot be read.
+    Args:
+        folder: folder of the run.
+        step: optimizer steps taken.
+        old, new: decisive configurations, which differ in trainer.max_steps.
     """
-    if not last.exists():
-        return None
-    try:
-        torch.load(last, weights_only=True, mmap=True, map_location="cpu")
-    except (RuntimeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{last} is damaged ({reason}); remove {last.parent} to train anew") from error
-    return last
+    before, now = old["trainer"]["max_steps"], new["trainer"]["max_steps"]
+    warmup, share = new["model"].get("warmup_steps", 0), new["model"].get("decay_share", 0)
+    said = f"trainer.max_steps: {before}, now {now}"
+    if now < step:
+        refuse(folder, f"{said}, and {step} steps are done")
+    if min(before, now) < 1:
+        refuse(folder, said)
+    for done in range(step):
+        if warmup_stable_decay(done, before, warmup, share) != warmup_stable_decay(done, now, warmup, share):
+            raise ValueError(
+                f"{folder} holds a run of another configuration ({said}): with model.decay_share {share} step {done}, "
+                f"which is done, had another learning rate; finish it with {before} steps, then start a new run from "
+                f"its weights: --from {folder} --output NEW"
+            )

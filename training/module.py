@@ -98,6 +98,7 @@ class TrainingModule(pl.LightningModule):
         self.optimizer = optimizer or AdamW()
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
@@ -178,18 +179,21 @@ class TrainingModule(pl.LightningModule):
         self.log("train/gradient_norm", norm)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """The optimizer, with the schedule of `warmup_stable_decay` over trainer.max_steps.
+        """The optimizer, with the schedule of `warmup_stable_decay` over all steps of the run.
+
+        These are trainer.max_steps, or fewer where the data ends and trainer.max_epochs are over before.
 
         Raises:
-            ValueError: max_steps is not set, so the schedule has no end.
+            ValueError: neither is set, or the data does not end, so the schedule has no end.
         """
         optimizer = self.optimizer.build(self.network)
-        total = self.trainer.max_steps
-        if total < 1:
-            raise ValueError("the schedule needs trainer.max_steps of at least 1")
+        total = self.trainer.estimated_stepping_batches
+        if not 1 <= total < float("inf"):
+            raise ValueError("the schedule needs trainer.max_steps of at least 1, or max_epochs of data that ends")
+        self.total_steps = int(total)
 
         def factor(step: int) -> float:
-            return warmup_stable_decay(step, total, self.warmup_steps, self.decay_share)
+            return warmup_stable_decay(step, self.total_steps, self.warmup_steps, self.decay_share)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,57 +1,107 @@
 """One training run, first line to last: read the configuration, go on where the folder left off, fit, save, measure.
 
 FOLDER/                 the checkpoint folder (see checkpoints/store.py), written when training ends
-FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), logs/
+FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), previous.ckpt, logs/
+
+A run is finished when all its optimizer steps are taken, or when a callback of its configuration has ended it. However
+else it stops, its state is kept, and the same command line goes on, to the same weights as without the stop.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from pathlib import Path
 
 import torch
 import yaml
 
-from mull.checkpoints.files import replace_all
+from mull.checkpoints.replacing import complete, replace_all
 from mull.training.cli import TrainingCLI, quiet, read_configuration
 from mull.training.export import export, measure
-from mull.training.identity import is_finished, resumable_state
+from mull.training.identity import Identity, Standing, check_place, identity_of, standing
+from mull.training.lock import only_run
+from mull.training.log import MetricsLog
 from mull.training.module import NonFiniteLossError
+from mull.training.saving import Stopped
+from mull.training.states import LAST, PREVIOUS, read_state, settle
 
 
 def train(args: list[str]) -> Path:
-    """Run `mull train ARGS`; return the folder of the finished run.
+    """Run `mull train ARGS`; return the folder of the run.
 
     Raises:
-        ValueError: the folder holds another run, or the configuration is wrong.
+        ValueError: the folder holds another run or is being trained in, or the configuration is wrong.
         NonFiniteLossError: the loss or its gradient is no longer a number; the last good state stays in the folder.
+        SystemExit: SIGTERM (status 143) or SIGINT (130) has ended the training; its state is saved.
     """
     quiet()
     run = read_configuration(args)
-    if is_finished(run.folder, run.resolved):
-        print(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
-    else:
-        run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
-        state = resumable_state(run.last)
-        write_configuration(run)
-        announce(run, resumed=state is not None)
-        fit(run, state)
-        if run.trainer.is_global_zero:
-            restore_final_weights(run)
-            export(run.model.network, run.datamodule, run.folder, configuration_text(run))
-    if run.trainer.is_global_zero:
-        measure(run.folder, run.datamodule, run.model.validate_at or None, shlex.join(["mull", "train", *args]))
+    check_place(run.folder)
+    if run.config.trainer.fast_dev_run:
+        try_out(run)
+    elif run.trainer.is_global_zero:
+        with only_run(run.folder):
+            train_alone(run, shlex.join(["mull", "train", *args]))
+    else:  # a further process of a run whose first one holds the lock, and exports and measures
+        run.datamodule.prepare_data()
+        run.identity = identify(run)
+        fit(run, standing(run.folder, run.identity))
     return run.folder
 
 
+def train_alone(run: TrainingCLI, command: str) -> None:
+    """Take what the folder holds of the run to its end."""
+    complete(run.folder)
+    settle(run.states)
+    run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
+    run.identity = identify(run)
+    there = standing(run.folder, run.identity)
+    if there.exported:
+        print(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
+    elif there.ended or go_on(run, there):
+        restore_final_weights(run)
+        export(run.model.network, run.datamodule, run.folder, configuration_text(run))
+        (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
+    else:
+        return
+    measure(run.folder, run.datamodule, run.model.validate_at or None, command)
+
+
+def try_out(run: TrainingCLI) -> None:
+    """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
+    run.trainer.fit(run.model, run.datamodule)
+    if run.trainer.is_global_zero:
+        print(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")
+
+
+def identify(run: TrainingCLI) -> Identity:
+    """What decides the weights of this run."""
+    key = getattr(run.datamodule, "content_key", None)
+    return identity_of(run.resolved, key() if key is not None else None, None)
+
+
+def go_on(run: TrainingCLI, there: Standing) -> bool:
+    """Train from the state that is there, or from the start; return whether the run has come to its end."""
+    write_configuration(run)
+    announce(run, resumed=there.state is not None)
+    fit(run, there)
+    step = run.trainer.global_step
+    if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
+        return True
+    print(f"{run.folder} is unfinished: stopped at step {step} of {run.model.total_steps}; the same line goes on")
+    return False
+
+
 def write_configuration(run: TrainingCLI) -> None:
-    """Write the resolved configuration beside the trainer's state, where `is_finished` finds it."""
-    replace_all(run.last.parent, {"config.yaml": configuration_text(run).encode()})
+    """Write the resolved configuration beside the trainer's state, for people."""
+    replace_all(run.states, {"config.yaml": configuration_text(run).encode()})
 
 
 def configuration_text(run: TrainingCLI) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(run.resolved, sort_keys=False)
+    """The resolved configuration and what else decides the weights, as YAML."""
+    more = {name: value for name, value in run.identity.items() if name != "configuration"}
+    return yaml.safe_dump({**run.resolved, "identity": more}, sort_keys=False)
 
 
 def announce(run: TrainingCLI, resumed: bool) -> None:
@@ -63,20 +113,31 @@ def announce(run: TrainingCLI, resumed: bool) -> None:
     )
 
 
-def fit(run: TrainingCLI, state: Path | None) -> None:
-    """Train to the last step, from a saved state or from the start, and save the final state.
+def fit(run: TrainingCLI, there: Standing) -> None:
+    """Train from a saved state or from the start, until the last step or until something ends it.
 
     Raises:
         NonFiniteLossError: see `train`; the message names the last good state.
+        SystemExit: a signal has ended the training.
     """
+    step = 0 if there.state is None else read_state(there.state)["global_step"]
+    for logger in run.trainer.loggers:
+        if isinstance(logger, MetricsLog):
+            logger.begin(step)
+    last = run.states / LAST
     try:
-        run.trainer.fit(run.model, run.datamodule, ckpt_path=state, weights_only=True)
+        run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        run.saving.leave_if_told(run.trainer)
     except NonFiniteLossError as error:
-        kept = f"the last good state stays in {run.last}" if run.last.exists() else "no state was saved yet"
+        kept = f"the last good state stays in {last}" if last.exists() else "no state was saved yet"
         raise NonFiniteLossError(
             f"{error}; {kept}; lower the learning rate or warm up longer, with another --output"
         ) from None
-    run.trainer.save_checkpoint(run.last, weights_only=False)  # the optimizer too, not the weights alone
+    except Stopped as stopped:
+        if run.trainer.is_global_zero:
+            with contextlib.suppress(BrokenPipeError):
+                print(f"{stopped.name}: {run.folder} stopped, step {stopped.step} is saved; the same line goes on")
+        raise
 
 
 def restore_final_weights(run: TrainingCLI) -> None:
@@ -84,4 +145,4 @@ def restore_final_weights(run: TrainingCLI) -> None:
 
     Where a callback averages weights, these are the average, whether or not the run was resumed after its last step.
     """
-    run.model.load_state_dict(torch.load(run.last, weights_only=True, map_location="cpu")["state_dict"])
+    run.model.load_state_dict(read_state(run.states / LAST)["state_dict"])

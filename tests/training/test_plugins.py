@@ -229,7 +229,7 @@ def test_a_description_of_mull_is_built() -> None:
         (changed(task={"class_path": "mull.training.data.TextData"}), "TextData is no Task"),
         (changed(other=1), "does not take these arguments"),
         ({"class_path": "mull.training.cli.TrainingCLI"}, "TrainingCLI is no TaskData"),
-        ({"class_path": "mull.training.cli.ModelCheckpoint"}, "names the class lightning.*, which is not mull's"),
+        ({"class_path": "mull.training.saving.Timer"}, "names the class lightning.*, which is not mull's"),
         ({"class_path": "mull.training.run.train"}, "is no class"),
         ({"class_path": "mull.training.nowhere.Data"}, "cannot be found"),
     ],

@@ -1,0 +1,274 @@
+"""How often a run or a save can be killed: every file operation, and random moments, in several kinds of runs.
+
+    python benchmarks/reliability.py [--kills 50]
+
+Each run is tiny (6 optimizer steps, a state every 2). It is trained once without a stop; then again in child processes
+that are killed, each of which goes on where the one before was killed: once before every operation that the run makes
+on its files, and by SIGKILL at random moments. At the end its weights, its log and its measurement must be those of the
+run without a stop, bit for bit. Saving over a checkpoint folder is killed before every operation too: what loads
+afterwards must be all old or all new.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import mull
+from mull.training.data import TaskData
+
+KILLED = 99  # exit status of a child that was stopped before a file operation
+BASE = yaml.safe_load(
+    """
+seed_everything: 0
+save_every: 2
+threads: 1
+trainer:
+  {max_steps: 6, accelerator: cpu, val_check_interval: 3, log_every_n_steps: 1, enable_progress_bar: false}
+model:
+  network:
+    class_path: mull.RecurrentDepthTransformer
+    init_args:
+      config: {d_model: 16, n_heads: 2, d_ff: 16, mean_iterations: 2, max_length: 16}
+  iterations: {class_path: mull.training.iterations.LogNormalPoisson, init_args: {mean: 3, maximum: 8}}
+  backprop_iterations: 2
+  warmup_steps: 2
+  decay_share: 0.5
+data:
+  class_path: mull.training.data.TaskData
+  init_args:
+    task: {class_path: mull.training.data.Parity, init_args: {length: 5}}
+    difficulty: [4, 5]
+    batch_size: 3
+    validation_examples: 6
+"""
+)
+EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+THINKING = {
+    "class_path": "mull.InnerThinkingTransformer",
+    "init_args": {"config": {"d_model": 16, "n_heads": 2, "d_ff": 16, "n_layers": 2, "max_length": 16}},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
+    "average": {"trainer": {"callbacks": [EMA]}},
+    "accumulation, average": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [EMA]}},
+    "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
+    "inner thinking": {"model": {"network": THINKING, "backprop_iterations": None}},
+}
+
+
+def arguments(folder: Path, variant: dict[str, Any]) -> list[str]:
+    """Write the configuration of a variant; return the arguments that train it, but for the folder after --output."""
+    config = copy.deepcopy(BASE)
+    for section, values in variant.items():
+        config[section] |= values
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return ["--config", str(file), "--output"]
+
+
+def train(arguments: list[str]) -> None:
+    """Train in this process, without words, and measure on four examples."""
+    from mull.training.run import train as run
+
+    warnings.simplefilter("ignore")
+    real = TaskData.evaluation_batches
+    TaskData.evaluation_batches = lambda self, **_: real(self, examples=4)  # type: ignore[method-assign,assignment]
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            run(arguments)
+    finally:
+        TaskData.evaluation_batches = real  # type: ignore[method-assign]
+
+
+class Operations:
+    """Counts what this process does to the files below a folder, and ends it before a certain operation.
+
+    Operations are those that Python reports of itself (opening to write, renaming, removing, making folders, links),
+    and os.fsync. They cannot be watched twice in one process.
+    """
+
+    NAMES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
+
+    def __init__(self, folder: Path, stop_before: int | None) -> None:
+        self.folder, self.stop_before, self.count = str(folder), stop_before, 0
+        self.sync = os.fsync
+        os.fsync = self.fsync
+        sys.addaudithook(self.watch)
+
+    def watch(self, event: str, values: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(values[2], int) and values[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (event in self.NAMES or writes) and self.folder in str(values[0]):
+            self.operation()
+
+    def fsync(self, handle: int) -> None:
+        self.operation()
+        self.sync(handle)
+
+    def operation(self) -> None:
+        if self.count == self.stop_before:
+            os._exit(KILLED)
+        self.count += 1
+
+
+def in_child(work: Callable[[], Any], folder: Path, stop_before: int | None = None, after: float | None = None) -> int:
+    """Do some work in a child process; return its exit status, negative where a signal has ended it.
+
+    Args:
+        work: what it does.
+        folder: where its file operations are counted.
+        stop_before: number of the operation before which the child ends, from 0; None: none.
+        after: seconds until the child is sent SIGKILL; None: never.
+    """
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            if stop_before is not None:
+                Operations(folder, stop_before)
+            work()
+            status = 0
+        except SystemExit as error:
+            status = int(error.code or 0)
+        except BaseException:  # noqa: BLE001 (whatever ends the work is shown, and the child ends)
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(status)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    """What a finished run has left: weights, log and measurement, without the clock's share of them."""
+    with open(folder / "trainer" / "logs" / "version_0" / "metrics.csv", newline="") as file:
+        log = [
+            {name: value for name, value in row.items() if name not in ("epoch", "train/tokens_per_second")}
+            for row in csv.DictReader(file)
+        ]
+    rows = [{**row, "seconds": None} for row in json.loads((folder / "depth.json").read_text())["rows"]]
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    weights = {name: tensor.numpy().tobytes() for name, tensor in load_file(folder / "model.safetensors").items()}
+    return {"weights": weights, "log": log, "depth": rows, "files": files}
+
+
+def killed_everywhere(arguments: list[str], folder: Path, step: int = 1) -> int:
+    """Train a run that is killed before every `step`-th file operation, one kill after the other; the kills.
+
+    Child n goes on with what child n - 1 left and is killed before operation n of its own, so that each kill falls
+    elsewhere; when a child has too few operations left to be killed, the run is finished.
+    """
+    kills = 0
+    while True:
+        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * step)
+        if status != KILLED:
+            assert status == 0, f"the run ended with status {status} after {kills} kills"
+            return kills
+        kills += 1
+
+
+def killed_at_each(arguments: list[str], folder: Path, expected: dict[str, Any], every: int = 1) -> int:
+    """For every `every`-th file operation of a run: a fresh run, killed before it and gone on with; the kills."""
+    kills = 0
+    while True:
+        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * every)
+        if status == 0:
+            return kills
+        assert status == KILLED, f"the run ended with status {status} before operation {kills * every}"
+        assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+        assert outcome(folder) == expected, f"killed before operation {kills * every}"
+        shutil.rmtree(folder)
+        kills += 1
+
+
+def killed_at_random(arguments: list[str], folder: Path, kills: int, longest: float, seed: int = 0) -> int:
+    """Go on with a run that is sent SIGKILL after random times, until it has ended; the kills that hit it."""
+    draw, hits = random.Random(seed), 0
+    while hits < kills:
+        status = in_child(lambda: train([*arguments, str(folder)]), folder, after=draw.uniform(0, longest))
+        hits += status == -signal.SIGKILL
+        if status == 0:
+            return hits
+        assert status == -signal.SIGKILL, f"the run ended with status {status}"
+    assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+    return hits
+
+
+def killed_saves(folder: Path) -> tuple[int, int, int]:
+    """Save over a checkpoint folder, killed before each file operation; kills, old models and new ones found after."""
+    config = mull.RecurrentDepthConfig(vocab_size=5, d_model=8, n_heads=2, mean_iterations=2)
+    torch.manual_seed(0)
+    old, new = mull.RecurrentDepthTransformer(config), mull.RecurrentDepthTransformer(config)
+    found = [0, 0]
+    for operation in range(1000):
+        shutil.rmtree(folder, ignore_errors=True)
+        mull.save(old, folder, training={"run": "old"})
+        status = in_child(lambda: mull.save(new, folder), folder, stop_before=operation)
+        loaded = mull.load(folder).state_dict()
+        which = [all(torch.equal(loaded[name], value) for name, value in m.state_dict().items()) for m in (old, new)]
+        assert sum(which) == 1 and (folder / "training.yaml").exists() == which[0], f"operation {operation}"
+        mull.save(new, folder)
+        assert not list(folder.glob(".*")), "leftovers"
+        if status == 0:
+            return operation, *found
+        assert status == KILLED
+        found[which.index(True)] += 1
+    raise AssertionError("a save does not end")
+
+
+def row(place: Path, variant: dict[str, Any], kills: int) -> str:
+    """Kill the runs of one variant in all ways; the counts of the three kinds of kills, as cells of a table."""
+    start, whole, each, chain = arguments(place, variant), place / "whole", place / "each", place / "chain"
+    began = time.perf_counter()
+    assert in_child(lambda: train([*start, str(whole)]), whole) == 0
+    longest, expected = time.perf_counter() - began, outcome(whole)
+    counts = [killed_at_each(start, each, expected), killed_everywhere(start, chain)]
+    assert outcome(chain) == expected
+    hits, runs = 0, 0
+    while hits < kills:
+        folder = place / f"random-{runs}"
+        hits += killed_at_random(start, folder, kills - hits, longest, seed=runs)
+        assert outcome(folder) == expected
+        runs += 1
+    return f"{counts[0]} | {counts[1]} | {hits}, in {runs} runs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs at random moments, for each variant")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| run | killed before each file operation | one after the other | SIGKILLs at random moments | equal |")
+    print("|---|---|---|---|---|")
+    for name, variant in VARIANTS.items():
+        with tempfile.TemporaryDirectory() as place:
+            print(f"| {name} | {row(Path(place), variant, options.kills)} | all |", flush=True)
+    with tempfile.TemporaryDirectory() as place:
+        kills, old, new = killed_saves(Path(place, "model"))
+    print(
+        f"\nA save over a folder, killed before each of its {kills} file operations: {old} times the old, {new} the new"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""However a run is stopped, and however often, the same line goes on to what a run without a stop leaves.
+
+Kills are real: child processes end before a certain file operation, or are sent a signal.
+"""
+
+import os
+import signal
+import sys
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+
+from mull.training import run as run_module
+from mull.training.callbacks import Throughput
+from mull.training.data import TaskData
+from mull.training.lock import only_run, take_by_name
+from mull.training.run import train
+from mull.training.states import LAST
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
+
+
+class Broken(Exception):
+    """What ends a run in these tests."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_examples():
+    real = TaskData.evaluation_batches
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskData, "evaluation_batches", lambda self, **_: real(self, examples=4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, reliability):
+    """For each variant asked for: the arguments that train it, and what it leaves without a stop."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp("whole")
+            args = reliability.arguments(folder, reliability.VARIANTS[name])
+            train([*args, str(folder / "whole")])
+            made[name] = args, reliability.outcome(folder / "whole")
+        return made[name]
+
+    return make
+
+
+def at_batch(number, act, patch):
+    """Do something at the end of training batch `number` of a process, counted from 1."""
+    real, seen = Throughput.on_train_batch_end, []
+
+    def acting(self, trainer, *rest):
+        real(self, trainer, *rest)
+        seen.append(1)
+        if len(seen) == number:
+            act(trainer)
+
+    patch.setattr(Throughput, "on_train_batch_end", acting)
+
+
+def fail(*_, **__):
+    raise Broken
+
+
+def step_of(folder):
+    return torch.load(folder / "trainer" / LAST, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize("breaks", [(5, 1), (6, 2, 1, 3), (11, 1, 1)])
+def test_breaks_between_two_steps_are_gone_on_from_whole_steps(whole, reliability, tmp_path, breaks):
+    """Guards accumulation: batches are lost at a break, gradients that were being accumulated never are saved."""
+    args, expected = whole("accumulation, average")
+    for batches in breaks:
+        with pytest.MonkeyPatch.context() as patch:
+            at_batch(batches, fail, patch)
+            with pytest.raises(Broken):
+                train([*args, str(tmp_path / "out")])
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
+def test_kills_before_file_operations_change_nothing(whole, reliability, tmp_path):
+    """Guards the whole chain, export included: every sixth operation of a run, each child going on from the last."""
+    args, expected = whole("accumulation, average")
+    folder = tmp_path / "out"
+    assert reliability.killed_everywhere(args, folder, step=6) >= 4
+    assert reliability.outcome(folder) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, number):
+    """Guards 143 and 130: the step that the signal falls in is finished and saved, and one line says so."""
+    args, expected = whole("accumulation, average")
+    folder = tmp_path / "out"
+
+    def work():
+        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+            patch.setattr(sys, "stdout", said)
+            at_batch(5, lambda _: os.kill(os.getpid(), number), patch)  # the first half of step 3
+            train([*args, str(folder)])
+
+    assert reliability.in_child(work, folder) == 128 + number
+    said = (tmp_path / "said").read_text().splitlines()
+    name = signal.Signals(number).name
+    assert said[1:] == [f"{name}: {folder} stopped, step 3 is saved; the same line goes on"] and step_of(folder) == 3
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+def test_a_time_limit_leaves_the_run_unfinished(whole, reliability, tmp_path, capsys, monkeypatch):
+    """Guards max_time: state kept, nothing exported, one line; the time that has passed is not counted again."""
+    args, expected = whole("accumulation")
+    folder, passed = tmp_path / "out", []
+    monkeypatch.setattr(Timer, "time_elapsed", lambda self, *_: 1e9 if passed else 0.0)  # noqa: ARG005
+    with monkeypatch.context() as patch:
+        at_batch(5, passed.append, patch)
+        train([*args, str(folder), "--trainer.max_time", "00:10:00:00"])
+    assert f"{folder} is unfinished: stopped at step 3 of 6; the same line goes on" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["trainer"] and step_of(folder) == 3
+    passed.clear()
+    train([*args, str(folder), "--trainer.max_time", "00:10:00:00"])
+    assert reliability.outcome(folder) == expected
+
+
+def test_a_trial_leaves_nothing(whole, tmp_path, capsys):
+    """Guards fast_dev_run: it is no run, so there is no state that another schedule would go on from."""
+    args, _ = whole("plain")
+    train([*args, str(tmp_path / "out"), "--trainer.fast_dev_run", "true"])
+    assert not (tmp_path / "out").exists() and "tried 1 steps and kept nothing" in capsys.readouterr().out
+
+
+def test_a_callback_of_the_configuration_ends_a_run(reliability, tmp_path, monkeypatch):
+    """Guards early stopping: the run is finished before max_steps, also where only the export is missing."""
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping"}
+    stopping["init_args"] = {"monitor": "val/loss", "patience": 1, "min_delta": 1e9}
+    trainer = {"callbacks": [stopping], "max_steps": 40, "accumulate_grad_batches": 2}
+    args = [*reliability.arguments(tmp_path, {"trainer": trainer}), str(tmp_path / "out")]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "export", fail)
+        with pytest.raises(Broken):
+            train(args)
+    assert step_of(tmp_path / "out") == 3  # validated after batches 3 and 6
+    monkeypatch.setattr(EarlyStopping, "on_train_start", fail)  # it does not train again
+    train(args)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_export_that_lost_files_is_made_again(whole, reliability, tmp_path):
+    """Guards what earlier versions left: training.yaml alone is no finished run."""
+    args, expected = whole("plain")
+    train([*args, str(tmp_path / "out")])
+    for name in ("config.json", "model.safetensors", "depth.json"):
+        (tmp_path / "out" / name).unlink()
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
+def test_the_state_knows_its_run(whole, tmp_path, monkeypatch):
+    """Guards against a lost trainer/config.yaml: another seed is refused all the same, in one line."""
+    args, _ = whole("plain")
+    with monkeypatch.context() as patch:
+        at_batch(3, fail, patch)
+        with pytest.raises(Broken):
+            train([*args, str(tmp_path / "out")])
+    (tmp_path / "out" / "trainer" / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"another configuration \(seed_everything: 0, now 5"):
+        train([*args, str(tmp_path / "out"), "--seed_everything", "5"])
+    monkeypatch.setattr("mull.training.identity.VERSION", "9.9")
+    with pytest.raises(ValueError, match=r"mull_version: 0\.1\.0, now 9\.9"):
+        train([*args, str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("system", [True, False])
+def test_one_run_a_folder(reliability, tmp_path, monkeypatch, system):
+    """Guards the lock, with the system's file locks and without: the second is refused, a dead one holds nothing."""
+    if not system:
+        monkeypatch.setattr("mull.training.lock.take_by_system", lambda _: None)
+    told = f"is being trained by process {os.getpid()} on .*; wait for it"
+    with only_run(tmp_path / "out"), pytest.raises(ValueError, match=told):
+        reraise(reliability, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+    def die():
+        with only_run(tmp_path / "out"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert reliability.in_child(die, tmp_path) == -signal.SIGKILL
+    assert (tmp_path / "out" / "trainer" / "lock").read_text()
+    with only_run(tmp_path / "out"):
+        assert str(os.getpid()) in (tmp_path / "out" / "trainer" / "lock").read_text()
+    assert [path.name for path in (tmp_path / "out" / "trainer").iterdir()] == []
+
+
+def reraise(reliability, tmp_path):
+    """Try to take the lock in another process; raise here what it raised there."""
+
+    def attempt():
+        try:
+            with only_run(tmp_path / "out"):
+                pass
+        except ValueError as error:
+            (tmp_path / "error").write_text(str(error))
+
+    assert reliability.in_child(attempt, tmp_path) == 0
+    raise ValueError((tmp_path / "error").read_text())
+
+
+def test_the_number_of_a_dead_process_may_be_another_ones(tmp_path):
+    """Guards the lock without system locks: a process of the same number that started at another time holds nothing."""
+    file = tmp_path / "lock"
+    take_by_name(file)
+    host, number, started = file.read_text().split(maxsplit=2)
+    with pytest.raises(ValueError, match="is being trained"):
+        take_by_name(file)
+    file.write_text(f"{host} {number} {started}9")
+    take_by_name(file)
+    assert file.read_text() == f"{host} {number} {started}" and [path.name for path in tmp_path.iterdir()] == ["lock"]

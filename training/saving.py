@@ -1,0 +1,198 @@
+"""When a run's state is saved, and how a run ends before its last step.
+
+A state is saved only right after an optimizer step: the gradients that accumulate between two steps are part of no
+state. A callback, a time limit or a signal that ends training between two steps therefore waits for the next one.
+
+A state counts only when everything that was logged up to it is on disk. It is written at the end of its step, before
+Lightning logs that step's row and before a validation that is due there, and becomes the last state when the next batch
+begins or training ends (`Saving.commit`).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, Timer
+
+from mull.training.module import TrainingModule
+from mull.training.states import NEXT, keep_next
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """A signal has ended the training; the exit status is 128 + the number of the signal.
+
+    Args:
+        number: the signal.
+        step: optimizer step whose state is saved; 0 if none is.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(128 + number)
+        self.name, self.step = signal.Signals(number).name, step
+
+
+class Saving(Checkpoint):
+    """Saves the state of a run every few optimizer steps, at its end, and when it is told to stop.
+
+    The first SIGTERM or SIGINT ends training after the step that it falls in, whose state is saved; the second ends it
+    at once.
+
+    Args:
+        folder: where the states lie.
+        every: optimizer steps between two states.
+        identity: what decides the weights of this run (identity.py), saved with every state.
+    """
+
+    def __init__(self, folder: Path, every: int, identity: Callable[[], dict[str, Any]]) -> None:
+        self.folder, self.every, self.identity = folder, every, identity
+        self.before = 0  # optimizer steps before the present batch
+        self.saved = 0  # optimizer steps of the last state
+        self.pending: int | None = None  # optimizer steps of a state that is written and does not count yet
+        self.postponed = False  # training was told to stop between two optimizer steps
+        self.signal: int | None = None  # the signal that this process was sent
+        self.stopping = False  # some process of the run was sent one
+        self.handlers: dict[int, Any] = {}
+
+    # signals --------------------------------------------------------------------------------------------------------
+
+    def take_signals(self) -> None:
+        """Take the signals over from Lightning, which would end training in the middle of a step."""
+        if threading.current_thread() is threading.main_thread() and not self.handlers:
+            self.handlers = {number: signal.signal(number, self.receive) for number in SIGNALS}
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.take_signals()
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: remember the first, end at once with the second."""
+        if self.signal is not None:
+            raise Stopped(number, self.saved)
+        self.signal = number
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.give_signals_back()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.give_signals_back()
+
+    def give_signals_back(self) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def leave_if_told(self, trainer: pl.Trainer) -> None:
+        """Raise `Stopped` if a signal has come and its step is done and saved."""
+        if self.stopping:
+            raise Stopped(self.signal or signal.SIGTERM, self.saved)
+
+    # steps ----------------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.take_signals()
+        self.before = self.saved = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.commit(trainer)
+        self.leave_if_told(trainer)
+        self.before = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.before:
+            self.postpone(trainer)
+            return
+        trainer.should_stop = trainer.should_stop or self.postponed
+        self.postponed = False
+        self.stopping = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        step = trainer.global_step
+        if step % self.every == 0 or step >= total_steps(trainer) or self.stopping or may_stop(trainer):
+            self.write(trainer)
+
+    def postpone(self, trainer: pl.Trainer) -> None:
+        """Let a stop wait for the next optimizer step."""
+        self.postponed = self.postponed or trainer.should_stop
+        trainer.should_stop = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where a callback has just ended training, as early stopping does after a validation."""
+        if not trainer.should_stop or trainer.sanity_checking:
+            return
+        if trainer.global_step == self.before:
+            self.postpone(trainer)
+        elif may_stop(trainer):
+            self.write(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save again what other callbacks did at the end of an epoch of data that ends."""
+        ends = trainer.num_training_batches != float("inf")
+        if (ends and self.pending is not None) or (may_stop(trainer) and self.pending is None):
+            self.write(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.commit(trainer)
+
+    # files ----------------------------------------------------------------------------------------------------------
+
+    def write(self, trainer: pl.Trainer) -> None:
+        """Write the present state, which counts from the next `commit` on; fast_dev_run leaves nothing."""
+        if not getattr(trainer, "fast_dev_run", False):
+            trainer.save_checkpoint(self.folder / NEXT, weights_only=False)  # the optimizer too
+            self.pending = trainer.global_step
+
+    def commit(self, trainer: pl.Trainer) -> None:
+        """Bring the log onto the disk, then make the state that was written the last one."""
+        if self.pending is None:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        if trainer.is_global_zero:
+            keep_next(self.folder)
+        self.saved, self.pending = self.pending, None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what decides the weights, and whether this is the end; a time limit counts anew when the run goes on."""
+        checkpoint["mull"] = {"identity": self.identity(), "finished": is_end(trainer)}
+        for timer in timers(trainer):
+            checkpoint["callbacks"].pop(timer.state_key, None)
+
+
+def total_steps(trainer: pl.Trainer) -> int:
+    """The optimizer step with which the run is finished: max_steps, or fewer where max_epochs end before."""
+    module = trainer.lightning_module
+    assert isinstance(module, TrainingModule)
+    return module.total_steps
+
+
+def may_stop(trainer: pl.Trainer) -> bool:
+    """Whether training was told to stop and has taken its least number of steps and epochs."""
+    enough = trainer.global_step >= (trainer.min_steps or 0) and trainer.current_epoch >= (trainer.min_epochs or 0)
+    return trainer.should_stop and enough
+
+
+def timers(trainer: pl.Trainer) -> list[Timer]:
+    """The callbacks that limit the time of a training."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+
+
+def is_out_of_time(trainer: pl.Trainer) -> bool:
+    """Whether a time limit has been reached."""
+    remaining = [timer.time_remaining() for timer in timers(trainer)]
+    return any(seconds is not None and seconds <= 0 for seconds in remaining)
+
+
+def is_end(trainer: pl.Trainer) -> bool:
+    """Whether the run is finished: all steps are taken, or a callback other than a time limit has ended it."""
+    return trainer.global_step >= total_steps(trainer) or (may_stop(trainer) and not is_out_of_time(trainer))
