@@ -1,4 +1,5 @@
 # make demo: install, train a small model on this machine, measure it, ask it.   make test: lint, types and tests.
+# make data: fetch the public text that configs/ name.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
 FOLDERS := models checkpoints inference inference/decoders inference/measure training training/data
 
-.PHONY: demo test format clean
+.PHONY: demo data test format clean
 
 demo: $(INSTALLED)
 	$(BIN)/mull train --config configs/demo.yaml
@@ -20,6 +21,9 @@ test: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p mull
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+data: $(INSTALLED)
+	$(BIN)/mull data all
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

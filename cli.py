@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, inspect, convert.
+"""The `mull` command: train, evaluate, generate, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -264,12 +264,26 @@ def convert(args: list[str]) -> None:
     print(f"wrote {destination}")
 
 
+def data(args: list[str]) -> None:
+    """Fetch public text that configurations name: mull data gsm8k (without a name: what there is)"""
+    from mull.training.data import corpora
+
+    parser = ArgumentParser(prog="mull data", description=data.__doc__, exit_on_error=False)
+    parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(corpora.SOURCES)}, or all")
+    names = parser.parse_args(args).names
+    if not names:
+        print("\n".join(corpora.listing()))
+    for name in corpora.SOURCES if names == ["all"] else names:
+        print("\n".join(corpora.fetch(name)))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
     "inspect": inspect,
     "convert": convert,
+    "data": data,
 }
 
 

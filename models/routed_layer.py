@@ -56,16 +56,19 @@ class Plan:
     valid: Tensor | None
     block: int = 1
 
-    def eligible(self, t: int) -> Tensor | None:
-        """(B, T) or (B, 1) bool, the tokens that may take pass t; None for all."""
+    def eligible(self, t: int, length: int) -> Tensor | None:
+        """(B, T) bool, the tokens that may take pass t of rows of T = length positions; None for all.
+
+        Never (B, 1): who counts these tokens would count rows.
+        """
         if not isinstance(self.iterations, Tensor):
             return self.valid
-        goes_on = (t < self.iterations)[:, None]
+        goes_on = (t < self.iterations)[:, None].expand(-1, length)
         return goes_on if self.valid is None else goes_on & self.valid
 
     def takes_all(self, t: int) -> bool:
         """Whether every token takes pass t, whatever the tokens are."""
-        return self.capacity[t - 1] == 1 and self.eligible(t) is None
+        return self.capacity[t - 1] == 1 and self.valid is None and not isinstance(self.iterations, Tensor)
 
 
 class Held:
@@ -220,7 +223,7 @@ class RoutedLayer(Layer):
             return y, Decision(nobody, None if self.router is None else torch.full_like(y[..., 0], -math.inf))
         decision, weight = self.decide(y, t, plan)
         some = None if plan.takes_all(t) else context.pick(decision.selected, plan.block)
-        new = self.skipped(y, weight, t, plan.eligible(t))
+        new = self.skipped(y, weight, t, plan.eligible(t, y.shape[1]))
         if context.cache is not None or some is None or some.taken:
             keys, values = context.keep(slot, *held.refreshed(self, y, context))
             if some is None:
@@ -236,7 +239,7 @@ class RoutedLayer(Layer):
 
     def decide(self, y: Tensor, t: int, plan: Plan) -> tuple[Decision, Tensor | None]:
         """Which tokens take pass t, and w(t), (B, T, 1); None stands for a weight of 1."""
-        eligible = plan.eligible(t)
+        eligible = plan.eligible(t, y.shape[1])
         if self.router is None:
             everything = torch.ones(y.shape[:2], dtype=torch.bool, device=y.device)
             return Decision(everything if eligible is None else everything & eligible), None

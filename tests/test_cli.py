@@ -206,10 +206,10 @@ def text_training(file: Path, tmp_path: Path) -> list[str]:
 
 def test_evaluate_prints_the_agreed_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`evaluate --json` is read by other programs: one object, a result per count and difficulty, these keys."""
-    arguments = ["evaluate", str(folder), "--iterations", "1,2", "--difficulty", "4,8", "--examples", "5", "--json"]
+    arguments = ["evaluate", str(folder), "--iterations", "1,2", "--difficulty", "8,12", "--examples", "5", "--json"]
     assert main(arguments) == 0
     results = json.loads(capsys.readouterr().out)["rows"]
-    assert [(result["iterations"], result["difficulty"]) for result in results] == [(1, 4), (2, 4), (1, 8), (2, 8)]
+    assert [(result["iterations"], result["difficulty"]) for result in results] == [(1, 8), (2, 8), (1, 12), (2, 12)]
     keys = {"iterations", "difficulty", "accuracy", "exact_match", "loss", "examples", "flops_per_token", "seconds"}
     assert all(keys <= result.keys() and result["examples"] == 5 for result in results)
     assert main(arguments) == 0  # and the same seed measures the same items

@@ -1,4 +1,4 @@
-"""Optimizers and their schedule: AdamW, and Muon for the matrices with AdamW for the rest.
+"""Optimizers and their schedule: AdamW, and Muon (muon.py) for the matrices with AdamW for the rest.
 
 Parameters fall into three groups by the roles that their modules declare (models/roles.py): matrices inside the layers
 (weight decay; Muon's share), tables such as embedding and head (weight decay), and vectors such as norms and biases (no
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mull.models.roles import parameter_roles
+from mull.training.muon import Muon, NumberType
 
 
 class OptimizerRecipe(ABC):
@@ -46,12 +47,14 @@ class AdamW(OptimizerRecipe):
 
 
 class MuonAdamW(AdamW):
-    """torch.optim.Muon for the matrices inside the layers, AdamW for embedding, head and vectors.
+    """Muon for the matrices inside the layers, AdamW for embedding, head and vectors.
 
     Args:
         matrix_lr: learning rate of Muon, whose updates are scaled to the size of AdamW's (0.2 sqrt of the larger side).
         momentum: of Muon.
         lr, betas, weight_decay: as for `AdamW`; the decay is Muon's too.
+        orthogonalize_in: number type of Muon's matrix products: float32, bfloat16, or auto, the one that the device
+            has units for. Name it where machines of several kinds must agree to the last digit.
     """
 
     def __init__(
@@ -61,19 +64,14 @@ class MuonAdamW(AdamW):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
+        orthogonalize_in: NumberType = "auto",
     ) -> None:
         super().__init__(lr, betas, weight_decay)
-        self.matrix_lr, self.momentum = matrix_lr, momentum
+        self.matrix_lr, self.momentum, self.orthogonalize_in = matrix_lr, momentum, orthogonalize_in
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
         matrices, embeddings, vectors = parameter_groups(network)
-        muon = torch.optim.Muon(
-            matrices,
-            lr=self.matrix_lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(matrices, self.matrix_lr, self.momentum, self.weight_decay, self.orthogonalize_in)
         return Together(muon, self.over(embeddings, vectors))
 
 

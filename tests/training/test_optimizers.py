@@ -83,7 +83,7 @@ def test_vectors_do_not_decay_and_the_rest_does(recipe):
 
 
 def test_muon_steps_matrices_and_adamw_the_rest_as_each_would_alone():
-    """Guards MuonAdamW against the two optimizers of torch, run apart with every setting passed on."""
+    """Guards MuonAdamW against the two optimizers of torch, run apart with every setting passed on, bit for bit."""
     network = build(seed=1)
     alone = copy.deepcopy(network)
     matrices, embeddings, vectors = parameter_groups(alone)
@@ -93,7 +93,9 @@ def test_muon_steps_matrices_and_adamw_the_rest_as_each_would_alone():
         lr=0.01,
         betas=(0.8, 0.9),
     )
-    together = MuonAdamW(matrix_lr=0.02, momentum=0.9, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2).build(network)
+    together = MuonAdamW(0.02, 0.9, lr=0.01, betas=(0.8, 0.9), weight_decay=0.2, orthogonalize_in="bfloat16").build(
+        network
+    )
     train_steps(network, together, 3)
     for step in range(3):
         generator = torch.Generator().manual_seed(step)

@@ -12,6 +12,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mull.training.data.corpora import find
+
 KINDS = (".jsonl", ".txt")
 MIN_BLOCK = 2048  # bytes; no block but the last is shorter
 MEAN_REST = 2048  # bytes; a line of n bytes ends its block with probability n / MEAN_REST from there on
@@ -21,13 +23,13 @@ MAX_BLOCK = 65536  # bytes; text without line ends is cut here
 def find_files(paths: list[str]) -> list[Path]:
     """The files that `paths` name: files as given, folders searched recursively in sorted order, each file once.
 
+    Public files are found in the data folders (corpora.py).
+
     Raises FileNotFoundError for a missing path, ValueError if a path holds no file of a known kind.
     """
     files: dict[Path, None] = {}  # an ordered set
     for name in paths:
-        path = Path(name).expanduser().resolve()
-        if not path.exists():
-            raise FileNotFoundError(f"no such file or folder: {name} (looked at {path})")
+        path = find(name).resolve()
         found = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file() and is_known(f))
         if not found or not is_known(found[0]):
             where = f"{name} is" if path.is_file() else f"the folder {name} holds"

@@ -16,6 +16,7 @@ The two modules here promise more: a training batch is a pure function of (seed,
 sees exactly the batches that an uninterrupted one would have seen.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -95,7 +96,8 @@ class TaskData(StreamData):
         curriculum: Difficulties of the first batches: {150: 8, 400: 16} means 8 in batches 0 to 149, 16 in batches 150
             to 399, and `difficulty` from then on.
         batch_size: Items per batch and rank.
-        validation_examples: Items of the validation split, the same ones at every validation.
+        validation_examples: Items of the validation split, the same ones at every validation, different from each
+            other: fewer if there are not so many.
         seed: Names the streams of items; the splits are the same for every seed.
     """
 
@@ -139,28 +141,52 @@ class TaskData(StreamData):
     ) -> Evaluation:
         """The first items of the test split, by difficulty, in batches of (input_ids, labels), each (B, T) int64.
 
+        Items are different from each other. Where a difficulty has fewer than asked for, all of them are given, with a
+        warning that says how many.
+
         Args:
-            difficulties: Which; None means those of training.
+            difficulties: Which; None means those of training that have unseen items.
             examples: Items for each difficulty.
             batch_size: Items in a batch.
             seed: Names the stream of items, all of which belong to the test split.
+
+        Raises ValueError for a difficulty whose items all are beginnings of training items.
         """
+        trained = {*self.difficulties, *self.curriculum.values()}
 
         def batches(difficulty: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for start in range(0, examples, batch_size):
-                items = range(start, min(start + batch_size, examples))
+            count = self.task.available("test", seed, examples, difficulty)
+            if count < examples:
+                warnings.warn(
+                    f"{self.task.name} has {count} different test items of {self.difficulty_name} {difficulty}: "
+                    f"measured on these, not on {examples}",
+                    stacklevel=2,
+                )
+            for start in range(0, count, batch_size):
+                items = range(start, min(start + batch_size, count))
                 batch = to_batch(*self.task.batch("test", seed, items, difficulty))
                 yield batch["input_ids"], batch["labels"]
 
-        chosen = self.difficulties if difficulties is None else [self.task.resolve(each) for each in difficulties]
+        if difficulties is None:
+            chosen = [each for each in self.difficulties if not self.task.is_seen(each, trained)]
+        else:
+            chosen = [self.task.resolve(each) for each in difficulties]
+        for each in chosen or self.difficulties[:1]:
+            if self.task.is_seen(each, trained):
+                raise ValueError(
+                    f"test items of {self.difficulty_name} {each} are beginnings of items of {self.difficulty_name} "
+                    f"{max(trained)}, which were trained on, so nothing in them is unseen: use {self.task.decided_by} "
+                    "or more"
+                )
         return {difficulty: batches(difficulty) for difficulty in chosen}
 
     def validation_batches(self) -> list[Batch]:
         share = -(-self.validation_examples // len(self.difficulties))  # rounded up
+        found = {each: self.task.available("validation", self.seed, share, each) for each in self.difficulties}
         return [
-            to_batch(*self.task.batch("validation", self.seed, range(share)[i : i + self.batch_size], difficulty))
-            for difficulty in self.difficulties
-            for i in range(0, share, self.batch_size)
+            to_batch(*self.task.batch("validation", self.seed, range(count)[i : i + self.batch_size], difficulty))
+            for difficulty, count in found.items()
+            for i in range(0, count, self.batch_size)
         ]
 
 

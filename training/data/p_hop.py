@@ -16,14 +16,16 @@ class PHop(Task):
     """A first symbol such as "hop4" announces the number of hops, then `length` letters follow; T = length + 1.
 
     The answer is the letter where the chain of hops from the last position ends. The same question can be asked at
-    every position, so all positions whose chain stays inside the sequence are scored, not only the last.
+    every position, so all positions whose chain stays inside the sequence are scored in training, not only the last.
 
     Sequences are drawn uniformly from those without equal neighbours (a hop between equal neighbours would not move) in
     which the chain of the last position exists. A guess that ignores the sequence is right 1/alphabet of the time. With
     4 letters, the best guess from the last letter alone is right 0.33, 0.50, 0.34, 0.27, 0.26 of the time at 1, 2, 4,
     8, 16 hops.
 
-    Difficulty is the number of hops. A sequence belongs to one split, whatever number of hops is asked for.
+    Difficulty is the number of hops. The first 8 letters decide the split of a sequence, whatever number of hops is
+    asked for, and in validation and test positions from the 8th letter on are scored: no training sequence begins with
+    the letters up to there. (Of shorter sequences, the last position is.)
 
     Args:
         hops: Default difficulty.
@@ -34,6 +36,7 @@ class PHop(Task):
 
     name: ClassVar[str] = "p_hop"
     difficulty_name: ClassVar[str] = "hops"
+    decided_by: ClassVar[int] = 8
 
     def __init__(self, hops: int = 4, length: int = 64, alphabet: int = 4, max_hops: int = 16) -> None:
         if not 3 <= alphabet <= 26:

@@ -9,6 +9,7 @@ values are equal, so attention returns the same vector at every position whateve
 one answer. That alone caps the accuracy at 1 - (1/4 + 1/16 + ...) / length, 0.990 at length 32.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
@@ -17,10 +18,12 @@ from mull.training.data.task import IGNORE, START, Task
 
 
 class Parity(Task):
-    """Random bits; the answer at every bit is "even" or "odd", and every bit is scored. Half of all guesses are right.
+    """Random bits; the answer at every bit is "even" or "odd". Half of all guesses are right.
 
-    Difficulty is the length. A short question can be the beginning of a longer one, so splits are disjoint for each
-    length, not across lengths.
+    Difficulty is the length. In training every bit is scored, and a row can be the beginning of a longer one, so the
+    first 8 bits decide the split of a row, and in validation and test the answers from the 8th bit on are scored: no
+    training row of any length begins with the bits up to there. Of rows that are shorter than 8 bits the last answer is
+    scored; they can only be unseen if no longer ones are trained on.
 
     Args:
         length: Default difficulty, the number of bits.
@@ -30,6 +33,7 @@ class Parity(Task):
     difficulty_name: ClassVar[str] = "length"
     symbols: ClassVar[tuple[str, ...]] = ("0", "1", "even", "odd", START)
     stop_symbols: ClassVar[tuple[str, ...]] = ("even", "odd")  # the answer to a prompt is one symbol
+    decided_by: ClassVar[int] = 8
 
     def __init__(self, length: int = 32) -> None:
         self.default_difficulty = length
@@ -37,6 +41,9 @@ class Parity(Task):
 
     def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
         return rng.integers(0, 2, difficulty)
+
+    def is_seen(self, difficulty: int, trained: Iterable[int]) -> bool:
+        return difficulty < self.decided_by and any(length > difficulty for length in trained)
 
     def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         start, even = self.symbols.index(START), self.symbols.index("even")

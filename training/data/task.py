@@ -3,6 +3,14 @@
 A task says how to draw an *item* (the question itself, e.g. the bits), how to lay items out as tokens and labels, and
 how to check an answer. This file does the rest: streams, disjoint splits, batches and prompts. Shapes: B items,
 T positions; all items of one difficulty have the same T, so nothing is ever padded.
+
+What a test measures is unseen. An answer at position t is a function of the tokens up to t, so it is these that must
+not occur in training with the same answer scored:
+
+- where an item is scored after all of it has been read (addition), a hash of the item decides its split;
+- where it is scored on the way (parity, p_hop), a hash of its first `decided_by` symbols does, so that all rows with
+  this beginning, however they go on and however long they are, are in one split; and in validation and test nothing is
+  scored before the beginning is complete. In training everything is scored.
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +34,8 @@ END = "<end>"  # the token after an answer or a document; a special token, which
 
 Split = Literal["train", "validation", "test"]
 MAX_DRAWS = 2048  # an item of a split that owns 1/16 of the items is missed 2048 times with probability 4e-58
+MAX_NEW_DRAWS = 32768  # draws of a held-out item that is not among those before it, until there seem to be no more
+MAX_HELD_OUT = 1 << 20  # held-out items of one stream, all of which are kept
 
 
 class Example(NamedTuple):
@@ -39,14 +49,18 @@ class Task(ABC):
     """Base of the tasks. A subclass sets the class variables and `default_difficulty`, and defines the hooks below.
 
     Every item is a pure function of (task, split, seed, index, difficulty). Splits are disjoint by construction: a hash
-    of the item's canonical form says which split owns it (1/16 test, 1/16 validation, the rest train), whatever the
-    seed, and an item is redrawn from its own stream until the split asked for owns it.
+    of the item's canonical form, or of that of its beginning, says which split owns it (1/16 test, 1/16 validation, the
+    rest train), whatever the seed, and an item is redrawn from its own stream until the split asked for owns it. Items
+    of validation and test are redrawn also until they differ from all items before them in their stream.
     """
 
     name: ClassVar[str]
     difficulty_name: ClassVar[str]  # what a difficulty counts, e.g. "length"
     min_difficulty: ClassVar[int] = 1
     default_difficulty: int  # used if the caller names none
+    # Leading symbols of an item that decide its split; None: all of them. A task that scores positions before the last
+    # symbol sets it. Then an item is a row of symbols, each read at one position, with one token before the first.
+    decided_by: ClassVar[int | None] = None
 
     # The hooks ------------------------------------------------------------------------------------------------------
 
@@ -80,8 +94,12 @@ class Task(ABC):
         return ()
 
     def canonical(self, item: np.ndarray) -> bytes:
-        """The bytes that decide an item's split: equal for items that are the same question."""
+        """The bytes that decide an item's split, of the item or of its beginning: equal for equal questions."""
         return item.astype(np.uint8).tobytes()
+
+    def is_seen(self, difficulty: int, trained: Iterable[int]) -> bool:  # noqa: ARG002
+        """Whether held-out items of a difficulty are beginnings of items of the difficulties that were trained on."""
+        return False
 
     def answer_length(self, difficulty: int) -> int:  # noqa: ARG002
         """The number of labels, counted from the last, that are the answer to the prompt."""
@@ -129,17 +147,38 @@ class Task(ABC):
         Args:
             split: "train", "validation" or "test".
             seed: Names the stream together with the task, its options, the split and the difficulty.
-            indices: Which items of the stream.
+            indices: Which items of the stream. The first n items of validation and of test are n different ones, as
+                far as there are so many (`available`); training items are drawn with repeats.
             difficulty: Difficulty of all of them; None means `default_difficulty`.
 
-        Raises ValueError for an unknown split, and for a difficulty that the task does not have.
+        Raises ValueError for an unknown split, for a difficulty that the task does not have, and for held-out items
+        that are not there.
         """
         difficulty = self.resolve(difficulty)
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
-        stream = Stream(self.name, *self.options(), split, seed, difficulty)
-        items = [self._item(stream.at(index), split, difficulty) for index in indices]
-        return self.lay_out(np.stack(items), difficulty)
+        if split == "train":
+            stream = self._stream(split, seed, difficulty)
+            return self.lay_out(np.stack([self._item(stream.at(i), split, difficulty) for i in indices]), difficulty)
+        indices = list(indices)
+        held_out = self._held_out(split, seed, difficulty, max(indices) + 1)
+        if len(held_out) <= max(indices):
+            raise ValueError(
+                f"the {self.name} task has {len(held_out)} different {split} items of {self.difficulty_name} "
+                f"{difficulty}, so there is no item {max(indices)}: ask for fewer"
+            )
+        items = np.stack([held_out[index] for index in indices])
+        input_ids, labels = self.lay_out(items, difficulty)
+        if self.decided_by is not None:
+            labels[:, : min(self.decided_by, items.shape[1])] = IGNORE  # the beginning may occur in training
+        return input_ids, labels
+
+    def available(self, split: Split, seed: int, wanted: int, difficulty: int | None = None) -> int:
+        """How many of `wanted` validation or test items there are, all different; at least 1.
+
+        Raises ValueError if there are none.
+        """
+        return min(wanted, len(self._held_out(split, seed, self.resolve(difficulty), wanted)))
 
     def example(self, split: Split, seed: int, index: int, difficulty: int | None = None) -> Example:
         """Item `index` of a stream: the batch of one, without its batch axis."""
@@ -170,17 +209,53 @@ class Task(ABC):
 
     def split_of(self, item: np.ndarray) -> Split:
         """The one split that an item belongs to."""
-        digest = blake2b(self.canonical(item), digest_size=1, key=self.name.encode()).digest()
+        deciding = self.canonical(item[: self.decided_by])
+        digest = blake2b(deciding, digest_size=1, key=self.name.encode()).digest()
         return {0: "test", 1: "validation"}.get(digest[0] % 16, "train")  # type: ignore[return-value]
 
+    def _stream(self, split: Split, seed: int, difficulty: int) -> Stream:
+        return Stream(self.name, *self.options(), split, seed, difficulty)
+
     def _item(self, rng: np.random.Generator, split: Split, difficulty: int) -> np.ndarray:
+        """The first item of a split that a generator draws."""
         for _ in range(MAX_DRAWS):
             item = self.draw(rng, difficulty)
             if self.split_of(item) == split:
                 return item
-        raise ValueError(
+        raise self._too_few(split, difficulty, MAX_DRAWS)
+
+    @cached_property
+    def _found(self) -> dict[tuple[Split, int, int], tuple[list[np.ndarray], set[bytes]]]:
+        """Held-out items found so far, by (split, seed, difficulty), and their canonical forms."""
+        return {}
+
+    def _held_out(self, split: Split, seed: int, difficulty: int, count: int) -> list[np.ndarray]:
+        """The first `count` or more items of a held-out stream, all different; fewer if no more are found.
+
+        Item i is a function of its address: the items before it, which it must differ from, are.
+        """
+        if count > MAX_HELD_OUT:
+            raise ValueError(f"{count} held-out items are more than the limit of {MAX_HELD_OUT}: ask for fewer")
+        items, known = self._found.setdefault((split, seed, difficulty), ([], set()))
+        stream = self._stream(split, seed, difficulty)
+        while len(items) < count:
+            rng = stream.at(len(items))
+            for _ in range(MAX_NEW_DRAWS):
+                item = self.draw(rng, difficulty)
+                if self.split_of(item) == split and self.canonical(item) not in known:
+                    break
+            else:
+                break
+            items.append(item)
+            known.add(self.canonical(item))
+        if not items:
+            raise self._too_few(split, difficulty, MAX_NEW_DRAWS)
+        return items
+
+    def _too_few(self, split: Split, difficulty: int, draws: int) -> ValueError:
+        return ValueError(
             f"the {self.name} task has too few items of {self.difficulty_name} {difficulty} for disjoint splits "
-            f"(none of {MAX_DRAWS} draws belongs to {split}): use a larger {self.difficulty_name}"
+            f"(none of {draws} draws belongs to {split}): use a larger {self.difficulty_name}"
         )
 
     def _words(self, ids: np.ndarray) -> list[str]:

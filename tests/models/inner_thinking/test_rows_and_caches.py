@@ -106,6 +106,33 @@ def test_a_count_for_each_row_and_all_the_same_is_one_count(make: Make, tokens: 
     torch.testing.assert_close(each.auxiliary_loss, one.auxiliary_loss)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("capacity", [0.25, 0.75, (0.5, 0.25, 1.0)])
+def test_a_share_of_each_row_is_selected_in_training_and_the_loss_is_a_mean(
+    make: Make, tokens: Tokens, capacity: Any, padded: bool
+) -> None:
+    """Counts by row, as the trainer draws them: each row that goes on sends its share of its own tokens, and a router's
+    loss is of the size that it has at one count, however many rows still go on."""
+    model = make(mean_iterations=4).train()
+    ids, counts = tokens(model.config, 4, 16), torch.tensor([4, 1, 3, 4])
+    mask, lengths = torch.ones(4, 16, dtype=torch.int64), torch.tensor([16, 16, 16, 16])
+    if padded:
+        mask[0, 12:] = mask[3, :8] = 0
+        lengths = mask.sum(dim=1)
+    out = model(ids, counts, capacity=capacity, attention_mask=mask if padded else None)
+    shares = capacity if isinstance(capacity, tuple) else (capacity,) * 3
+    for t, share in enumerate(shares):  # the routed pass number t + 1, which rows of a larger count take
+        expected = (share * lengths * (counts > t + 1)).round().to(torch.int64)
+        assert torch.equal(out.selected[:, :, 0, t].sum(dim=1), expected)
+    # the loss by its definition, from what the output says of the routers: a mean over tokens, then over passes
+    losses = []
+    for t in range(3):
+        goes = mask.bool() & (counts > t + 1)[:, None]
+        logits, selected = out.router_logits[:, :, 0, t][goes], out.selected[:, :, 0, t][goes].to(torch.float32)
+        losses.append(torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), selected))
+    torch.testing.assert_close(out.auxiliary_loss.float(), torch.stack(losses).mean())
+
+
 def test_held_tokens_keep_their_keys(make: Make, tokens: Tokens) -> None:
     """Reuse is exact: with hold, the cached keys of a token that skipped a pass are those of the pass before."""
     model = make()

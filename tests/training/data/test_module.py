@@ -151,6 +151,30 @@ def test_tasks_are_evaluated_on_the_test_split() -> None:
         data.evaluation_batches([0])
 
 
+def test_an_evaluation_uses_what_there_is_and_says_so() -> None:
+    """Length 8 has 11 test items: 512 rows of them would be repeats that pass for evidence."""
+    data = TaskData(Parity(), difficulty=[8, 9], validation_examples=100)
+    with pytest.warns(UserWarning, match="parity has 11 different test items of length 8: .* not on 64"):
+        batches = data.evaluation_batches([8], examples=64, batch_size=4)[8]
+        rows = [row for input_ids, _ in batches for row in input_ids]
+    assert len(rows) == 11 == len({row.numpy().tobytes() for row in rows})
+    validated = [row.numpy().tobytes() for batch in data.validation_batches() for row in batch["input_ids"]]
+    assert len(validated) == len({*validated}) < 100
+
+
+def test_what_was_seen_is_no_test() -> None:
+    """Rows of 4 bits are beginnings of the rows of 8 that were trained on: asked for, they are refused."""
+    for data in (TaskData(Parity(), difficulty=[4, 8]), TaskData(Parity(8), curriculum={3: 4})):
+        assert list(data.evaluation_batches()) == [8]
+        with pytest.raises(
+            ValueError, match=r"items of length 4 are beginnings of items of length 8, .* use 8 or more"
+        ):
+            data.evaluation_batches([4])
+    with pytest.raises(ValueError, match="items of length 4 are beginnings of items of length 16"):
+        TaskData(Parity(4), curriculum={3: 16}).evaluation_batches()
+    assert list(TaskData(Parity(4)).evaluation_batches()) == [4]
+
+
 def test_text_is_evaluated_on_the_held_out_split(text_data: TextData) -> None:
     """The validation windows under another name; a difficulty is refused, not ignored."""
     ((difficulty, batches),) = text_data.evaluation_batches(examples=10, batch_size=3).items()

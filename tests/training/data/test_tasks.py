@@ -1,5 +1,6 @@
 """What every synthetic task promises: addressed items, disjoint splits, aligned labels, an exact checker."""
 
+import copy
 import itertools
 from hashlib import blake2b
 
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mull.training.data import IGNORE, Addition, Parity, PHop, Split, Task
+from mull.training.data.p_hop import follow
 from mull.training.data.task import START, UNKNOWN
 
-TASKS = [Parity(7), Addition(3, digits=2), PHop(2, length=20, alphabet=3, max_hops=5)]
+TASKS = [Parity(17), Addition(3, digits=2), PHop(2, length=20, alphabet=3, max_hops=5)]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
@@ -35,7 +37,7 @@ def test_streams_differ(task: Task) -> None:
     assert len(set(seen)) == len(seen) == 16
 
 
-GOLDEN = {"parity": "839a429e12d9", "addition": "53444a9a50a6", "p_hop": "c14fb256b319"}
+GOLDEN = {"parity": "c4b57bd82bc6", "addition": "53444a9a50a6", "p_hop": "4d4ce41cd047"}
 
 
 @every_task
@@ -46,6 +48,13 @@ def test_the_generator_is_the_one_that_trained_published_models(task: Task) -> N
         for array in task.batch(split, 0, range(8)):
             digest.update(array.astype("<i8").tobytes())
     assert digest.hexdigest() == GOLDEN[task.name]
+
+
+@pytest.mark.parametrize(("length", "expected"), [(4, "3083874a3564"), (8, "42e278dd9e2d")])
+def test_short_rows_of_parity_train_as_they_did_before_beginnings_decided(length: int, expected: str) -> None:
+    """Guards the training stream where the rule of beginnings changes nothing: rows of at most 8 bits."""
+    rows = Parity().batch("train", 0, range(2000), length)[0]
+    assert blake2b(rows.astype("<i8").tobytes(), digest_size=6).hexdigest() == expected
 
 
 @every_task
@@ -65,10 +74,92 @@ def test_splits_share_out_the_whole_space() -> None:
     owned: dict[str, set[bytes]] = {split: set() for split in SPLITS}
     for bits in itertools.product((0, 1), repeat=8):
         owned[task.split_of(np.array(bits))].add(np.array(bits).tobytes())
-    # Collecting n coupons takes about n ln n draws: 1200 for the 224 of train, 45 for 16. These miss one in 1000 seeds.
-    for split in SPLITS:
-        draws = 3000 if split == "train" else 200
-        assert {row[1:].tobytes() for row in task.batch(split, 0, range(draws))[0]} == owned[split]
+    # Collecting n coupons takes about n ln n draws: 1200 for the 224 of train. These miss one in 1000 seeds.
+    assert {row[1:].tobytes() for row in task.batch("train", 0, range(3000))[0]} == owned["train"]
+    for split in SPLITS[1:]:
+        assert task.available(split, 0, 500) == len(owned[split])
+        rows = [row[1:].tobytes() for row in task.batch(split, 0, range(len(owned[split])))[0]]
+        assert {*rows} == owned[split] and len({*rows}) == len(rows)
+
+
+@every_task
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_held_out_items_are_different_and_addressed(task: Task, split: Split) -> None:
+    """No repeats, which would count as independent; and item i is item i, whatever was asked for before."""
+    rows = task.batch(split, 0, range(150))[0]
+    assert len({row.tobytes() for row in rows}) == 150
+    again = copy.deepcopy(task)
+    again.__dict__.pop("_found")
+    for index in (3, 149, 70):
+        assert np.array_equal(again.example(split, 0, index).input_ids, rows[index])
+
+
+def test_the_same_sum_in_another_order_is_no_other_test_item() -> None:
+    """Two summands of one digit: 55 questions, of which a test split has a few, each in one order."""
+    task = Addition(2, digits=1)
+    questions = {tuple(sorted(pair)) for pair in itertools.product(range(10), repeat=2)}
+    owned = {pair for pair in questions if task.split_of(np.array(pair)) == "test"}
+    rows = task.batch("test", 0, range(task.available("test", 0, 100)))[0]
+    assert sorted(tuple(sorted((row[0], row[2]))) for row in rows) == sorted(owned) and 0 < len(owned) < 10
+    with pytest.raises(ValueError, match=f"has {len(owned)} different test items of numbers 2, so there is no item 50"):
+        task.batch("test", 0, [50])
+
+
+def scored_prefixes(task: Task, split: Split, difficulty: int, items: list[np.ndarray]) -> set[tuple[int, ...]]:
+    """The token ids up to each position that is scored when these items are laid out in a split."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "_item", lambda *_: items.pop())
+        patch.setattr(task, "_held_out", lambda *_: items)
+        input_ids, labels = task.batch(split, 0, range(len(items)), difficulty)
+    return {tuple(row[: t + 1]) for row, told in zip(input_ids.tolist(), labels, strict=True)
+            for t in np.flatnonzero(told != IGNORE)}  # fmt: skip
+
+
+def every_item(task: Task, difficulty: int) -> list[np.ndarray]:
+    """The whole space of a small task."""
+    if isinstance(task, Addition):
+        space = itertools.product(range(10**task.digits), repeat=difficulty)
+    elif isinstance(task, PHop):
+        space = itertools.product(range(task.alphabet), repeat=task.length)
+        space = (row for row in space if all(a != b for a, b in itertools.pairwise(row)))
+        return [np.array(row, dtype=np.uint8) for row in space if follow(bytes(row), difficulty) is not None]
+    else:
+        space = itertools.product((0, 1), repeat=difficulty)
+    return [np.array(item) for item in space]
+
+
+BRUTE = [
+    (Parity(), [1, 3, 5, 8, 9, 11], [8, 9, 11]),  # lengths that are trained on, and that are tested
+    (Parity(), [2, 4, 5], [5]),  # short ones: the longest is still unseen at its last bit
+    (Addition(digits=1), [2, 3], [2, 3]),
+    (PHop(1, length=10, alphabet=3), [1, 2], [1, 2, 3]),
+    (PHop(1, length=5, alphabet=3), [1, 2], [1, 2]),
+]
+
+
+@pytest.mark.parametrize(("task", "trained", "tested"), BRUTE, ids=lambda value: getattr(value, "name", str(value)))
+def test_nothing_that_is_scored_in_a_test_is_scored_in_training(
+    task: Task, trained: list[int], tested: list[int]
+) -> None:
+    """By brute force over all items there are: what stands before a scored answer of a test row, and of a validation
+    row, stands before no scored answer of any training row, of any difficulty."""
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for split, difficulties in (("train", trained), ("validation", tested), ("test", tested)):
+        seen[split] = set()
+        for difficulty in difficulties:
+            assert split == "train" or not task.is_seen(difficulty, trained)
+            items = [item for item in every_item(task, difficulty) if task.split_of(item) == split]
+            if items:
+                seen[split] |= scored_prefixes(task, split, difficulty, items)  # type: ignore[arg-type]
+    assert len(seen["train"]) > 10 and seen["test"]
+    assert not seen["test"] & seen["train"] and not seen["validation"] & seen["train"]
+    assert not seen["test"] & seen["validation"]
+
+
+def test_short_parity_is_seen_where_longer_rows_are_trained_on() -> None:
+    """The one hole that the rule leaves, and that the data module refuses."""
+    assert Parity().is_seen(7, [8]) and Parity().is_seen(1, [1, 2])
+    assert not Parity().is_seen(7, [7, 3]) and not Parity().is_seen(8, [9, 100])
 
 
 @every_task
@@ -136,9 +227,12 @@ def test_bad_addresses_are_refused(task: Task) -> None:
 def test_a_space_too_small_for_splits_says_so() -> None:
     """Two items cannot fill three splits: an error that names the remedy, not an endless search."""
     owners = {Parity().split_of(np.array([bit])) for bit in (0, 1)}
-    missing = next(split for split in SPLITS if split not in owners)
-    with pytest.raises(ValueError, match=f"too few items of length 1 .* belongs to {missing}.: use a larger length"):
-        Parity().batch(missing, 0, [0], difficulty=1)
+    for missing in {*SPLITS} - owners:
+        with pytest.raises(ValueError, match=f"too few items of length 1 .* to {missing}.: use a larger length"):
+            Parity().batch(missing, 0, [0], difficulty=1)
+    assert len({*SPLITS} - owners) >= 1
+    with pytest.raises(ValueError, match="1099511627777 held-out items are more than the limit of 1048576"):
+        Parity().batch("test", 0, [2**40])
 
 
 @settings(max_examples=30, deadline=None)
