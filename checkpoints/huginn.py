@@ -29,6 +29,7 @@ from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTrans
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "huginn_raven"
+MAX_TABLE = 1 << 30  # bytes
 NAMES = {  # there -> here
     "transformer.wte": "embedding",
     "transformer.ln_f": "final_norm",
@@ -186,6 +187,12 @@ def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None
         wrong.append(f"n_kv_heads {config.n_kv_heads!r}")
     if wrong:
         raise ValueError(f"the public layout cannot express {', '.join(wrong)}; train with {allowed_values()}")
+    table = 4 * config.max_length * config.head_dim
+    if table > MAX_TABLE:
+        raise ValueError(
+            f"max_length {config.max_length} makes a rotary table of {table / 1e9:.1f} GB, which the public layout "
+            f"stores; the limit is {MAX_TABLE / 1e9:.1f} GB"
+        )
     weights = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("qk_bias"):
@@ -204,6 +211,8 @@ def allowed_values() -> str:
 
 
 def their_config(config: RecurrentDepthConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The configuration by their names. `tie_word_embeddings` is not among them: the public class makes it out of
+    `tie_embeddings` and fails on one that it is given."""
     layers = config.n_prelude + config.n_core + config.n_coda
     return {
         "architectures": ["RavenForCausalLM"],
