@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 CacheDtype = Literal["same", "float32", "bfloat16"]
+MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,22 +38,24 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
+    except BaseException as error:
         if os.environ.get("MULL_TRACEBACK") or not is_users(error):
             raise
-        print("mull: error: " + " ".join(str(error).split()), file=sys.stderr)
+        from mull.checkpoints.files import one_line
+
+        print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
         return 2
     return 0
 
 
-def is_users(error: Exception) -> bool:
+def is_users(error: BaseException) -> bool:
     """Whether an error is the user's to mend; everything else is a defect and keeps its traceback.
 
-    The trainer's own two are known by name, so as not to import it: a training that has left the numbers, and settings
-    or hardware that are not to be had.
+    Three are known by name, so as not to import what raises them: a training that has left the numbers, settings or
+    hardware that are not to be had, and a tokenizer that fails on a text.
     """
-    trainers = ("NonFiniteLossError", "MisconfigurationException")
-    return isinstance(error, ValueError | OSError | ArgumentError) or type(error).__name__ in trainers
+    by_name = ("NonFiniteLossError", "MisconfigurationException", "PanicException")
+    return isinstance(error, ValueError | OSError | ArgumentError) or type(error).__name__ in by_name
 
 
 def usage() -> str:
@@ -115,7 +118,9 @@ def evaluate(args: list[str]) -> None:
     if options.json:
         print(to_json(results))
     else:
-        print_table(results, title=options.folder)
+        from rich.markup import escape
+
+        print_table(results, title=escape(options.folder))
     if options.output:
         output = Path(options.output)
         (output / "evaluation.json").write_text(to_json(results) + "\n")
@@ -312,6 +317,8 @@ def counts(text: str | list[int]) -> list[int]:
             raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
     if min(values) < 1:
         raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
+    if max(values) > MAX_COUNT:
+        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
     return sorted(set(values))
 
 
@@ -330,7 +337,7 @@ def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-counts.__name__ = "list of integers of at least 1, as 1,2,4;"
+counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ import torch
 from safetensors.torch import save as to_safetensors
 from tokenizers import Tokenizer
 
-from mull.checkpoints.files import AGAIN, read_json, read_tensors
+from mull.checkpoints.files import AGAIN, damaged, is_there, read_json, shown
 from mull.checkpoints.replacing import replace_all
+from mull.checkpoints.tensors import Stored, stored_in
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "huginn_raven"
+MAX_TABLE = 1 << 30  # bytes
 NAMES = {  # there -> here
     "transformer.wte": "embedding",
     "transformer.ln_f": "final_norm",
@@ -84,35 +87,46 @@ def is_huginn(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == MODEL_TYPE
 
 
-def read_weights(
-    folder: Path, config: RecurrentDepthConfig, device: torch.device, dtype: torch.dtype | None
-) -> dict[str, torch.Tensor]:
-    """The weights by our names. Raises ValueError or FileNotFoundError that names what is wrong."""
-    weights = {}
-    for file in weight_files(folder):
-        for name, tensor in read_tensors(folder / file, device, dtype).items():
+def stored_tensors(folder: Path, config: RecurrentDepthConfig) -> dict[str, Stored]:
+    """Where the weights lie, by our names. Raises ValueError or FileNotFoundError that names what is wrong.
+
+    A sharded index is believed: a tensor is taken from the file that it names, and no other copy is looked at.
+    """
+    placed = placed_tensors(folder)
+    tensors: dict[str, Stored] = {}
+    for file, names in placed.items():
+        there = stored_in(folder / file)
+        for name in there if names is None else names:
+            if name not in there:
+                raise damaged(folder / file, f"lacks {shown(name)}, which {INDEX} places there")
             if name == "freqs_cis" or (name == "lm_head.weight" and config.tie_embeddings):
                 continue
-            weights[our_name(name)] = tensor.flatten(0, 2) if name.endswith("qk_bias") else tensor
-    return weights
+            if our_name(name) in tensors:
+                raise damaged(folder / file, f"holds {shown(name)} under two names")
+            tensors[our_name(name)] = flattened(there[name])
+    return tensors
+
+
+def flattened(tensor: Stored) -> Stored:
+    """The biases of queries and keys, (2, 1, H, W) there and (2 H, W) here; other tensors as they are."""
+    if not tensor.name.endswith("qk_bias") or len(tensor.shape) != 4:
+        return tensor
+    return replace(tensor, shape=(tensor.shape[0] * tensor.shape[1] * tensor.shape[2], tensor.shape[3]))
 
 
 def read_config(folder: Path) -> RecurrentDepthConfig:
     """The configuration by our names; what the layout allows and we cannot follow is refused."""
-    said = read_json(folder / CONFIG)
+    said, file = read_json(folder / CONFIG), folder / CONFIG
     missing = sorted(set(FIELDS.values()) - set(said))
     if missing:
-        raise ValueError(f"{folder / CONFIG} lacks {', '.join(missing)} (a {MODEL_TYPE} configuration); {AGAIN}")
+        raise damaged(file, f"lacks {', '.join(missing)} (a {MODEL_TYPE} configuration)")
     for field, allowed in FIXED.items():
         if said.get(field, allowed[0]) not in allowed:
-            raise ValueError(
-                f"{folder / CONFIG}: {field} {said[field]!r} is a variant that is not supported; "
-                f"it must be {' or '.join(map(repr, allowed))}"
-            )
+            remedy = f"it must be {' or '.join(map(repr, allowed))}"
+            raise damaged(file, f"{field} {shown(repr(said[field]))} is a variant that is not supported", remedy)
     if said.get("num_key_value_heads", said["n_heads"]) != said["n_heads"]:
-        raise ValueError(
-            f"{folder / CONFIG}: num_key_value_heads {said['num_key_value_heads']} must equal n_heads {said['n_heads']}"
-        )
+        heads = shown(repr(said["num_key_value_heads"]))
+        raise damaged(file, f"num_key_value_heads {heads} must equal n_heads {shown(repr(said['n_heads']))}")
     ends = said.get("eos_token_id")
     stop_tokens = tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
     try:
@@ -121,27 +135,35 @@ def read_config(folder: Path) -> RecurrentDepthConfig:
             initial_state="zero" if said.get("state_init") == "zero" else "normal",
             stop_tokens=stop_tokens,
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}; {AGAIN}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise damaged(file, str(error)) from error
 
 
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files: those of the index, or the single one."""
-    if (folder / INDEX).is_file():
-        placed = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()):
-            raise ValueError(f"{folder / INDEX} has no weight_map of tensors to files; {AGAIN}")
-        files = sorted(set(placed.values()))
-    else:
-        files = [WEIGHTS]
-    for file in files:
+def placed_tensors(folder: Path) -> dict[str, list[str] | None]:
+    """The safetensors files, and the tensors to take from each: those that the index places there, or all (None)."""
+    placed: dict[str, list[str] | None] = {WEIGHTS: None}
+    if is_there(folder / INDEX):
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(file, str) for file in index.values()):
+            raise damaged(folder / INDEX, "has no weight_map of tensors to files")
+        placed = {file: [name for name in index if index[name] == file] for file in sorted(set(index.values()))}
+    for file in placed:
         if Path(file).name != file:
-            raise ValueError(f"{folder / INDEX} names {file!r}, which lies outside the folder; {AGAIN}")
-        if not (folder / file).is_file():
-            pickled = sorted(path.name for path in folder.glob("*.bin"))
-            remedy = f"{pickled[0]} is a pickle, which is never read: save as safetensors" if pickled else AGAIN
-            raise FileNotFoundError(f"{folder / file} is missing; {remedy}")
-    return files
+            raise damaged(folder / INDEX, f"names {shown(file)!r}, which lies outside the folder")
+        if not is_there(folder / file):
+            raise FileNotFoundError(f"{folder / shown(file)} is missing; {instead(folder / file)}")
+    return placed
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that says where the weights are: the index where there is one."""
+    return folder / (INDEX if is_there(folder / INDEX) else WEIGHTS)
+
+
+def instead(missing: Path) -> str:
+    """What to do about missing weights: a pickle that lies beside them is named, and not read."""
+    pickled = sorted(path.name for end in ("bin", "pt", "pth", "ckpt") for path in missing.parent.glob(f"*.{end}"))
+    return f"{shown(pickled[0])} is a pickle, which is never read: save as safetensors" if pickled else AGAIN
 
 
 def our_name(name: str) -> str:
@@ -158,7 +180,7 @@ def their_name(name: str) -> str:
 
 def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write a folder of the public layout, all files or none. Raises ValueError for what the layout cannot express."""
-    if not isinstance(model, RecurrentDepthTransformer):
+    if type(model).config_class is not RecurrentDepthConfig:
         raise ValueError(f"the public layout holds recurrent-depth models, not a {type(model).__name__}")
     config = model.config
     wrong = [f"{name} {getattr(config, name)!r}" for name, value in OURS.items() if getattr(config, name) != value]
@@ -166,6 +188,12 @@ def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None
         wrong.append(f"n_kv_heads {config.n_kv_heads!r}")
     if wrong:
         raise ValueError(f"the public layout cannot express {', '.join(wrong)}; train with {allowed_values()}")
+    table = 4 * config.max_length * config.head_dim
+    if table > MAX_TABLE:
+        raise ValueError(
+            f"max_length {config.max_length} makes a rotary table of {table / 1e9:.1f} GB, which the public layout "
+            f"stores; the limit is {MAX_TABLE / 1e9:.1f} GB"
+        )
     weights = {}
     for name, tensor in model.state_dict().items():
         if name.endswith("qk_bias"):
@@ -184,6 +212,8 @@ def allowed_values() -> str:
 
 
 def their_config(config: RecurrentDepthConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """The configuration by their names. `tie_word_embeddings` is not among them: the public class makes it out of
+    `tie_embeddings` and fails on one that it is given."""
     layers = config.n_prelude + config.n_core + config.n_coda
     return {
         "architectures": ["RavenForCausalLM"],
@@ -197,7 +227,6 @@ def their_config(config: RecurrentDepthConfig, dtype: torch.dtype) -> dict[str, 
         "head_dim": config.head_dim,
         "effective_expected_depth": config.effective_depth,
         "state_init": "zero" if config.initial_state == "zero" else "like-init",
-        "tie_word_embeddings": config.tie_embeddings,
         "eos_token_id": list(config.stop_tokens) or None,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }

@@ -1,14 +1,18 @@
 """The checkpoint folder: everything inference needs, nothing that runs code, strict on the way in.
 
-    config.json          model_type, every architecture field, mull_version, weights_sha256
+    config.json          model_type, every architecture field, mull_version, and the checksums
     model.safetensors    the weights, each tensor once
     tokenizer.json       Hugging Face tokenizers
     training.yaml        the whole resolved training configuration
     depth.json           accuracy or loss by iteration count, with the command that measured it
     README.md            the model card
 
-Saving puts all files in place or none (replacing.py), also where the process is killed. The checksum in config.json is
-what tells a flipped bit from a weight, since safetensors has none.
+Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json tell a flipped bit from a value: weights_sha256 and
+tokenizer_sha256 of those files, and config_sha256 of the other fields of config.json. Folders of earlier versions have
+the first only, folders of the public layout none.
+
+Loading compares before it builds: sizes in config.json with the sizes of the files, the layers of the model with the
+header of the weights, and only then numbers are read. So a folder that asks for the impossible costs nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +31,20 @@ from torch.overrides import TorchFunctionMode
 
 from mull.checkpoints import huginn
 from mull.checkpoints.card import model_card
-from mull.checkpoints.files import AGAIN, read_json, read_tensors
+from mull.checkpoints.files import (
+    AGAIN,
+    MAX_TOKENIZER,
+    checksum_of,
+    damaged,
+    is_there,
+    read_bytes,
+    read_json,
+    read_tokenizer,
+    shown,
+)
 from mull.checkpoints.migrations import upgraded
 from mull.checkpoints.replacing import complete, replace_all
+from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES, family_of
 
@@ -42,6 +57,9 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
     "depth.json",
     "README.md",
 )
+CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
+MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
+MAX_SIZE = 2**31 - 1  # any other size
 
 
 def save(
@@ -69,16 +87,19 @@ def save(
     blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
     if blocking:
         raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
+    model_type = family_of(model)
     weights = to_safetensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
-    config = {
-        "model_type": family_of(model),
-        "mull_version": VERSION,
-        **asdict(model.config),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }
     contents: dict[str, bytes] = {WEIGHTS: weights}
     if tokenizer is not None:
         contents[TOKENIZER] = tokenizer.to_str(pretty=True).encode()
+    config = {
+        "model_type": model_type,
+        "mull_version": VERSION,
+        **asdict(model.config),
+        WEIGHTS_SUM: hashlib.sha256(weights).hexdigest(),
+        TOKENIZER_SUM: tokenizer_sum(folder, contents.get(TOKENIZER)),
+    }
+    config[CONFIG_SUM] = fields_sum(config)
     if training is not None:
         # JSON is YAML, so a mapping needs no YAML writer here
         contents[TRAINING] = (training if isinstance(training, str) else json.dumps(training, indent=2)).encode()
@@ -89,45 +110,132 @@ def save(
     replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
+def tokenizer_sum(folder: Path, written: bytes | None) -> str | None:
+    """The checksum of the tokenizer.json that a save writes, or leaves in place; None where there is none."""
+    if written is None and is_there(folder / TOKENIZER):
+        written = read_bytes(folder / TOKENIZER, MAX_TOKENIZER)
+    return None if written is None else hashlib.sha256(written).hexdigest()
+
+
+def fields_sum(config: Mapping[str, Any]) -> str:
+    """The checksum of the fields of config.json, whatever their order and spelling."""
+    others = {name: value for name, value in config.items() if name != CONFIG_SUM}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    mapped: bool = False,
+) -> LanguageModel:
     """Load the model of a checkpoint folder, in eval mode.
 
     Args:
         path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
         device: where the weights go.
-        dtype: floating-point type of the weights; None keeps the stored one, and maps the file instead of copying it.
+        dtype: floating-point type of the weights; None keeps the stored one.
+        mapped: map the file of the weights instead of reading it, where nothing has to be converted: memory is shared
+            between processes, and a file that is changed later takes the process with it. Saving replaces files and
+            changes none, so saving over a mapped folder is safe.
 
     Raises:
         FileNotFoundError: no such folder, or a file is missing in it.
         ValueError: the configuration has an unknown, missing or bad field, the weights are damaged or do not fit, or
             the device or dtype cannot be had.
     """
-    folder, place = Path(path).expanduser(), usable(device)
+    place = usable(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
+    model, tensors = prepared(existing(path))
+    model.load_state_dict(read_tensors(tensors, place, dtype, mapped), assign=True)
+    return model.eval()
+
+
+def verify(path: str | Path) -> tuple[ModelConfig, str]:
+    """Read everything that answers come from, keeping nothing; return the configuration and what was found.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load` and `load_tokenizer`; and for weights that are not finite.
+    """
+    folder = existing(path)
+    model, tensors = prepared(folder)
+    for name, tensor in stream(tensors, reuse=True):
+        if not tensor.isfinite().all():
+            raise damaged(tensors[name].file, f"is no sound model: {name} has numbers that are not finite")
+    said = read_fields(folder)
+    sums = {CONFIG: CONFIG_SUM, WEIGHTS: WEIGHTS_SUM, TOKENIZER: TOKENIZER_SUM}
+    vouched = [file for file, field in sums.items() if said.get(field) is not None]
+    unknown = [file for file in sums if file not in vouched and is_there(folder / file)]
+    if is_there(folder / TOKENIZER) or TOKENIZER in vouched:
+        load_tokenizer(folder)
+    count = sum(tensor.numel() for tensor in model.state_dict().values())
+    found = f"{count:,} numbers, complete and finite"
+    found += f"; checksums right: {', '.join(vouched)}" if vouched else ""
+    found += f"; without a checksum: {', '.join(unknown)}" if unknown else ""
+    return model.config, found
+
+
+def existing(path: str | Path) -> Path:
+    """The folder of a checkpoint, a killed save of it ended first; raises if there is none."""
+    folder = Path(path).expanduser()
     if folder.is_file():
         raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
+    complete(folder)
+    return folder
+
+
+def prepared(folder: Path) -> tuple[LanguageModel, dict[str, Stored]]:
+    """The model of a folder without its numbers, and where they lie; everything has been checked but the numbers."""
     config, checksum = read_config(folder)
     if checksum is None:
-        weights = huginn.read_weights(folder, config, place, dtype)  # type: ignore[arg-type]  # its read_config made it
+        tensors = huginn.stored_tensors(folder, config)  # type: ignore[arg-type]  # its read_config made it
     else:
-        weights = read_weights(folder / WEIGHTS, checksum, place, dtype)
+        tensors = stored_tensors(folder / WEIGHTS, checksum, config)
+    check_floating_point(tensors)
+    check_size(config, tensors, folder)
     try:
-        with torch.device("meta"), WithoutDraws():  # shapes without memory: the weights are handed over, never copied
+        with torch.device("meta"), Shapes(64 * (len(tensors) + 16)):
             model = FAMILIES[config.model_type](config)
-    except RuntimeError as error:  # sizes beyond what torch can address
-        raise ValueError(f"{folder / CONFIG} describes no possible model: {error}; {AGAIN}") from error
-    check_fit(model, weights, folder)
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:  # sizes beyond what torch can address
+        raise damaged(folder / CONFIG, f"describes no possible model: {error}") from error
+    check_fit(model, tensors, folder)
+    return model, tensors
 
 
-class WithoutDraws(TorchFunctionMode):
-    """Leaves `init.normal_` out: without memory to fill it does nothing, yet torch would import its compiler (2 s)."""
+def check_size(config: ModelConfig, tensors: Mapping[str, Stored], folder: Path) -> None:
+    """Raise a ValueError if the configuration asks for far more numbers than are stored; `check_fit` is exact."""
+    try:
+        asked = config.parameters
+    except NotImplementedError:  # a family that does not say what it costs
+        return
+    there = sum(tensor.size for tensor in tensors.values()) // 2  # a number has two bytes at least
+    if asked > 2 * there + 1_000_000:
+        raise damaged(
+            folder / CONFIG, f"describes no possible model: {asked:.4g} parameters, and at most {there:.4g} are stored"
+        )
+
+
+class Shapes(TorchFunctionMode):
+    """Builds a model for the shapes of its tensors, under torch.device("meta"), and not for ever.
+
+    `init.normal_` is left out: without memory to fill it does nothing, yet torch would import its compiler (2 s).
+
+    Args:
+        calls: of torch that building may take.
+    """
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise RuntimeError("it has many more layers than there are weights")
         return kwargs["tensor"] if func is torch.nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
@@ -139,72 +247,106 @@ def usable(device: str | torch.device) -> torch.device:
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); pass 'cpu' or another") from error
 
 
+def read_fields(folder: Path) -> dict[str, Any]:
+    """What config.json says, its checksum verified where it has one."""
+    found = read_json(folder / CONFIG)
+    check_fields_sum(found, folder)
+    return found
+
+
+def check_fields_sum(found: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ValueError if the fields of config.json do not have the checksum that it names."""
+    checksum = found.get(CONFIG_SUM)
+    if CONFIG_SUM in found and checksum != fields_sum(found):
+        raise damaged(
+            folder / CONFIG,
+            f"is damaged: its fields do not have the checksum that it names, {CONFIG_SUM} {shown(checksum, 16)}",
+            f"copy the folder again; if you changed a field on purpose, remove {CONFIG_SUM}",
+        )
+
+
 def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     """The configuration of a folder, and the checksum of its weights; None in the public layout, which has none."""
     complete(folder)
-    found = read_json(folder / CONFIG)
+    said = read_json(folder / CONFIG)
+    found = dict(said)
+    check_counts(found, folder)
     if huginn.is_huginn(found):
         return huginn.read_config(folder), None
     model_type = found.pop("model_type", None)
     wrong = FAMILIES.wrong(model_type)
     if wrong:
-        raise ValueError(
-            f"{folder / CONFIG}: model_type {wrong}; import the module that registers it first (--plugin), or {AGAIN}"
-        )
+        remedy = f"import the module that registers it first (--plugin), or {AGAIN}"
+        raise damaged(folder / CONFIG, f"model_type {wrong}", remedy)
     config_class = FAMILIES[model_type].config_class
     found = upgraded(model_type, found)
     known = {f.name for f in fields(config_class)}
-    checksum = found.pop("weights_sha256", None)
-    missing = sorted(known - set(found)) + ([] if isinstance(checksum, str) else ["weights_sha256"])
-    unknown = sorted(set(found) - known - {"mull_version"})
+    checksum = found.pop(WEIGHTS_SUM, None)
+    missing = sorted(known - set(found)) + ([] if isinstance(checksum, str) else [WEIGHTS_SUM])
+    unknown = sorted(set(found) - known - {"mull_version", TOKENIZER_SUM, CONFIG_SUM})
     for kind, names, remedy in (
         ("lacks", missing, "save the model again with mull.save"),
         ("has unknown", unknown, "remove it, or load it with the mull version that wrote it"),
     ):
         if names:
-            raise ValueError(f"{folder / CONFIG} {kind} {', '.join(names)} (a {model_type} configuration); {remedy}")
-    found.pop("mull_version", None)
+            raise damaged(folder / CONFIG, f"{kind} {', '.join(names)} (a {model_type} configuration)", remedy)
     if not isinstance(found["stop_tokens"], list):
-        raise ValueError(f"{folder / CONFIG}: stop_tokens must be a list of token ids, not {found['stop_tokens']!r}")
+        raise damaged(folder / CONFIG, f"stop_tokens must be a list of token ids, not {found['stop_tokens']!r}")
     try:
-        return config_class(**{**found, "stop_tokens": tuple(found["stop_tokens"])}), checksum
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG}: {error}; {AGAIN}") from error
+        config = config_class(**{name: found[name] for name in known})
+    except (ValueError, TypeError, OverflowError) as error:
+        raise damaged(folder / CONFIG, str(error)) from error
+    check_fields_sum(said, folder)  # last, since a field that is wrong by itself is named
+    return config, checksum
 
 
-def read_weights(path: Path, checksum: str, device: torch.device, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, one at a time, so that memory stays near the size of the weights."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} is no checkpoint folder: {path.name} is missing; {AGAIN}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
-            raise ValueError(f"{path} is damaged: its checksum is not the one in {CONFIG}; {AGAIN}")
-    return read_tensors(path, device, dtype)
+def check_counts(found: Mapping[str, Any], folder: Path) -> None:
+    """Raise a ValueError for a size in config.json that no model has, before anything is made of that size."""
+    for name, value in found.items():
+        limit = MAX_COUNT if name.startswith(("n_", "mean_")) and name != "n_embd" else MAX_SIZE
+        if isinstance(value, int) and value > limit:
+            raise damaged(folder / CONFIG, f"describes no possible model: {name} {value} is above {limit:,}")
 
 
-def check_fit(model: LanguageModel, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Every tensor of the model is there in its shape, and no other; weights are floating-point numbers."""
+def stored_tensors(path: Path, checksum: str, config: ModelConfig) -> dict[str, Stored]:
+    """The tensors of model.safetensors, the checksum of the file verified."""
+    if not is_there(path):
+        remedy = huginn.instead(path)
+        raise FileNotFoundError(f"{path.parent} is no checkpoint folder: {path.name} is missing; {remedy}")
+    size = 0 if not path.is_file() else path.stat().st_size
+    try:
+        limit = 16 * config.parameters + 64_000_000  # twice what the widest numbers take, and a long header
+    except NotImplementedError:
+        limit = size
+    if size > limit:
+        raise damaged(path, f"has {size:,} bytes, many more than the {config.parameters:,} parameters of {CONFIG} take")
+    if checksum_of(path) != checksum:
+        raise damaged(path, f"is damaged: its checksum is not the one in {CONFIG}")
+    return stored_in(path)
+
+
+def check_fit(model: LanguageModel, tensors: Mapping[str, Stored], folder: Path) -> None:
+    """Every tensor of the model is there in its shape, and no other."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
     wrong = sorted(set(wanted.items()) ^ set(found.items()))
     if wrong:
         name = wrong[0][0]
-        raise ValueError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: {name} has shape {found.get(name, 'none')} "
-            f"and {wanted.get(name, 'none')} is expected ({len(dict(wrong))} of {len(wanted)} tensors differ); {AGAIN}"
+        file = tensors[name].file if name in tensors else huginn.weights_file(folder)
+        raise damaged(
+            file,
+            f"does not fit {CONFIG}: {shown(name)} has shape {found.get(name, 'none')} "
+            f"and {wanted.get(name, 'none')} is expected ({len(dict(wrong))} of {len(wanted)} tensors differ)",
         )
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise ValueError(f"{folder / WEIGHTS}: {name} is of {tensor.dtype}, not floating-point; {AGAIN}")
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder."""
-    complete(Path(path).expanduser())
-    file = Path(path).expanduser() / TOKENIZER
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; save the model again with mull.save(..., tokenizer=...)")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise ValueError(f"{file} is no tokenizer: {error}; {AGAIN}") from error
+    """The tokenizer of a checkpoint folder, its checksum verified where config.json has one."""
+    folder = Path(path).expanduser()
+    complete(folder)
+    if not is_there(folder / TOKENIZER):
+        raise FileNotFoundError(
+            f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"
+        )
+    checksum = read_fields(folder).get(TOKENIZER_SUM) if is_there(folder / CONFIG) else None
+    return read_tokenizer(folder / TOKENIZER, None if checksum is None else str(checksum))

@@ -5,29 +5,31 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mull.checkpoints.files import read_json, read_yaml
-from mull.checkpoints.store import DEPTH, TRAINING, read_config
+from mull.checkpoints.files import damaged, is_there, read_json, read_yaml, shown
+from mull.checkpoints.store import DEPTH, TRAINING, verify
 from mull.models import ModelConfig
 from mull.models.config import Capacity
 from mull.models.loop import counts_around
 
 
 def inspection(path: str | Path, iterations: list[int] | None = None, capacity: Capacity | None = None) -> str:
-    """A page of text about a checkpoint folder; reads the configuration, not the weights.
+    """A page of text about a checkpoint folder, after everything that answers come from has been read and checked.
 
     Args:
         path: the folder.
         iterations: counts whose cost is shown; None means those around the trained mean.
         capacity: of the routed passes, for a model that has some; None means the config's.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is no sound one; see `store.verify`.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
-    config, _ = read_config(folder)
+    config, found = verify(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [
         f"{folder}: {config.model_type}, {config.parameters:,} parameters, {size:.1f} MB",
-        "  " + ", ".join(f"{name} {value}" for name, value in asdict(config).items()),
+        f"  weights: {found}",
+        "  " + ", ".join(f"{name} {shown(value)}" for name, value in asdict(config).items()),
         "",
         *cost_lines(config, iterations, capacity),
         *training_lines(folder / TRAINING),
@@ -65,11 +67,13 @@ def cost_lines(
 
 def training_lines(file: Path) -> list[str]:
     """Where the weights come from. training.yaml is JSON or the trainer's YAML; only its plain lines are shown."""
-    if not file.is_file():
+    if not is_there(file):
         return ["", "training: unknown (no training.yaml)"]
     found = read_yaml(file)
-    trainer, model, data = found.get("trainer") or {}, found.get("model") or {}, found.get("data") or {}
-    shown = {
+    trainer, model, data = (found.get(name) or {} for name in ("trainer", "model", "data"))
+    if not all(isinstance(part, dict) for part in (trainer, model, data)):
+        raise damaged(file, "must hold mappings under trainer, model and data")
+    said = {
         "data": describe(data),
         "steps": trainer.get("max_steps"),
         "seed": found.get("seed_everything"),
@@ -78,28 +82,30 @@ def training_lines(file: Path) -> list[str]:
         "capacity": describe(model.get("capacity")),
         "optimizer": describe(model.get("optimizer")),
     }
-    return ["", "training:", *(f"  {name}: {value}" for name, value in shown.items() if value is not None)]
+    return ["", "training:", *(f"  {name}: {shown(value, 400)}" for name, value in said.items() if value is not None)]
 
 
 def describe(node: Any) -> str | None:
     """`Class(option=value, ...)` for a class_path entry."""
     if not isinstance(node, dict) or "class_path" not in node:
         return None if node is None else str(node)
-    arguments = node.get("init_args") or {}
-    inner = ", ".join(f"{name}={describe(value)}" for name, value in arguments.items() if value is not None)
-    return f"{node['class_path'].rsplit('.', 1)[-1]}({inner})"
+    arguments = node.get("init_args")
+    given = arguments.items() if isinstance(arguments, dict) else ()
+    inner = ", ".join(f"{name}={describe(value)}" for name, value in given if value is not None)
+    return f"{str(node['class_path']).rsplit('.', 1)[-1]}({inner})"
 
 
 def depth_lines(file: Path) -> list[str]:
     """The measured table of depth.json."""
-    if not file.is_file():
+    if not is_there(file):
         return []
     found = read_json(file)
-    if not {"command", "rows"} <= found.keys():
-        raise ValueError(f"{file} lacks command or rows; measure again with `mull evaluate`")
-    lines = ["", f"measured by `{found['command']}`:", "  difficulty  iterations  accuracy    loss  bits/byte"]
-    for result in found["rows"]:
+    command, rows = found.get("command"), found.get("rows")
+    if not isinstance(command, str) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise damaged(file, "lacks a command or rows", "measure again with `mull evaluate`")
+    lines = ["", f"measured by `{shown(command, 200)}`:", "  difficulty  iterations  accuracy    loss  bits/byte"]
+    for result in rows:
         values = [result.get(name) for name in ("difficulty", "iterations", "accuracy", "loss", "bits_per_byte")]
-        text = ["-" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in values]
+        text = ["-" if v is None else f"{v:.4f}" if isinstance(v, float) else shown(v, 12) for v in values]
         lines.append(f"  {text[0]:>10}  {text[1]:>10}  {text[2]:>8}  {text[3]:>6}  {text[4]:>9}")
     return lines

@@ -108,6 +108,7 @@ def grouped(uses: Sequence[Use], names: Sequence[str]) -> list[Group]:
 
 def token_tables(uses: Sequence[Use], tokenizer: Tokenizer, least: int = 20, most: int = 8) -> list[Table]:
     """By class; and the tokens that think longest and shortest among those that occur `least` times or more."""
+    from rich.markup import escape
     from rich.table import Table
 
     texts = {token: tokenizer.decode([token], skip_special_tokens=False) for token in {use.token for use in uses}}
@@ -118,7 +119,7 @@ def token_tables(uses: Sequence[Use], tokenizer: Tokenizer, least: int = 20, mos
     for title, groups in (("by class of token", by_class), ("tokens that think longest, and shortest", shown)):
         table = Table("token", "count", "mean iterations", "loss", title=title)
         for group in groups:
-            name = group.name if title.startswith("by") else repr(group.name)
+            name = group.name if title.startswith("by") else escape(repr(group.name))
             table.add_row(name, f"{group.count:,}", f"{group.iterations:.2f}", f"{group.loss:.4f}")
         tables.append(table)
     once = sum(use.iterations <= 1 for use in uses) / len(uses)

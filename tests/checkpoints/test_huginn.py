@@ -103,6 +103,94 @@ def test_what_is_written_is_what_the_reference_writes(folder: Path, tmp_path: Pa
         assert written[field] == wanted.get(field, written[field]), field
 
 
+class PublicBase:
+    """Takes what it knows and keeps the rest as attributes, as the base of public configurations does."""
+
+    def __init__(self, *, tie_word_embeddings: bool = True, **others: object) -> None:
+        vars(self).update(others, tie_word_embeddings=tie_word_embeddings)
+
+
+class PublicConfig(PublicBase):
+    """Hands the tied embedding on under its other name, as the public configuration class does."""
+
+    def __init__(self, n_embd: int, n_heads: int, tie_embeddings: bool = True, **others: object) -> None:
+        self.n_embd, self.n_heads, self.head_dim = n_embd, n_heads, n_embd // n_heads
+        super().__init__(tie_word_embeddings=tie_embeddings, **others)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_written_is_what_the_public_class_takes(tied: bool, tmp_path: Path) -> None:
+    """Guards a folder of ours in the hands of the public code: no key that its class makes itself, and none unknown."""
+    config = RecurrentDepthConfig(vocab_size=11, d_model=24, n_heads=3, tie_embeddings=tied)
+    huginn.write(RecurrentDepthTransformer(config), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    taken = PublicConfig(**written)
+    assert vars(taken)["tie_word_embeddings"] is tied and taken.head_dim == written["head_dim"] == 8
+    assert set(written) <= set(json.loads((FIXTURE / "config.json").read_text())) - {"tie_word_embeddings"}
+
+
+def test_a_sharded_index_is_believed(folder: Path) -> None:
+    """Guards against a stale copy in a later shard: the tensor is the one in the file that the index names."""
+    single, placed = mull.load(folder), shard(folder)
+    other = max(placed.values())
+    name = next(name for name in placed if placed[name] < other and name != "freqs_cis")
+    stale = torch.zeros_like(load_file(folder / placed[name])[name])
+    weights = load_file(folder / other)
+    save_file({**weights, name: stale, "transformer.old": torch.ones(3)}, folder / other)
+    assert same(single, mull.load(folder))
+
+
+def test_shards_are_reported_by_their_own_names(folder: Path) -> None:
+    """Guards what a user can look for: the file that is wrong, or the index; no model.safetensors that is not there."""
+    name, placed = "transformer.ln_f.weight", shard(folder)
+    weights = load_file(folder / placed[name])
+    save_file({**weights, name: weights[name][:5].clone()}, folder / placed[name])
+    with pytest.raises(
+        ValueError, match=rf"{placed[name]} does not fit config.json: final_norm.weight has shape \(5,\)"
+    ):
+        mull.load(folder)
+    weights.pop(name)
+    save_file(weights, folder / placed[name])
+    with pytest.raises(ValueError, match=rf"{placed[name]} lacks {name}, which {huginn.INDEX} places there"):
+        mull.load(folder)
+    index = json.loads((folder / huginn.INDEX).read_text())
+    index["weight_map"].pop(name)
+    (folder / huginn.INDEX).write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=rf"{huginn.INDEX} does not fit config.json: final_norm.weight has shape none"):
+        mull.load(folder)
+
+
+def test_two_tensors_for_one_are_refused(folder: Path) -> None:
+    """Guards against a tensor under the name that it has here beside that of the layout: neither is right."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, "final_norm.weight": torch.zeros(32)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="under two names"):
+        mull.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"block_size": 2**31 - 1}, "rotary table"),
+        ({"n_layers_in_recurrent_block": 20_000}, "above 10,000"),
+        ({"intermediate_size": 10**12}, "no possible model"),
+        ({"n_layers_in_coda": 9_999}, "no possible model"),
+        ({"nonlin_name": "\x1b[31m" * 99}, "nonlin_name"),
+        ({"eos_token_id": {"a": 1}}, "stop_tokens"),
+        ({"n_heads": "2"}, "n_heads"),
+    ],
+)
+def test_sizes_that_cannot_be(
+    fields: dict[str, object], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards time and memory in this layout too, up to the rotary table, which is written and never read."""
+    change(folder, **fields)
+    mid, out = folder.parent / "ours", folder.parent / "out"
+    status = cli.main(["convert", str(folder), str(mid)]) or cli.main(["convert", str(mid), str(out)])
+    line = capsys.readouterr().err
+    assert status == 2 and says in line and line.count("\n") == 1 and line.strip().isprintable() and not out.exists()
+
+
 @pytest.mark.parametrize(
     "changes", [{"injection": "add"}, {"wiring": "pre_norm"}, {"n_kv_heads": 1}, {"qk_norm": True}]
 )
@@ -168,11 +256,10 @@ def test_a_damaged_folder_is_named_in_one_line(
     folder: Path, spoil: Callable[[Path], object], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(folder)
-    assert cli.main(["inspect", str(folder)]) in (0, 2)  # it may not look at weights, and never falls over
-    capsys.readouterr()
-    assert cli.main(["convert", str(folder), str(folder.parent / "out")]) == 2
-    line = capsys.readouterr().err
-    assert says in line and line.startswith("mull: error: ") and line.count("\n") == 1
+    for command in (["inspect", str(folder)], ["convert", str(folder), str(folder.parent / "out")]):
+        assert cli.main(command) == 2
+        line = capsys.readouterr().err
+        assert says in line and line.startswith("mull: error: ") and line.count("\n") == 1
     assert not (folder.parent / "out").exists()
 
 

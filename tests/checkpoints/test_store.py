@@ -49,7 +49,9 @@ REGISTRIES = [
 ]
 KNOWN = ", ".join(map(repr, FAMILIES))
 DEPTH = {"command": "mull evaluate x", "rows": [{"iterations": 2, "accuracy": 0.5}]}
-REMEDIES = re.compile(r"copy the folder again|save the model again|mull train|remove it|name another|give the|pass ")
+REMEDIES = re.compile(
+    r"copy the folder again|save the model again|mull train|remove it|name another|give the|pass |save as saf"
+)
 
 
 def values_of(name: str, hint: Any) -> tuple[Any, ...]:
@@ -123,8 +125,11 @@ def refusal(folder: Path, kind: type[Exception], **options: Any) -> str:
 
 
 def rewrite_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Another configuration, vouched for by its own checksum."""
     config = json.loads((folder / "config.json").read_text())
     change(config)
+    if "config_sha256" in config:
+        config["config_sha256"] = store.fields_sum(config)
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -211,9 +216,9 @@ def test_load_leaves_the_random_stream_alone(folder: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mappings")
-def test_load_holds_no_second_copy(folder: Path) -> None:
-    """Guards memory: with the stored type kept, every weight lies in the mapped file itself, so none was copied."""
-    model = mull.load(folder)
+def test_mapped_weights_hold_no_second_copy(folder: Path) -> None:
+    """Guards memory where mapping is asked for: every weight lies in the mapped file itself, so none was copied."""
+    model = mull.load(folder, mapped=True)
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
     mapped = [line[0].split("-") for line in lines if line[-1] == str(folder.resolve() / "model.safetensors")]
     ranges = [(int(start, 16), int(end, 16)) for start, end in mapped]
@@ -241,8 +246,11 @@ def test_companion_files(tmp_path: Path) -> None:
 def test_config_says_everything(folder: Path) -> None:
     """Guards the contract of config.json: model_type, mull_version and every field, whose spelling programs rely on."""
     config, expected = json.loads((folder / "config.json").read_text()), asdict(build().config)
+    assert config["config_sha256"] == store.fields_sum(config)
     assert config.pop("model_type") == build().config.model_type and config.pop("mull_version") == mull.__version__
+    assert len(config.pop("config_sha256")) == 64
     assert config.pop("weights_sha256") == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert config.pop("tokenizer_sha256") is None  # there is none here
     assert config == json.loads(json.dumps(expected))  # tuples become lists
     assert config["stop_tokens"] == [3, 10]
 
@@ -265,7 +273,7 @@ def test_saving_over_a_folder(folder: Path) -> None:
 
 def test_saving_over_the_file_that_the_weights_are_mapped_from(folder: Path) -> None:
     """Guards load, change, save in one place: the model still reads from the file that is being replaced."""
-    model = mull.load(folder)
+    model = mull.load(folder, mapped=True)
     with torch.no_grad():
         model.final_norm.weight.mul_(2)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -565,6 +573,7 @@ def test_missing_and_damaged_tokenizer(folder: Path) -> None:
     sound = (folder / "tokenizer.json").read_bytes()
     for damaged in (b"", sound[: len(sound) // 2], b"{}", b"\xff"):
         (folder / "tokenizer.json").write_bytes(damaged)
+        rewrite_config(folder, lambda c: c.update(tokenizer_sha256=None))
         with pytest.raises(ValueError, match=r"tokenizer\.json is no tokenizer: .*copy the folder again") as caught:
             load_tokenizer(folder)
         assert "\n" not in str(caught.value)

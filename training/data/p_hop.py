@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mull.training.data.task import IGNORE, Task
+from mull.training.data.task import IGNORE, MAX_DIFFICULTY, Task
 
 
 class PHop(Task):
@@ -41,6 +41,8 @@ class PHop(Task):
     def __init__(self, hops: int = 4, length: int = 64, alphabet: int = 4, max_hops: int = 16) -> None:
         if not 3 <= alphabet <= 26:
             raise ValueError(f"alphabet is {alphabet}: it must be between 3 and 26 letters")
+        if not max(length, max_hops) <= MAX_DIFFICULTY:
+            raise ValueError(f"length {length} and max_hops {max_hops} must be at most {MAX_DIFFICULTY:,}")
         self.length, self.alphabet, self.max_hops = length, alphabet, max_hops
         self.default_difficulty = hops
         self.resolve(hops)

@@ -33,6 +33,7 @@ START = "<start>"  # the first token of a prompt; a special token, which the tok
 END = "<end>"  # the token after an answer or a document; a special token, which decoding leaves out
 
 Split = Literal["train", "validation", "test"]
+MAX_DIFFICULTY = 100_000  # items of it take seconds; a folder or a slip of the hand may ask for more
 MAX_DRAWS = 2048  # an item of a split that owns 1/16 of the items is missed 2048 times with probability 4e-58
 MAX_NEW_DRAWS = 32768  # draws of a held-out item that is not among those before it, until there seem to be no more
 MAX_HELD_OUT = 1 << 20  # held-out items of one stream, all of which are kept
@@ -197,13 +198,19 @@ class Task(ABC):
     def resolve(self, difficulty: int | None) -> int:
         """The difficulty itself, or `default_difficulty` for None.
 
-        Raises ValueError for one below `min_difficulty`; tasks with further limits extend this method.
+        Raises ValueError for one below `min_difficulty` or above MAX_DIFFICULTY; tasks with further limits extend this
+        method.
         """
         difficulty = self.default_difficulty if difficulty is None else difficulty
         if difficulty < self.min_difficulty:
             raise ValueError(
                 f"{self.difficulty_name} {difficulty} is too small for the {self.name} task: "
                 f"use {self.min_difficulty} or more"
+            )
+        if difficulty > MAX_DIFFICULTY:
+            raise ValueError(
+                f"{self.difficulty_name} {difficulty} is too large for the {self.name} task: "
+                f"use {MAX_DIFFICULTY:,} or less"
             )
         return difficulty
 

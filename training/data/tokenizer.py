@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from mull.checkpoints.files import read_tokenizer
 from mull.training.data.task import END
 
 # Names under which published tokenizers keep their end of text; the first one present is used.
@@ -40,12 +41,7 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}: name a tokenizer.json file, or none for bytes")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
-    tokenizer.no_truncation()  # a limit stored with it would silently cut documents
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(file)
     if not stop_tokens_of(tokenizer):
         tokenizer.add_special_tokens([END])
     return tokenizer
