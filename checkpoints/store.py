@@ -90,7 +90,7 @@ def save(
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> LanguageModel:
-    """Load the model of a checkpoint folder, in eval mode.
+    """Load the model of a checkpoint folder, in eval mode; `model.tokenizer` is the folder's, None if it has none.
 
     Args:
         path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
@@ -121,6 +121,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise ValueError(f"{folder / CONFIG} describes no possible model: {error}; {AGAIN}") from error
     check_fit(model, weights, folder)
     model.load_state_dict(weights, assign=True)
+    if (folder / TOKENIZER).is_file():
+        model.tokenizer = load_tokenizer(folder)
     return model.eval()
 
 
@@ -198,11 +200,15 @@ def check_fit(model: LanguageModel, weights: Mapping[str, torch.Tensor], folder:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder."""
+    """The tokenizer of a checkpoint folder, without truncation and padding: a limit stored with it would silently cut
+    prompts."""
     file = Path(path) / TOKENIZER
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; save the model again with mull.save(..., tokenizer=...)")
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception
         raise ValueError(f"{file} is no tokenizer: {error}; {AGAIN}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
