@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -6,6 +6,7 @@ MULL_TRACEBACK=1 to see where it came from.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -20,18 +21,21 @@ if TYPE_CHECKING:
 
 CacheDtype = Literal["same", "float32", "bfloat16"]
 MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
+Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the others
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
-        COMMANDS[args[0]](args[1:])
+        return COMMANDS[args[0]](args[1:]) or 0
     except BrokenPipeError:  # `mull inspect FOLDER | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -45,7 +49,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
         return 2
-    return 0
 
 
 def is_users(error: BaseException) -> bool:
@@ -84,13 +87,13 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
     parser.add_argument("--selection", type=Selection | None, help="of routed tokens (default: threshold)")
-    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; counts are limits")
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; counts are limits")
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the test items")
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
-    parser.add_argument("--output", type=str | None, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -164,73 +167,85 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
         print(f"wrote {Path(options.output) / 'tokens.png'}")
 
 
-def generate(args: list[str]) -> None:
+def generate(args: list[str]) -> int:
     """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
     parser = new_parser("generate")
-    parser.add_argument("folder", help="checkpoint folder")
-    parser.add_argument("--prompt", type=str | None, help="text to continue; the answer is streamed")
+    add_writing(parser)
+    parser.add_argument("--prompt", type=str, help="text to continue; the answer is streamed")
     parser.add_argument(
-        "--prompts", type=str | None, help="file of prompts, one a line (- is standard input): one JSON line per answer"
+        "--prompts",
+        type=str,
+        help='file of prompts, one a line or {"prompt": ...} a line in .jsonl (- is standard input): one JSON line per '
+        "answer as it is finished, with the number of its line",
     )
-    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
-    parser.add_argument(
-        "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
-    )
-    parser.add_argument("--exit", type=str | None, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument("--batch-size", type=at_least(1), default=16, help="prompts of a file answered at once")
     parser.add_argument(
         "--decode",
-        type=str | None,
+        type=str,
         help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
         "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
     )
-    parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
-    parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
-    parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
-    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=int | None, help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parse(parser, args)
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
 
-    import torch
+    from mull.inference.console import call_of, write_answer, write_answers
+    from mull.inference.prompts import read_prompts
 
+    lines = None if options.prompts is None else read_prompts(options.prompts)
+    model, call = load_writer(options), call_of(options)
+    if lines is not None:
+        return write_answers(model, lines, options.prompts, options.batch_size, call)
+    write_answer(model, options.prompt, call)
+    return 0
+
+
+def chat(args: list[str]) -> None:
+    """Talk with a model that remembers what was said: mull chat FOLDER --iterations 32"""
+    parser = new_parser("chat")
+    add_writing(parser)
+    options = parse(parser, args)
+
+    from mull.inference.chat import converse
+    from mull.inference.console import call_of
+
+    converse(load_writer(options), call_of(options))
+
+
+def add_writing(parser: ArgumentParser) -> None:
+    """The options of commands that write text."""
+    parser.add_argument("folder", help="checkpoint folder")
+    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    parser.add_argument(
+        "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
+    )
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
+    parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
+    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
+    parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
+    parser.add_argument(
+        "--stop", type=str, action="append", help=r"text that ends an answer, \n is a line end; repeatable"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
+    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
+    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+
+
+def load_writer(options: Any) -> LanguageModel:
+    """The model of the folder, with the tokenizer that text needs."""
     from mull.checkpoints import load_tokenizer
-    from mull.inference.console import encode, read_prompts, write_lines, write_stream
-    from mull.inference.generate import stream
 
-    prompts = [options.prompt] if options.prompts is None else read_prompts(options.prompts)
-    model, tokenizer = load(options), load_tokenizer(options.folder)
+    model = load(options)
+    if model.tokenizer is None:
+        model.tokenizer = load_tokenizer(options.folder)  # says what is missing
     if options.compile:
         model.compile_decoding()
-    rows = [encode(tokenizer, prompt) for prompt in prompts]
-    width = max(map(len, rows))
-    iterations = options.iterations
-    if iterations is None and isinstance(options.capacity, tuple):  # one share for each routed pass
-        iterations = len(options.capacity) + 1
-    positions = stream(
-        model,
-        torch.tensor([[0] * (width - len(row)) + row for row in rows]),
-        iterations,
-        options.exit,
-        options.max_new_tokens,
-        options.temperature,
-        torch.Generator(options.device).manual_seed(options.seed),
-        top_k=options.top_k,
-        top_p=options.top_p,
-        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
-        decode=options.decode,
-        warm_start=options.warm_start,
-        cache_dtype=None if options.cache_dtype == "same" else getattr(torch, options.cache_dtype),
-        capacity=options.capacity,
-    )
-    if options.prompts is None:
-        write_stream(positions, tokenizer)
-    else:
-        write_lines(positions, tokenizer, prompts)
+    return model
 
 
 def inspect(args: list[str]) -> None:
@@ -282,10 +297,11 @@ def data(args: list[str]) -> None:
         print("\n".join(corpora.fetch(name)))
 
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
+    "chat": chat,
     "inspect": inspect,
     "convert": convert,
     "data": data,
@@ -359,8 +375,9 @@ def at_least(limit: int) -> Callable[[Any], int]:
 
 def load(options: Any) -> LanguageModel:
     import mull
+    from mull.inference.console import dtype_of
 
-    return mull.load(options.folder, device=options.device)
+    return mull.load(options.folder, options.device, dtype_of(options.get("dtype", "same")))
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

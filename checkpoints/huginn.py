@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from mull.checkpoints.files import AGAIN, damaged, is_there, read_json, shown
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.tensors import Stored, stored_in
-from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.models import LanguageModel, RecurrentDepthConfig
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "huginn_raven"

@@ -7,9 +7,9 @@
     depth.json           accuracy or loss by iteration count, with the command that measured it
     README.md            the model card
 
-Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json tell a flipped bit from a value: weights_sha256 and
-tokenizer_sha256 of those files, and config_sha256 of the other fields of config.json. Folders of earlier versions have
-the first only, folders of the public layout none.
+Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json
+tell a flipped bit from a value: weights_sha256 and tokenizer_sha256 of those files, and config_sha256 of the other
+fields of config.json. Folders of earlier versions have the first only, folders of the public layout none.
 
 Loading compares before it builds: sizes in config.json with the sizes of the files, the layers of the model with the
 header of the weights, and only then numbers are read. So a folder that asks for the impossible costs nothing.
@@ -130,7 +130,7 @@ def load(
     *,
     mapped: bool = False,
 ) -> LanguageModel:
-    """Load the model of a checkpoint folder, in eval mode.
+    """Load the model of a checkpoint folder, in eval mode; `model.tokenizer` is the folder's, None if it has none.
 
     Args:
         path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
@@ -148,8 +148,11 @@ def load(
     place = usable(device)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
-    model, tensors = prepared(existing(path))
+    folder = existing(path)
+    model, tensors = prepared(folder)
     model.load_state_dict(read_tensors(tensors, place, dtype, mapped), assign=True)
+    if is_there(folder / TOKENIZER):
+        model.tokenizer = load_tokenizer(folder)
     return model.eval()
 
 
@@ -341,7 +344,10 @@ def check_fit(model: LanguageModel, tensors: Mapping[str, Stored], folder: Path)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, its checksum verified where config.json has one."""
+    """The tokenizer of a checkpoint folder, its checksum verified where config.json has one.
+
+    It comes without truncation and padding: a limit stored with it would silently cut prompts.
+    """
     folder = Path(path).expanduser()
     complete(folder)
     if not is_there(folder / TOKENIZER):
@@ -349,4 +355,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"
         )
     checksum = read_fields(folder).get(TOKENIZER_SUM) if is_there(folder / CONFIG) else None
-    return read_tokenizer(folder / TOKENIZER, None if checksum is None else str(checksum))
+    tokenizer = read_tokenizer(folder / TOKENIZER, None if checksum is None else str(checksum))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

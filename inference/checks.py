@@ -1,12 +1,14 @@
 """What can be asked of a generation. A refusal names value, limit and remedy, before anything is computed."""
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mull.models import LanguageModel
+from mull.models.arguments import as_valid, outside
 from mull.models.config import Capacity
 from mull.models.loop import Iterations, check_iterations, deepest
 from mull.models.selection import check_capacity
@@ -53,7 +55,7 @@ def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tenso
                 f"attention_mask has shape {tuple(attention_mask.shape)}, prompt_ids {tuple(prompt_ids.shape)}; "
                 "they must be equal"
             )
-        empty = (~attention_mask.bool().any(dim=1)).nonzero().flatten().tolist()
+        empty = (~as_valid(attention_mask).any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"row {empty[0]} of the prompt is empty: attention_mask hides all of it; leave it out")
     length, limit = max(real_lengths(prompt_ids, attention_mask)), model.config.max_length
@@ -63,12 +65,8 @@ def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tenso
             f"shorten the prompt to {limit - 1} or less"
         )
     vocab_size = model.config.vocab_size
-    outside = prompt_ids[(prompt_ids < 0) | (prompt_ids >= vocab_size)]
-    if outside.numel():
-        raise ValueError(
-            f"token id {int(outside[0])} lies outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1}); "
-            "encode the prompt with the model's own tokenizer"
-        )
+    if bool(((prompt_ids < 0) | (prompt_ids >= vocab_size)).any()):
+        raise ValueError(outside(prompt_ids, vocab_size))
 
 
 def real_lengths(prompt_ids: Tensor, attention_mask: Tensor | None) -> list[int]:
@@ -80,10 +78,13 @@ def real_lengths(prompt_ids: Tensor, attention_mask: Tensor | None) -> list[int]
 
 def check_stop_tokens(model: LanguageModel, stop_tokens: Sequence[int] | None) -> list[int]:
     """The stop tokens to use, the config's by default; a ValueError if one can never be met."""
-    chosen = list(model.config.stop_tokens if stop_tokens is None else stop_tokens)
-    outside = [token for token in chosen if not 0 <= token < model.config.vocab_size]
-    if outside:
+    try:
+        chosen = [index(token) for token in (model.config.stop_tokens if stop_tokens is None else stop_tokens)]
+    except TypeError:
+        raise ValueError(f"stop_tokens must be a list of token ids, not {stop_tokens!r}; text is for stop=") from None
+    never = [token for token in chosen if not 0 <= token < model.config.vocab_size]
+    if never:
         raise ValueError(
-            f"stop token {outside[0]} lies outside the vocabulary of {model.config.vocab_size} and would never be met"
+            f"stop token {never[0]} lies outside the vocabulary of {model.config.vocab_size} and would never be met"
         )
     return chosen

@@ -1,72 +1,136 @@
 """Prompts in, answers out: what `mull generate` reads and prints."""
 
 import json
+import re
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
-from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+import torch
 
-from mull.inference.rounds import NewTokens
+from mull.inference.checks import check_prompt
+from mull.inference.generate import stream
+from mull.inference.prompts import Line, integers, padded
+from mull.inference.text import TextStream, continuation, encode
+from mull.models import LanguageModel
 
-
-def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Token ids of a prompt. Raises ValueError for an empty one, and for symbols the tokenizer does not know."""
-    if not text:
-        raise ValueError("the prompt is empty; give at least one symbol")
-    encoded = tokenizer.encode(text)
-    unknown = tokenizer.token_to_id("<unk>")
-    if unknown is not None and unknown in encoded.ids:
-        start, end = encoded.offsets[encoded.ids.index(unknown)]
-        known = [symbol for symbol in sorted(tokenizer.get_vocab()) if not symbol.startswith("<")]
-        raise ValueError(
-            f"the prompt holds the unknown symbol {text[start:end]!r}; known are {' '.join(known[:40])}, "
-            "with blanks between them"
-        )
-    return encoded.ids
+# options of the command line that `stream` has under the same names
+AS_THEY_ARE = (
+    "exit", "decode", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "warm_start", "capacity",
+)  # fmt: skip
+ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
-def write_stream(positions: Iterator[NewTokens], tokenizer: Tokenizer) -> None:
+def unescaped(text: str) -> str:
+    """A stop string of a command line, where \\n is a line end: shells have no short way to write one."""
+    return re.sub(r"\\(.)", lambda found: ESCAPES.get(found[1], found[0]), text)
+
+
+def call_of(options: Any) -> dict[str, Any]:
+    """The options of a command that writes, as `stream` takes them."""
+    depth = options.iterations
+    if depth is None and isinstance(options.capacity, tuple):  # one share for each routed pass says how many there are
+        depth = len(options.capacity) + 1
+    return {
+        "iterations": depth,
+        "generator": torch.Generator(options.device).manual_seed(options.seed),
+        "stop": [unescaped(each) for each in options.stop or []],
+        "cache_dtype": dtype_of(options.cache_dtype),
+        **{name: options[name] for name in AS_THEY_ARE if name in options},
+    }
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    return None if name == "same" else getattr(torch, name)
+
+
+def write_answer(model: LanguageModel, prompt: str, call: dict[str, Any]) -> None:
     """Print one answer as it comes, and what it took when it ends or is interrupted."""
-    decoded, used, start = DecodeStream(skip_special_tokens=True), [], time.perf_counter()
+    ids = encode(model.tokenizer, prompt)
+    text, used, start = TextStream(model.tokenizer, ids, call["stop"]), [], time.perf_counter()
+    positions = stream(model, integers([ids], "prompt_ids"), **call)
     try:
         for tokens, iterations in positions:
-            print(decoded.step(tokenizer, int(tokens)) or "", end="", flush=True)
+            print(text.add(int(tokens)), end="", flush=True)
             used.append(int(iterations))
     finally:
         if used:
-            print(flush=True)
+            print(text.rest(), flush=True)
             print(summary(used, time.perf_counter() - start), file=sys.stderr)
 
 
-def write_lines(positions: Iterator[NewTokens], tokenizer: Tokenizer, prompts: list[str]) -> None:
-    """Print the answers to many prompts, one JSON object a line, in order."""
-    start = time.perf_counter()
-    answers: list[list[int]] = [[] for _ in prompts]
-    used: list[list[int]] = [[] for _ in prompts]
-    for tokens, iterations in positions:
+def write_answers(
+    model: LanguageModel, lines: Sequence[Line], source: str, batch_size: int, call: dict[str, Any]
+) -> int:
+    """Print the answers to the prompts of a file, one JSON object each, as soon as it is whole.
+
+    Prompts of nearly one length share a batch, so answers come in another order than their lines, whose numbers they
+    carry. A line that cannot be answered is reported by its number, and the others are answered.
+
+    Args:
+        lines: of `read_prompts`.
+        source: name of the file, for reports.
+        batch_size: prompts that are answered at once.
+        call: of `call_of`.
+
+    Returns:
+        The exit status: 2 if a line could not be answered.
+    """
+    start, counts, failed = time.perf_counter(), list[int](), 0
+    good: list[tuple[Line, list[int]]] = []
+    for line in lines:
+        try:
+            if line.wrong is not None:
+                raise ValueError(line.wrong)
+            ids = encode(model.tokenizer, line.prompt)
+            check_prompt(model, integers([ids], "prompt_ids"), None)
+            good.append((line, ids))
+        except ValueError as error:
+            failed += 1
+            said = " ".join(str(error).split())
+            print(f"mull: error: {source}, line {line.number}: {said}", file=sys.stderr, flush=True)
+    good.sort(key=lambda pair: len(pair[1]))
+    try:
+        for first in range(0, len(good), batch_size):
+            counts += write_batch(model, good[first : first + batch_size], call)
+    finally:
+        print(summary(counts, time.perf_counter() - start), file=sys.stderr)
+    return 2 if failed else 0
+
+
+def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], call: dict[str, Any]) -> list[int]:
+    """Print the answers of one batch, each when its row has ended; return the iterations of all their tokens."""
+    answers: list[list[int]] = [[] for _ in batch]
+    used: list[list[int]] = [[] for _ in batch]
+    open_rows = set(range(len(batch)))
+
+    def close(row: int) -> None:
+        open_rows.remove(row)
+        line, prompt_ids = batch[row]
+        answer = {
+            **line.record,
+            "line": line.number,
+            "prompt": line.prompt,
+            "text": continuation(model.tokenizer, prompt_ids, answers[row], call["stop"]),
+            "tokens": len(answers[row]),
+            "iterations": round(sum(used[row]) / len(used[row]), 2),
+        }
+        print(json.dumps(answer), flush=True)
+
+    ids, mask = padded([ids for _, ids in batch])
+    for tokens, iterations in stream(model, ids, attention_mask=mask, **call):
         for row, (token, count) in enumerate(zip(tokens.tolist(), iterations.tolist(), strict=True)):
             if count:
                 answers[row].append(token)
                 used[row].append(count)
-    for prompt, answer, counts_used in zip(prompts, answers, used, strict=True):
-        mean = sum(counts_used) / len(counts_used)
-        text = tokenizer.decode(answer)
-        print(json.dumps({"prompt": prompt, "text": text, "tokens": len(answer), "iterations": round(mean, 2)}))
-    print(summary([count for row in used for count in row], time.perf_counter() - start), file=sys.stderr)
+            elif row in open_rows:  # the row had ended before, and is only filled up
+                close(row)
+    for row in sorted(open_rows):
+        close(row)
+    return [count for row in used for count in row]
 
 
 def summary(used: list[int], seconds: float) -> str:
     mean = sum(used) / max(len(used), 1)
     return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
-
-
-def read_prompts(path: str) -> list[str]:
-    """The lines of a file, or of standard input for `-`; empty ones are left out."""
-    text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    prompts = [line for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{'standard input' if path == '-' else path} holds no prompt; give one a line")
-    return prompts

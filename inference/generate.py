@@ -12,17 +12,20 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Concatenate, ParamSpec, Unpack
+from typing import Any, Concatenate, ParamSpec, Unpack
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from mull.inference.checks import check_depth, check_prompt, check_stop_tokens, real_lengths
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
+from mull.inference.prompts import PromptLike, as_prompts
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
 from mull.inference.sampling import Draw
 from mull.inference.session import Session, SessionOptions
+from mull.inference.text import StopStrings, continuation, stop_strings
 from mull.models import LanguageModel
 from mull.models.loop import Iterations, check_count
 
@@ -38,10 +41,13 @@ class Generation:
             before the others is filled up with the stop token it met.
         iterations: (B, N) int64, iterations spent on each new token; 0 where a row is only filled up, so
             `(iterations > 0).sum(dim=1)` is the length of each answer, its stop token included.
+        text: the answers as text, without their prompts: one for a prompt that was one text, otherwise a list of B;
+            None for a model without a tokenizer.
     """
 
     tokens: Tensor
     iterations: Tensor
+    text: str | list[str] | None = None
 
     @property
     def new_tokens(self) -> Tensor:
@@ -50,24 +56,43 @@ class Generation:
 
 
 def collected(
-    stream: Callable[Concatenate[LanguageModel, Tensor, P], Iterator[NewTokens]],
-) -> Callable[Concatenate[LanguageModel, Tensor, P], Generation]:
+    stream: Callable[Concatenate[LanguageModel, PromptLike, P], Iterator[NewTokens]],
+) -> Callable[Concatenate[LanguageModel, PromptLike, P], Generation]:
     """A function with the arguments of `stream` that waits for the whole answer."""
 
     @wraps(stream)
-    def generate(model: LanguageModel, prompt_ids: Tensor, *args: P.args, **kwargs: P.kwargs) -> Generation:
-        positions = list(stream(model, prompt_ids, *args, **kwargs))
+    def generate(model: LanguageModel, prompt_ids: PromptLike, *args: P.args, **kwargs: P.kwargs) -> Generation:
+        ids, mask = as_prompts(model, prompt_ids, kwargs.get("attention_mask"))
+        asked: Any = {**kwargs, "attention_mask": mask}
+        positions = list(stream(model, ids, *args, **asked))
         new_tokens = torch.stack([position.tokens for position in positions], dim=1)
         used = torch.stack([position.iterations for position in positions], dim=1)
-        return Generation(tokens=torch.cat([prompt_ids.to(new_tokens), new_tokens], dim=1), iterations=used)
+        texts = None if model.tokenizer is None else answers(model.tokenizer, ids, mask, new_tokens, used, asked)
+        return Generation(
+            tokens=torch.cat([ids.to(new_tokens), new_tokens], dim=1),
+            iterations=used,
+            text=texts[0] if texts and isinstance(prompt_ids, str) else texts,
+        )
 
     generate.__name__ = generate.__qualname__ = "generate"
     return generate
 
 
+def answers(
+    tokenizer: Tokenizer, ids: Tensor, mask: Tensor | None, new_tokens: Tensor, used: Tensor, asked: dict[str, Any]
+) -> list[str]:
+    """The text of each row's answer, up to the first stop string."""
+    seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    written, stop = used > 0, stop_strings(tokenizer, asked.get("stop"))
+    return [
+        continuation(tokenizer, ids[row][seen[row]].tolist(), new_tokens[row][written[row]].tolist(), stop)
+        for row in range(len(ids))
+    ]
+
+
 def stream(
     model: LanguageModel,
-    prompt_ids: Tensor,
+    prompt_ids: PromptLike,
     iterations: Iterations | None = None,
     exit: str | Exit | None = None,
     max_new_tokens: int = 64,
@@ -80,6 +105,7 @@ def stream(
     min_p: float | None = None,
     attention_mask: Tensor | None = None,
     stop_tokens: Sequence[int] | None = None,
+    stop: str | Sequence[str] | None = None,
     **options: Unpack[SessionOptions],
 ) -> Iterator[NewTokens]:
     """Continue prompts until every row has met a stop token, or for `max_new_tokens`, or to the model's max_length.
@@ -89,7 +115,8 @@ def stream(
 
     Args:
         model: any family; left in the mode it is in.
-        prompt_ids: (B, P) integer token ids.
+        prompt_ids: a text, a list of texts, or (B, P) integer token ids as tensor, array or lists. Text is read by
+            `model.tokenizer`; rows of different lengths are padded and masked.
         iterations: how long to think at every position, one count or (B,) with one per row; None is the count of the
             config (a Transformer has no loop and takes nothing but None). With an exit rule, the most any position
             gets.
@@ -104,26 +131,29 @@ def stream(
             sooner still, and lossy.
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
+        stop: texts that end a row, however they are spelled in tokens; its `text` ends before them.
         options: of the session, such as warm_start, policy, ring, cache_dtype, capacity; see `SessionOptions`.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
     """
     draw = Draw(generator, temperature, top_k, top_p, min_p)
-    check_prompt(model, prompt_ids, attention_mask)
-    check_count("max_new_tokens", max_new_tokens)
-    iterations = check_depth(model, iterations, len(prompt_ids))
+    ids, given = as_prompts(model, prompt_ids, attention_mask)
+    check_prompt(model, ids, given)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
+    iterations = check_depth(model, iterations, len(ids))
     decoder = choose_decoder(decode, exit)
     options["policy"] = check_decoder(decoder, model, iterations, generator, options)
-    stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
-    mask = None if attention_mask is None else attention_mask.to(model.device)
-    prompt = prompt_ids.to(model.device, torch.int64)
-    held = real_lengths(prompt_ids, attention_mask)
+    stops = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
+    ended = StopStrings(model.tokenizer, ids, given, stop) if stop else None
+    mask = None if given is None else given.to(model.device)
+    prompt = ids.to(model.device)
+    held = real_lengths(ids, given)
     limits = [min(max_new_tokens, model.config.max_length - length) for length in held]
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
     request = Request(draw, torch.tensor(limits, device=model.device))
-    return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stop)
+    return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stops, ended)
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ which of them go on, and yields a position as soon as every row that still write
 Shapes: B batch, B' rows still writing, k most tokens of a row in this round.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,7 +37,9 @@ class Round(NamedTuple):
 Rounds = Generator[Round, Tensor | None, None]
 
 
-def in_lockstep(rounds: Rounds, limits: Sequence[int], stop: Tensor) -> Iterator[NewTokens]:
+def in_lockstep(
+    rounds: Rounds, limits: Sequence[int], stop: Tensor, ended: Callable[[int, int], bool] | None = None
+) -> Iterator[NewTokens]:
     """Yield position after position, until every row has met a token of `stop` or has as many as its limit.
 
     Args:
@@ -46,6 +48,7 @@ def in_lockstep(rounds: Rounds, limits: Sequence[int], stop: Tensor) -> Iterator
             Round gives beyond a stop token or the limit is dropped.
         limits: (B,), most tokens of each row.
         stop: (n,) int64.
+        ended: asked about the next token of a row, (row, token), whether the row ends with it for another reason.
 
     A row that has ended is filled up with its last token, at 0 iterations.
     """
@@ -58,10 +61,11 @@ def in_lockstep(rounds: Rounds, limits: Sequence[int], stop: Tensor) -> Iterator
         stays = []
         for place, (row, count) in enumerate(zip(writing, new.counts.tolist(), strict=True)):
             tokens = new.tokens[place, : min(count, limits[row] - len(written[row]))].tolist()
-            cut = next((index + 1 for index, token in enumerate(tokens) if token in ends), len(tokens))
+            last = next((at for at, token in enumerate(tokens) if token in ends or (ended and ended(row, token))), None)
+            cut = len(tokens) if last is None else last + 1
             written[row] += tokens[:cut]
             spent[row] += new.iterations[place, :cut].tolist()
-            if written[row][-1] not in ends and len(written[row]) < limits[row]:
+            if last is None and len(written[row]) < limits[row]:
                 stays.append(place)
         keep = None if len(stays) == len(writing) else torch.tensor(stays, device=stop.device)
         writing = [writing[place] for place in stays]

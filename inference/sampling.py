@@ -13,10 +13,13 @@ Shapes: B batch, V vocabulary.
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+TINY = 1e-30  # a smaller temperature would be 0 in fp32, and the largest logit 0 / 0
 
 
 def probabilities(
@@ -30,7 +33,7 @@ def probabilities(
     """(B, V) logits -> (B, V) probabilities that a draw at temperature > 0 follows, in fp32 or better."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
     # the largest logit becomes 0 before the division, so that a tiny temperature sharpens instead of overflowing
-    p = torch.softmax((wide - wide.amax(dim=-1, keepdim=True)) / temperature, dim=-1)
+    p = torch.softmax((wide - wide.amax(dim=-1, keepdim=True)) / max(temperature, TINY), dim=-1)
     if top_k is None and top_p is None and min_p is None:
         return p
     ranked, token_ids = p.sort(dim=-1, descending=True, stable=True)  # every filter keeps a head of this list
@@ -51,10 +54,10 @@ class Draw:
     Args:
         generator: source of the draws, on any device; one draw serves all rows, so a row's token depends on its place.
         temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
-        top_k, top_p, min_p: filters, None for none; see the head of this file.
+        top_k, top_p, min_p: filters of draws, None for none; see the head of this file.
 
     Raises:
-        ValueError: an option out of range, or a draw without a generator.
+        ValueError: an option out of range, a draw without a generator, or a filter where nothing is drawn.
     """
 
     generator: torch.Generator | None = None
@@ -72,11 +75,14 @@ class Draw:
                 f"temperature {t} draws at random, which needs a generator: "
                 "pass generator=torch.Generator().manual_seed(seed), or temperature=0"
             )
-        if k is not None and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+        if k is not None and (not isinstance(k, Integral) or isinstance(k, bool) or k < 1):
             raise ValueError(f"top_k {k} is not an integer of at least 1; leave it out to keep every token")
         for name, value in (("top_p", self.top_p), ("min_p", self.min_p)):
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} {value} lies outside 0 < {name} <= 1; leave it out to keep every token")
+        for name, value in (("top_k", k), ("top_p", self.top_p), ("min_p", self.min_p)):
+            if value is not None and t == 0:
+                raise ValueError(f"{name} {value} filters draws, and temperature 0 draws none; leave one of them out")
 
     def choose(self, logits: Tensor) -> Tensor:
         """(N, V) logits -> (N,) tokens. Raises ValueError for logits that are not numbers."""

@@ -88,6 +88,8 @@ class Cache:
         if policy not in get_args(Policy):
             raise ValueError(f"policy must be one of {', '.join(get_args(Policy))}, not {policy!r}")
         self.policy, self.ring = policy, check_count("ring", ring)
+        if self.ring > 1 and policy != "shared":
+            raise ValueError(f"ring={ring} is of the cache policy shared; policy {policy} has none, leave ring out")
         self.kv_heads, self.head_dim, self.max_length = kv_heads, head_dim, max_length
         self.device, self.dtype = device, dtype
         self.lengths = [0] * batch_size  # positions held, by row

@@ -91,6 +91,7 @@ class IteratedModel(LanguageModel, ABC):
             iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
             backprop_iterations: gradient through the last k iterations only; None means through all.
             state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
+                With one there is nothing to draw: a generator beside it is refused.
             generator: draws a random initial state; without it the state starts at its mean, zero.
             attention_mask: (B, T), 0 at padding (left or right).
             cache: keys and values of earlier tokens; a cached call keeps no gradients.
@@ -145,6 +146,8 @@ class IteratedModel(LanguageModel, ABC):
         injected = self.enter(input_ids, context)
         if state is None:
             state = self.start(injected, generator)
+        elif generator is not None:
+            raise ValueError("state is the initial state, and generator draws one: give one of them")
         elif state.shape != injected.shape:
             raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
         cache = context.cache

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mull.models.arguments import as_ids, as_valid, outside
 from mull.models.cache import Cache, Policy
 from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module):
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
+    tokenizer: Any = None  # of the checkpoint folder, where it has one: `mull.load` puts it here
     roles: ClassVar[dict[str, Role]] = {"head.weight": "table"}
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,9 +63,16 @@ class LanguageModel(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
 
+    def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+        """`forward` of token ids (B, T): integers of any type, as a tensor, as an array or as lists."""
+        return super().__call__(as_ids(input_ids, self.device), *args, **kwargs)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, T) token ids -> (B, T, D)."""
-        return math.sqrt(self.config.d_model) * self.embedding(input_ids)
+        try:
+            return math.sqrt(self.config.d_model) * self.embedding(input_ids)
+        except IndexError:  # torch has looked already, and names no id
+            raise ValueError(outside(input_ids, self.config.vocab_size)) from None
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V)."""
@@ -164,7 +173,7 @@ class LanguageModel(nn.Module):
             )
         if cache is not None and cache.batch_size != batch_size:
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {batch_size}")
-        valid = None if attention_mask is None else attention_mask.bool()
+        valid = None if attention_mask is None else as_valid(attention_mask)
         context = place((batch_size, n_tokens), input_ids.device, valid, cache, self.rotation)
         if context.end > self.config.max_length:
             raise ValueError(

@@ -13,6 +13,7 @@ Two things it does besides counting:
   end early: all reach their last iteration together, hence "the last k" are the same k iterations for all.
 """
 
+import operator
 from collections import deque
 from collections.abc import Callable, Iterator
 
@@ -67,6 +68,8 @@ def counts_around(mean: int) -> list[int]:
 
 def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
     """Return the counts if they can be used; otherwise raise a ValueError that names them."""
+    if not isinstance(iterations, Tensor | int) and hasattr(iterations, "__array__"):  # of numpy
+        iterations = torch.as_tensor(iterations)
     if isinstance(iterations, Tensor):
         if iterations.dim() == 0:
             return check_count("iterations", iterations.item())  # type: ignore[arg-type]  # says so if it is none
@@ -77,14 +80,19 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
             )
         if int(iterations.min()) < 1:
             raise ValueError(f"iterations must be at least 1 in every row, not {int(iterations.min())}")
-        return iterations
+        return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
     return check_count("iterations", iterations)
 
 
 def check_count(name: str, value: int) -> int:
-    """Return the value if it is an integer of at least 1; otherwise raise a ValueError that names both."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+    """Return the value as an int if it is an integer of at least 1, of Python's or of numpy's; otherwise raise a
+    ValueError that names both."""
+    try:
+        if isinstance(value, bool | Tensor):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}") from None
     if value < 1:
         raise ValueError(f"{name} must be at least 1, not {value}")
     return value

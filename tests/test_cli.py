@@ -68,6 +68,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", "1", "--decode", "speculate:²:4"], "iterations '²' is not an integer"),
         (["generate", "FOLDER", "--prompt", "1", "--seed", str(2**63)], "integer from 0 to 2^63 - 1"),
         (["evaluate", "FOLDER", "--tokens", "--json"], "leave --json out"),
+        (["evaluate", "FOLDER", "--exit", "null"], "exit 'null' is not known"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
         (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),
@@ -224,6 +225,21 @@ def test_evaluate_writes_table_and_picture(folder: Path, tmp_path: Path, capsys:
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"evaluation.json", "evaluation.csv", "evaluation.png"}
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_may_be_called_null(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read as YAML, such a name would be no name, and the results would be lost."""
+    from mull.training.cli import read_configuration
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(folder), "--examples", "4", "--output", "null"]) == 0
+    assert "iterations" in capsys.readouterr().out
+    assert (tmp_path / "null" / "evaluation.json").is_file()
+    demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
+    for name in ("null", "~", "# x"):
+        assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
 
 
 def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

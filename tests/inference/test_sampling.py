@@ -17,7 +17,8 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_greedy_takes_the_most_likely_token_of_each_row() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, -1.0, 2.9]])
     assert Draw().choose(logits).tolist() == [1, 0]
-    assert Draw(top_k=1, top_p=0.1, min_p=1.0).choose(logits).tolist() == [1, 0]
+    generator = torch.Generator().manual_seed(0)
+    assert Draw(generator, 1e-60, top_k=2).choose(logits).tolist() == [1, 0], "as cold as it gets is greedy"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,10 @@ def test_the_generator_alone_decides() -> None:
         ({"temperature": 0.8, "generator": None}, "temperature 0.8 draws at random, which needs a generator"),
         ({"top_k": 0}, "top_k 0 is not an integer of at least 1"),
         ({"top_k": 1.5}, "top_k 1.5 is not an integer"),
+        ({"top_p": 0.9}, "top_p 0.9 filters draws, and temperature 0 draws none; leave one of them out"),
+        ({"top_k": 3}, "top_k 3 filters draws"),
+        ({"min_p": 0.1}, "min_p 0.1 filters draws"),
+        ({"top_k": 2.0}, "top_k 2.0 is not an integer"),
         ({"top_p": 0.0}, "top_p 0.0 lies outside 0 < top_p <= 1"),
         ({"top_p": 1.1}, "top_p 1.1 lies outside"),
         ({"min_p": 0.0}, "min_p 0.0 lies outside 0 < min_p <= 1"),

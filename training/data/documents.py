@@ -17,6 +17,7 @@ from mull.training.data.corpora import find
 KINDS = (".jsonl", ".txt")
 MIN_BLOCK = 2048  # bytes; no block but the last is shorter
 MEAN_REST = 2048  # bytes; a line of n bytes ends its block with probability n / MEAN_REST from there on
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # begins some files, and is no text
 MAX_BLOCK = 65536  # bytes; text without line ends is cut here
 
 
@@ -56,6 +57,8 @@ def read_documents(file: Path, fields: list[str] | None) -> Iterator[str]:
     """
     try:
         with file.open("rb") as stream:
+            if stream.read(len(BYTE_ORDER_MARK)) != BYTE_ORDER_MARK:
+                stream.seek(0)
             if file.suffix.lower() == ".jsonl":
                 yield from _records(file, stream, fields)
             else:
@@ -66,7 +69,7 @@ def read_documents(file: Path, fields: list[str] | None) -> Iterator[str]:
 
 def _blocks(file: Path, stream: BinaryIO) -> Iterator[str]:
     """A text file in blocks whose concatenation is the file."""
-    block, start = b"", 0
+    block, start = b"", stream.tell()
     while line := stream.readline(MAX_BLOCK - len(block)):
         block += line
         complete = line.endswith(b"\n")
@@ -92,7 +95,7 @@ def _last_character(block: bytes) -> int:
 
 
 def _records(file: Path, stream: BinaryIO, fields: list[str] | None) -> Iterator[str]:
-    start = 0
+    start = len(BYTE_ORDER_MARK) if stream.tell() else 0
     for number, line in enumerate(stream, 1):
         text = _decode(line, file, start)
         start += len(line)

@@ -19,12 +19,13 @@ from typing import BinaryIO, Literal, get_args
 import numpy as np
 from tokenizers import Tokenizer
 
+from mull.inference.text import encode_documents
 from mull.training.data.documents import find_files, read_documents
 from mull.training.data.streams import Stream
 from mull.training.data.tokenizer import stop_tokens_of, vocab_size_of
 
 TextSplit = Literal["train", "validation"]
-FORMAT = 1  # part of the cache key: raise it when the same settings would give other files
+FORMAT = 2  # part of the cache key: raise it when the same settings would give other files
 ENCODE_AT_ONCE = 1 << 20  # characters of text that are tokenized together
 
 
@@ -147,8 +148,8 @@ class _Packer:
 
     def flush(self) -> None:
         """Tokenize the documents that were added and are not in the file yet, and append them to it."""
-        for encoding in self.tokenizer.encode_batch_fast(self.waiting, add_special_tokens=False):
-            ids = np.array([*encoding.ids, self.end], dtype=self.dtype)
+        for document in encode_documents(self.tokenizer, self.waiting):  # read as prompts are
+            ids = np.array([*document, self.end], dtype=self.dtype)
             self.file.write(ids.tobytes())
             self.counts["tokens"] += len(ids)
         self.waiting, self.characters = [], 0
@@ -156,10 +157,8 @@ class _Packer:
 
 def _write(folder: Path, files: list[Path], fields: list[str] | None, tokenizer: Tokenizer, held_out: float) -> None:
     dtype = "<u2" if vocab_size_of(tokenizer) <= 1 << 16 else "<u4"
-    literal = Tokenizer.from_str(tokenizer.to_str())
-    literal.encode_special_tokens = True  # a document that spells "<end>" holds those five characters, not the token
     with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
-        packers = {"train": _Packer(train, literal, dtype), "validation": _Packer(validation, literal, dtype)}
+        packers = {"train": _Packer(train, tokenizer, dtype), "validation": _Packer(validation, tokenizer, dtype)}
         for file in files:
             for document in read_documents(file, fields):
                 content = document.encode()

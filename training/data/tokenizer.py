@@ -1,7 +1,8 @@
 """Tokenizers of text: bytes by default, or any tokenizer.json of the Hugging Face tokenizers library.
 
 Synthetic tasks have tokenizers of their own (task.py). Every tokenizer made here has an end token, which stands after
-each document and stops generation.
+each document and stops generation, and puts nothing else around a text: what a corpus's documents get, prompts get too,
+since both are read by this tokenizer (inference/text.py), which the checkpoint folder keeps.
 """
 
 from pathlib import Path
@@ -31,10 +32,11 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def load_tokenizer(path: str | None = None) -> Tokenizer:
-    """The tokenizer of a tokenizer.json, without truncation and padding; the byte tokenizer if `path` is None.
+    """The tokenizer of a tokenizer.json, without truncation, padding or template; the byte tokenizer if `path` is None.
 
-    A tokenizer without a known end token gets "<end>" as a new token. Raises FileNotFoundError for a missing file,
-    ValueError for a file that holds no tokenizer.
+    A tokenizer without a known end token gets "<end>" as a new token; decoding leaves the end token out.
+
+    Raises FileNotFoundError for a missing file, ValueError for a file that holds no tokenizer.
     """
     if path is None:
         return byte_tokenizer()
@@ -42,8 +44,11 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
     if not file.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}: name a tokenizer.json file, or none for bytes")
     tokenizer = read_tokenizer(file)
-    if not stop_tokens_of(tokenizer):
-        tokenizer.add_special_tokens([END])
+    tokenizer.no_truncation()  # a limit stored with it would silently cut documents
+    tokenizer.no_padding()
+    tokenizer.post_processor = None  # documents are packed as they are, so prompts may not get a [CLS] either
+    end = next((name for name in END_NAMES if tokenizer.token_to_id(name) is not None), END)
+    tokenizer.add_special_tokens([end])  # a known one keeps its id
     return tokenizer
 
 

@@ -119,3 +119,16 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").mkdir()
     with pytest.raises(ValueError, match=r"cannot read .*a.txt: "):
         list(read_documents(tmp_path / "a.txt", None))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """Of either kind of file; places in errors still count it."""
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + b"one\ntwo")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "one"}')
+    assert list(read_documents(tmp_path / "a.txt", None)) == ["one\ntwo"]
+    assert list(read_documents(tmp_path / "a.jsonl", ["text"])) == ["one"]
+    for name in ("bad.txt", "bad.jsonl"):
+        (tmp_path / name).write_bytes(mark + b"\xe9")
+        with pytest.raises(ValueError, match="byte 3 is 0xe9"):
+            list(read_documents(tmp_path / name, ["text"]))

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
+from tokenizers.processors import TemplateProcessing
 
+from mull.inference.text import encode, encode_documents
 from mull.training.data.tokenizer import byte_tokenizer, load_tokenizer, stop_tokens_of, vocab_size_of
 
 BYTES = byte_tokenizer()
@@ -48,6 +50,20 @@ def test_a_tokenizer_without_end_gets_one(tmp_path: Path) -> None:
     Tokenizer(BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
     loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
     assert stop_tokens_of(loaded) == (2,) and loaded.id_to_token(2) == "<end>"
+
+
+def test_a_template_is_no_part_of_a_corpus_tokenizer(tmp_path: Path) -> None:
+    """Documents are packed without [CLS], so the folder's tokenizer puts none before a prompt either; and a known end
+    token is one that decoding leaves out."""
+    tokenizer = Tokenizer(WordLevel({"a": 0, "[CLS]": 1, "[SEP]": 2, "?": 3}, unk_token="?"))
+    specials = [("[CLS]", 1), ("[SEP]", 2)]
+    tokenizer.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=specials)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    reread = Tokenizer.from_str(loaded.to_str())
+    assert encode(tokenizer, "a") == [1, 0]
+    assert encode(loaded, "a") == encode(reread, "a") == [0] == encode_documents(loaded, ["a"])[0]
+    assert stop_tokens_of(loaded) == (2,) and reread.decode([0, 2]) == "a"
 
 
 def test_missing_and_broken_tokenizers_are_named(tmp_path: Path) -> None:
