@@ -78,7 +78,8 @@ def try_out(run: TrainingCLI) -> None:
 def identify(run: TrainingCLI) -> Identity:
     """What decides the weights of this run."""
     key = getattr(run.datamodule, "content_key", None)
-    return identity_of(run.resolved, key() if key is not None else None, None)
+    start = None if run.start is None else run.start.sha256
+    return identity_of(run.resolved, None if key is None else key(), start)
 
 
 def go_on(run: TrainingCLI, there: Standing) -> bool:
@@ -101,6 +102,8 @@ def write_configuration(run: TrainingCLI) -> None:
 def configuration_text(run: TrainingCLI) -> str:
     """The resolved configuration and what else decides the weights, as YAML."""
     more = {name: value for name, value in run.identity.items() if name != "configuration"}
+    if run.start is not None:
+        more["from_folder"] = str(run.start.folder)
     return yaml.safe_dump({**run.resolved, "identity": more}, sort_keys=False)
 
 
