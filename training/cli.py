@@ -17,16 +17,18 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
-from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput
+from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
 from mull.training.log import MetricsLog
 from mull.training.module import TrainingModule
+from mull.training.progress import make_progress
 from mull.training.saving import Saving
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
@@ -158,8 +160,8 @@ class TrainingCLI(LightningCLI):
         if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):  # unless the configuration brings its own
             trainer.strategy.checkpoint_io = StateFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if trainer.progress_bar_callback is not None:
-            callbacks[callbacks.index(trainer.progress_bar_callback)] = ProgressBar()
+        if type(trainer.progress_bar_callback) is RichProgressBar:  # Lightning's own choice
+            callbacks[callbacks.index(trainer.progress_bar_callback)] = make_progress()
         return trainer
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from mull.checkpoints.replacing import complete, replace_all
 from mull.training.cli import TrainingCLI, quiet, read_configuration
-from mull.training.export import export, measure
+from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, standing
 from mull.training.lock import only_run
 from mull.training.log import MetricsLog
@@ -65,7 +65,12 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
-    measure(run.folder, run.datamodule, run.model.validate_at or None, command)
+    batches = None
+    if (run.states / LAST).exists():
+        steps = read_state(run.states / LAST)["global_step"]
+        batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
+    examples = measured_examples(run.datamodule, batches)
+    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
 
 
 def try_out(run: TrainingCLI) -> None:
@@ -85,7 +90,7 @@ def identify(run: TrainingCLI) -> Identity:
 def go_on(run: TrainingCLI, there: Standing) -> bool:
     """Train from the state that is there, or from the start; return whether the run has come to its end."""
     write_configuration(run)
-    announce(run, resumed=there.state is not None)
+    announce(run, there)
     fit(run, there)
     step = run.trainer.global_step
     if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
@@ -107,12 +112,15 @@ def configuration_text(run: TrainingCLI) -> str:
     return yaml.safe_dump({**run.resolved, "identity": more}, sort_keys=False)
 
 
-def announce(run: TrainingCLI, resumed: bool) -> None:
-    """Print what is about to be trained, and on what."""
+def announce(run: TrainingCLI, there: Standing) -> None:
+    """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
+    done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
+    start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
     print(
-        f"{'going on with' if resumed else 'training'} {run.folder}: {parameters:,} parameters, "
-        f"{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}"
+        f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
+        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}",
+        flush=True,
     )
 
 
