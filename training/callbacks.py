@@ -14,7 +14,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -166,15 +165,3 @@ class Throughput(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.last = None  # the next batch must not be charged with the time of the validation
-
-
-class ProgressBar(RichProgressBar):
-    """Lightning's rich progress bar, with short names for the loss, the iterations drawn and the tokens per second."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return "training"  # the data never ends, so there are no epochs to count
-
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        items = super().get_metrics(trainer, pl_module)
-        items.pop("v_num", None)
-        return {name.removeprefix("train/").replace("tokens_per_second", "tokens/s"): v for name, v in items.items()}

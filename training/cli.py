@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,16 +17,20 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
-from mull.training.callbacks import Calibration, DepthValidation, ProgressBar, Throughput
+from mull.training.callbacks import Calibration, DepthValidation, Throughput
+from mull.training.data.module import StreamData
 from mull.training.log import MetricsLog
 from mull.training.module import TrainingModule
+from mull.training.progress import make_progress
 from mull.training.saving import Saving
+from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
@@ -46,9 +50,12 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     """
     if not args:
         raise ValueError("name the run: mull train --config FILE, for example configs/demo.yaml")
-    plugins, args = split_plugins(args)
-    import_plugins(plugins)  # before any field is read: the fields may name their classes
-    return TrainingCLI(
+    named, args = split_off(args)
+    import_plugins(named.plugin)  # before any field is read: the fields may name their classes
+    start = None if named.start is None else read_start(named.start)
+    if start is not None:
+        args = ["--config", base_configuration(start), *args]
+    run = TrainingCLI(
         TrainingModule,
         pl.LightningDataModule,
         subclass_mode_data=True,
@@ -61,6 +68,12 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
+    check_epochs(run)
+    run.start = start
+    if start is not None:
+        check_architecture(start, run.resolved["model"]["network"])
+        give_weights(start, run.model, run.datamodule)
+    return run
 
 
 class TrainingCLI(LightningCLI):
@@ -69,6 +82,7 @@ class TrainingCLI(LightningCLI):
     Attributes:
         model, datamodule, trainer: the `TrainingModule`, the data module and Lightning's Trainer.
         folder: folder of the run.
+        start: the checkpoint folder that its first weights come from, as --from names it; None for random ones.
         states: folder of the trainer's states, inside it.
         saving: the callback that saves them.
         identity: what decides the weights of the run; known once the data is prepared.
@@ -76,6 +90,7 @@ class TrainingCLI(LightningCLI):
     """
 
     folder: Path
+    start: Start | None
     states: Path
     saving: Saving
     identity: dict[str, Any]
@@ -86,6 +101,9 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of torch (its own choice)")
         parser.add_argument(
             "--plugin", type=str | None, default=None, help="module or .py file of your own to import first; repeatable"
+        )
+        parser.add_argument(
+            "--from", type=str | None, default=None, help="checkpoint folder whose weights the run starts from"
         )
         parser.add_argument("--save_every", type=int, default=100, help="steps between resumable states")
         parser.add_argument(
@@ -112,15 +130,23 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         if self.config.plugin is not None:
             raise ValueError(f"plugins are named on the command line, in full: --plugin {self.config.plugin}")
+        if self.config["from"] is not None:
+            raise ValueError(f"weights to start from are named on the command line: --from {self.config['from']}")
         check_count("save_every", self.config.save_every)
-        check_count("trainer.max_steps", self.config.trainer.max_steps)
+        if self.config.trainer.max_steps != -1 or self.config.trainer.max_epochs is None:  # -1: max_epochs alone
+            check_count("trainer.max_steps", self.config.trainer.max_steps)
         if self.config.threads is not None:
             check_count("threads", self.config.threads)
             torch.set_num_threads(self.config.threads)
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"
         self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        for name in ("config", "output", "plugin"):  # moved files do not make another run, and no record loads a plugin
+        for name in (
+            "config",
+            "output",
+            "plugin",
+            "from",
+        ):  # moved files do not make another run, and no record loads a plugin
             self.resolved.pop(name, None)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -134,22 +160,33 @@ class TrainingCLI(LightningCLI):
         if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):  # unless the configuration brings its own
             trainer.strategy.checkpoint_io = StateFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if trainer.progress_bar_callback is not None:
-            callbacks[callbacks.index(trainer.progress_bar_callback)] = ProgressBar()
+        if type(trainer.progress_bar_callback) is RichProgressBar:  # Lightning's own choice
+            callbacks[callbacks.index(trainer.progress_bar_callback)] = make_progress()
         return trainer
 
 
-def split_plugins(args: list[str]) -> tuple[list[str], list[str]]:
-    """The values of all --plugin options, and the other arguments."""
+def split_off(args: list[str]) -> tuple[Namespace, list[str]]:
+    """The values of --plugin (all of them) and --from (as `start`), which come first, and the other arguments."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--plugin", action="append", default=[])
-    named, others = parser.parse_known_args(args)
-    return named.plugin, others
+    parser.add_argument("--from", dest="start")
+    return parser.parse_known_args(args)
+
+
+def check_epochs(run: TrainingCLI) -> None:
+    """Raise a ValueError if epochs are to be counted where the data has none."""
+    trainer = run.config.trainer
+    endless = isinstance(run.datamodule, StreamData) and trainer.limit_train_batches is None
+    if endless and trainer.max_epochs not in (None, -1):
+        raise ValueError(
+            f"trainer.max_epochs is {trainer.max_epochs}, and the data of {type(run.datamodule).__name__} never ends; "
+            "say how long with trainer.max_steps, or say with trainer.limit_train_batches how many batches an epoch has"
+        )
 
 
 def default_folder(config: Any) -> Path:
     """checkpoints/<name of the last configuration file>, for a run without --output."""
-    if not config.config:
+    if not config.config or not str(config.config[-1]).endswith((".yaml", ".yml", ".json")):
         raise ValueError("name the run: pass --config FILE or --output FOLDER")
     return Path("checkpoints") / Path(str(config.config[-1])).stem
 

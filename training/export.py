@@ -21,6 +21,7 @@ from mull.inference.measure.table import print_table
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
 from mull.training.callbacks import calibrate
+from mull.training.progress import measuring
 
 
 def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
@@ -41,7 +42,24 @@ def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
     print(f"wrote {folder}")
 
 
-def measure(folder: Path, data: Any, iterations: list[int] | None, command: str) -> None:
+def measured_examples(data: Any, batches: int | None) -> int:
+    """How many examples of each difficulty a finished run is measured on: at most 512.
+
+    Measuring must not take longer than training. A sequence costs about as much as three passes in training, and at the
+    deepest count that is measured four times the mean; so a quarter of the sequences that were trained on is cheaper
+    than the training, and short runs are measured on no more, but on 32.
+
+    Args:
+        data: the data module.
+        batches: training batches of all processes together; None if it is not known.
+    """
+    size = getattr(data, "batch_size", None)
+    if batches is None or not isinstance(size, int):
+        return 512
+    return max(32, min(512, batches * size // 4 // len(getattr(data, "difficulties", [None]))))
+
+
+def measure(folder: Path, data: Any, iterations: list[int] | None, command: str, examples: int) -> None:
     """Measure an exported model that has not been measured yet: add depth.json and its table on the card, print it.
 
     Args:
@@ -49,11 +67,13 @@ def measure(folder: Path, data: Any, iterations: list[int] | None, command: str)
         data: the data module; nothing happens without `evaluation_batches`.
         iterations: the counts to measure at; None for a model without a loop.
         command: the command line that makes these numbers, recorded beside them.
+        examples: most examples of each difficulty.
     """
     if not (folder / CONFIG).exists() or (folder / DEPTH).exists() or not hasattr(data, "evaluation_batches"):
         return
     model = load(folder)
-    results = evaluate(model, data.evaluation_batches(), iterations, bytes_per_token=data.bytes_per_token)
+    with measuring(data.evaluation_batches(examples=examples), examples) as batches:
+        results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
     depth = {"command": command, **json.loads(to_json(results))}
     card = model_card(folder.resolve().name, model.config, depth)
     replace_all(folder, {DEPTH: (json.dumps(depth, indent=2) + "\n").encode(), CARD: card.encode()})

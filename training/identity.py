@@ -135,10 +135,8 @@ def changes(one: Identity, other: Identity) -> list[str]:
         contents = [None, None]  # an old record: the places have to do
     else:
         configurations = [without_places(each) for each in configurations]
-    found = differences(*configurations)
-    if contents[0] != contents[1]:
-        found.append(f"content of the data: {contents[0]}, now {contents[1]}")
-    return found + differences(one.get("from"), other.get("from"), "weights of --from")
+    found = differences(one.get("from"), other.get("from"), "weights of --from") + differences(*configurations)
+    return found + differences(contents[0], contents[1], "content of the data")
 
 
 def without_places(configuration: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import yaml
 
 from mull.checkpoints.replacing import complete, replace_all
 from mull.training.cli import TrainingCLI, quiet, read_configuration
-from mull.training.export import export, measure
+from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, standing
 from mull.training.lock import only_run
 from mull.training.log import MetricsLog
@@ -65,7 +65,12 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
-    measure(run.folder, run.datamodule, run.model.validate_at or None, command)
+    batches = None
+    if (run.states / LAST).exists():
+        steps = read_state(run.states / LAST)["global_step"]
+        batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
+    examples = measured_examples(run.datamodule, batches)
+    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
 
 
 def try_out(run: TrainingCLI) -> None:
@@ -78,13 +83,14 @@ def try_out(run: TrainingCLI) -> None:
 def identify(run: TrainingCLI) -> Identity:
     """What decides the weights of this run."""
     key = getattr(run.datamodule, "content_key", None)
-    return identity_of(run.resolved, key() if key is not None else None, None)
+    start = None if run.start is None else run.start.sha256
+    return identity_of(run.resolved, None if key is None else key(), start)
 
 
 def go_on(run: TrainingCLI, there: Standing) -> bool:
     """Train from the state that is there, or from the start; return whether the run has come to its end."""
     write_configuration(run)
-    announce(run, resumed=there.state is not None)
+    announce(run, there)
     fit(run, there)
     step = run.trainer.global_step
     if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
@@ -101,15 +107,20 @@ def write_configuration(run: TrainingCLI) -> None:
 def configuration_text(run: TrainingCLI) -> str:
     """The resolved configuration and what else decides the weights, as YAML."""
     more = {name: value for name, value in run.identity.items() if name != "configuration"}
+    if run.start is not None:
+        more["from_folder"] = str(run.start.folder)
     return yaml.safe_dump({**run.resolved, "identity": more}, sort_keys=False)
 
 
-def announce(run: TrainingCLI, resumed: bool) -> None:
-    """Print what is about to be trained, and on what."""
+def announce(run: TrainingCLI, there: Standing) -> None:
+    """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
+    done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
+    start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
     print(
-        f"{'going on with' if resumed else 'training'} {run.folder}: {parameters:,} parameters, "
-        f"{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}"
+        f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
+        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}",
+        flush=True,
     )
 
 

@@ -9,6 +9,8 @@ What the trainer needs of a data module, your own included (give its class path 
   read only after the data has been prepared;
 - batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
   t, or -100 if the position is not scored; labels are aligned with positions and are not shifted later;
+- optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
+  data than it began with;
 - optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and for the table that
   a finished run leaves behind.
 
@@ -20,6 +22,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from hashlib import sha256
 from typing import TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -29,7 +32,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from mull.training.data.streams import Stream
+from mull.training.data.streams import STREAMS, Stream
 from mull.training.data.task import Task
 from mull.training.data.text import Corpus, TextSplit
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
@@ -67,6 +70,14 @@ class StreamData(pl.LightningDataModule, ABC):
     @abstractmethod
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Training batch `number` >= 0 of one of `world_size` ranks; different ranks have different items."""
+
+    def content_key(self) -> str:
+        """A key of the training batches of this version of the code: SHA-256 of the first two."""
+        digest = sha256(repr((STREAMS, type(self).__name__)).encode())
+        for number in range(2):
+            for name, values in self.training_batch(number).items():
+                digest.update(repr((name, tuple(values.shape))).encode() + values.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @abstractmethod
     def validation_batches(self) -> list[Batch]:
@@ -247,6 +258,12 @@ class TextData(StreamData):
     def bytes_per_token(self) -> float:  # type: ignore[override]
         """Bytes of text for each token of the held-out split, end tokens included."""
         return self.corpus.bytes("validation") / self.corpus.tokens("validation")
+
+    def content_key(self) -> str:
+        """A key of all tokens of both splits and of their tokenizer, wherever the files of text lie."""
+        digest = sha256(repr((STREAMS, self.tokenizer.to_str())).encode())
+        digest.update(self.corpus.content_key().encode())
+        return digest.hexdigest()
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         start = (number * world_size + rank) * self.batch_size

@@ -9,6 +9,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+STREAMS = 1  # part of the key of every run's data: raise it when the same address would give other numbers
+
 
 class Stream:
     """Random generators for the items of one stream.

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
 
@@ -79,6 +79,15 @@ class Corpus:
     def bytes(self, split: TextSplit) -> int:
         """The number of UTF-8 bytes of text in a split. Bits per byte = loss in nats * tokens / bytes / ln 2."""
         return self._counts[split]["bytes"]
+
+    def content_key(self) -> str:
+        """SHA-256 of all tokens of both splits: equal for equal text in the same order, wherever its files lie."""
+        digest = sha256()
+        for split in get_args(TextSplit):
+            tokens = self._tokens[split]
+            digest.update(repr((split, tokens.dtype.str, len(tokens))).encode())
+            digest.update(np.ascontiguousarray(tokens).data)
+        return digest.hexdigest()
 
     def documents(self, split: TextSplit) -> int:
         """The number of documents (records, or blocks of text files) in a split."""

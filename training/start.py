@@ -1,0 +1,126 @@
+"""`mull train --from FOLDER`: a run that starts from the weights of a checkpoint folder, for fine-tuning.
+
+The architecture comes from the folder; a configuration may repeat it and may not contradict it. Data, schedule and
+optimizer are those of the configuration, and the first step is step 0. A folder of the public layout is one like any
+other. Which weights these were is part of the run (identity.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mull.checkpoints import load_tokenizer
+from mull.checkpoints.huginn import weight_files
+from mull.checkpoints.store import TOKENIZER, load, read_config
+from mull.models import LanguageModel, ModelConfig
+from mull.models.families import FAMILIES
+from mull.training.module import TrainingModule
+
+OF_THE_DATA = ("vocab_size", "stop_tokens")  # fields of the architecture that the data module decides
+
+
+class Start(NamedTuple):
+    """Where the weights of a run come from.
+
+    Attributes:
+        folder: the checkpoint folder.
+        config: the architecture that lies there.
+        sha256: checksum of its weights.
+    """
+
+    folder: Path
+    config: ModelConfig
+    sha256: str
+
+    @property
+    def network(self) -> type[LanguageModel]:
+        """The class of the network."""
+        return FAMILIES[self.config.model_type]
+
+
+def read_start(folder: str) -> Start:
+    """What lies in a checkpoint folder, but for the weights themselves.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no checkpoint that can be loaded.
+    """
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"--from: there is no checkpoint folder {folder}")
+    config, checksum = read_config(path)
+    if checksum is None:  # the public layout has none
+        digest = hashlib.sha256()
+        for name in weight_files(path):
+            with open(path / name, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        checksum = digest.hexdigest()
+    return Start(path, config, checksum)
+
+
+def base_configuration(start: Start) -> str:
+    """The architecture of a folder as a configuration, which the user's own files come after."""
+    name, module = start.network.__name__, start.network.__module__
+    class_path = f"mull.{name}" if module.startswith("mull.models.") else f"{module}.{name}"
+    return json.dumps({"model": {"network": {"class_path": class_path, "init_args": {"config": architecture(start)}}}})
+
+
+def architecture(start: Start) -> dict[str, Any]:
+    """The fields that a configuration may repeat, as JSON has them."""
+    fields = json.loads(json.dumps(asdict(start.config)))
+    return {name: value for name, value in fields.items() if name not in OF_THE_DATA}
+
+
+def check_architecture(start: Start, network: dict[str, Any]) -> None:
+    """Raise a ValueError if a configuration contradicts the folder.
+
+    Args:
+        start: where the weights come from.
+        network: the resolved `model.network`: class_path and init_args.
+    """
+    remedy = f"leave it out: with --from {start.folder} the architecture is that of the folder"
+    name = str(network["class_path"]).rpartition(".")[2]
+    if name != start.network.__name__:
+        raise ValueError(f"model.network is a {name}, and {start.folder} holds a {start.network.__name__}; {remedy}")
+    said = dict((network.get("init_args") or {}).get("config") or {})
+    of_the_data = {each: getattr(start.config, each) for each in OF_THE_DATA}
+    asked = architecture(start._replace(config=type(start.config)(**{**said, **of_the_data})))  # null: what it means
+    for field, value in architecture(start).items():
+        if asked[field] != value:
+            raise ValueError(
+                f"model.network.init_args.config.{field} is {said[field]}, and {value} in {start.folder}; {remedy}"
+            )
+
+
+def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
+    """Give the network of a run the weights of the folder; its shapes become those of the folder.
+
+    Raises:
+        ValueError: the tokens of the data are not those of the folder, or its weights are damaged.
+    """
+    check_tokens(start, data)
+    weights = load(start.folder).state_dict()
+    if data.vocab_size != start.config.vocab_size:  # public vocabularies are padded beyond their tokenizer
+        module.network = start.network(replace(start.config, stop_tokens=tuple(data.stop_tokens)))
+    module.network.load_state_dict(weights)
+
+
+def check_tokens(start: Start, data: Any) -> None:
+    """Raise a ValueError if an id of the data means something else in the folder, or nothing."""
+    if data.vocab_size > start.config.vocab_size:
+        raise ValueError(
+            f"the data has {data.vocab_size} tokens and the model in {start.folder} {start.config.vocab_size}; use its "
+            f"own tokenizer: --data.init_args.tokenizer {start.folder / TOKENIZER}"
+        )
+    if not (start.folder / TOKENIZER).is_file() or not hasattr(data, "tokenizer"):
+        return
+    known = load_tokenizer(start.folder).get_vocab()
+    for token, number in data.tokenizer.get_vocab().items():
+        if known.get(token, number) != number:
+            raise ValueError(
+                f"the token {token!r} is {number} in the data and {known[token]} in {start.folder}; use its own "
+                f"tokenizer: --data.init_args.tokenizer {start.folder / TOKENIZER}"
+            )
