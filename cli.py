@@ -91,7 +91,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the test items")
+    parser.add_argument("--seed", type=at_least(0), help="of the test items (0); text has windows, and draws none")
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -101,7 +101,10 @@ def evaluate(args: list[str]) -> None:
     model = load(options)
     data = data_of(options.folder, options.paths)
     batches = data.evaluation_batches(
-        options.difficulty, options.examples, min(options.batch_size, options.examples), options.seed
+        options.difficulty,
+        options.examples,
+        min(options.batch_size, options.examples),
+        **({} if options.seed is None else {"seed": options.seed}),
     )
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part

@@ -82,7 +82,7 @@ def answers(
     tokenizer: Tokenizer, ids: Tensor, mask: Tensor | None, new_tokens: Tensor, used: Tensor, asked: dict[str, Any]
 ) -> list[str]:
     """The text of each row's answer, up to the first stop string."""
-    seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
     written, stop = used > 0, stop_strings(tokenizer, asked.get("stop"))
     return [
         continuation(tokenizer, ids[row][seen[row]].tolist(), new_tokens[row][written[row]].tolist(), stop)

@@ -244,7 +244,7 @@ class StopStrings:
         self, tokenizer: Tokenizer, ids: Tensor, mask: Tensor | None, stop: str | Sequence[str] | None
     ) -> None:
         texts = stop_strings(tokenizer, stop)
-        seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        seen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.to(ids.device)
         self.rows = [TextStream(tokenizer, row[own].tolist(), texts) for row, own in zip(ids, seen, strict=True)]
 
     def __call__(self, row: int, token: int) -> bool:

@@ -275,7 +275,7 @@ class TextData(StreamData):
         return list(self.held_out_batches(self.validation_windows, self.batch_size))
 
     def evaluation_batches(
-        self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 32, seed: int = 0
+        self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 32, seed: int | None = None
     ) -> Evaluation:
         """The held-out split in batches of (input_ids, labels), each (B, T) int64, under the one difficulty None.
 
@@ -283,11 +283,12 @@ class TextData(StreamData):
             difficulties: Must be None, since text has no difficulty.
             examples: Largest number of windows.
             batch_size: Windows in a batch.
-            seed: Without effect, since the windows are spread evenly and not drawn.
+            seed: Must be None, since the windows are spread evenly and not drawn.
         """
         if difficulties is not None:
             raise ValueError(f"text has no difficulty: leave {difficulties} out")
-        del seed
+        if seed is not None:
+            raise ValueError(f"windows of text are spread evenly and not drawn: leave the seed {seed} out")
         return {None: ((b["input_ids"], b["labels"]) for b in self.held_out_batches(examples, batch_size))}
 
     def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:

@@ -184,6 +184,8 @@ def test_text_is_evaluated_on_the_held_out_split(text_data: TextData) -> None:
     assert equal([labels for _, labels in shown], [b["labels"] for b in text_data.validation_batches()])
     with pytest.raises(ValueError, match=r"text has no difficulty: leave \[8\] out"):
         text_data.evaluation_batches([8])
+    with pytest.raises(ValueError, match="not drawn: leave the seed 3 out"):
+        text_data.evaluation_batches(seed=3)
 
 
 def test_everything_can_be_held_out(text_data: TextData, tmp_path: Path) -> None:
