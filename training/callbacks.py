@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.utils.data.distributed import DistributedSampler
 
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
@@ -26,7 +27,8 @@ class DepthValidation(pl.Callback):
     """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` at the mean.
 
     It also logs `val/token_correlation`, and warns of a collapsed state and of an ignored loop. Losses are in nats for
-    each scored token.
+    each scored token. Means are over all scored positions of all devices together, as if one device had seen every
+    batch once: devices add up sums, and leave out what was dealt to them a second time.
 
     Args:
         collapse_above: token correlation above which the state counts as collapsed.
@@ -52,21 +54,26 @@ class DepthValidation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, ModelOutput)
+        once = 0 if is_repeat(trainer, batch_idx, dataloader_idx) else 1
         labels = batch["labels"]
         readings: dict[str, Reading] = {f"@{count}": reading for count, reading in outputs.readings.items()}
         for name, reading in (readings or {"": outputs}).items():
-            self.sums[f"loss{name}"] += float(token_losses(reading.logits, labels).sum())
-            self.sums[f"accuracy{name}"] += int(((reading.logits.argmax(-1) == labels) & scored(labels)).sum())
-        self.sums["scored"] += int(scored(labels).sum())
-        self.sums["correlation"] += float(token_correlation(outputs.state))
-        self.sums["batches"] += 1
+            self.sums[f"loss{name}"] += once * float(token_losses(reading.logits, labels).sum())
+            self.sums[f"accuracy{name}"] += once * int(((reading.logits.argmax(-1) == labels) & scored(labels)).sum())
+        self.sums["scored"] += once * int(scored(labels).sum())
+        self.sums["correlation"] += once * float(token_correlation(outputs.state))
+        self.sums["batches"] += once
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if not self.sums["batches"]:
+        sums = over_ranks(trainer, self.sums)
+        if not sums.get("batches"):
             return
-        means = {k: v / self.sums["scored"] for k, v in self.sums.items() if k.startswith(("loss", "accuracy"))}
-        correlation = self.sums["correlation"] / self.sums["batches"]
+        if not sums["scored"]:
+            rank_zero_warn("no position of the validation batches is scored (all labels are -100): there is no loss")
+            return
+        means = {k: v / sums["scored"] for k, v in sums.items() if k.startswith(("loss", "accuracy"))}
+        correlation = sums["correlation"] / sums["batches"]
         mean_count = None if pl_module.iterations is None else round(pl_module.iterations.mean)
         if f"loss@{mean_count}" in means:
             means["loss"] = means[f"loss@{mean_count}"]
@@ -97,6 +104,32 @@ class DepthValidation(pl.Callback):
                 f"step {step}: the loop is ignored: loss {means['loss@1']:.4f} at 1 iteration and {means['loss']:.4f} "
                 f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
             )
+
+
+def over_ranks(trainer: pl.Trainer, sums: dict[str, float]) -> dict[str, float]:
+    """The sums of all devices together; every device must have the same names."""
+    if trainer.world_size == 1:
+        return dict(sums)
+    names = sorted(sums)
+    device = trainer.strategy.root_device
+    wide = torch.float32 if device.type == "mps" else torch.float64  # which mps lacks
+    total = trainer.strategy.reduce(torch.tensor([sums[n] for n in names], dtype=wide, device=device), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return dict(zip(names, total.tolist(), strict=True))
+
+
+def is_repeat(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> bool:
+    """Whether another device was dealt this validation batch too.
+
+    A list of whole batches is dealt out one by one; where it is used up before all devices have as many, it begins
+    anew.
+    """
+    loaders = trainer.val_dataloaders
+    loader = loaders[dataloader_idx] if isinstance(loaders, list) else loaders
+    sampler = getattr(loader, "sampler", None)
+    if loader is None or not isinstance(sampler, DistributedSampler) or loader.batch_sampler is not None:
+        return False
+    return batch_idx * sampler.num_replicas + sampler.rank >= len(loader.dataset)
 
 
 def token_correlation(state: Tensor) -> Tensor:

@@ -1,5 +1,9 @@
 """What training minimises. Labels are aligned with positions (nothing is shifted); IGNORE positions do not count.
 
+A loss is a mean over the scored positions of one batch of one device, and 0 without gradient where there are none.
+Over accumulated batches, and over devices, gradients are averaged as they are: each batch counts alike, however many
+positions it scores. (Those of mull's own data have nearly equal numbers.)
+
     last iteration    L = L_R, the cross entropy after the last iteration
     expected          L = sum_t p(t) L_t - beta H(p), p(t) = lambda_t prod_{j<t} (1 - lambda_j), the last the rest;
                       lambda_t is the sigmoid of the model's exit gate             (Ouro stage I, arXiv 2510.25741)
@@ -36,7 +40,7 @@ class LastIteration(Loss):
     """Cross entropy after the last iteration."""
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        return token_losses(output.logits, labels).sum() / scored(labels).sum()
+        return token_losses(output.logits, labels).sum() / number_scored(labels)
 
 
 class ExpectedOverIterations(Loss):
@@ -65,7 +69,7 @@ class ExpectedOverIterations(Loss):
         log_p = exit_log_distribution(exit_logits)
         losses = torch.stack([token_losses(r.logits, labels) for r in readings])  # (R, B, T)
         expected = (log_p.exp() * (losses + self.entropy_weight * log_p)).sum(dim=0)  # -beta H = beta sum p log p
-        return (expected * scored(labels)).sum() / scored(labels).sum()
+        return (expected * scored(labels)).sum() / number_scored(labels)
 
 
 def exit_log_distribution(exit_logits: Tensor) -> Tensor:
@@ -86,3 +90,8 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
 def scored(labels: Tensor) -> Tensor:
     """(B, T) bool: the positions that count."""
     return labels != IGNORE
+
+
+def number_scored(labels: Tensor) -> Tensor:
+    """What a sum over the scored positions is divided by: their number, and 1 where there are none."""
+    return scored(labels).sum().clamp(min=1)

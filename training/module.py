@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mull.models import ModelOutput
@@ -23,7 +24,7 @@ from mull.models.loop import check_count, counts_around
 from mull.training.capacities import CapacitySampler
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import LastIteration, Loss
+from mull.training.losses import LastIteration, Loss, scored
 from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
 
 # input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
@@ -106,15 +107,21 @@ class TrainingModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
 
+        A batch that scores no position has a loss of 0, which is not logged.
+
         Raises:
             NonFiniteLossError: the loss is not a finite number.
         """
         index = self.batch_index(batch_idx)
         output = self.think(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
+        anything = bool(scored(batch["labels"]).any())
+        if not anything:
+            rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        if anything:
+            self.log("train/loss", loss.detach(), prog_bar=True)
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss

@@ -100,6 +100,48 @@ def test_metrics_are_means_over_scored_positions_by_count():
     assert metrics["val/loss"] == metrics["val/loss@4"]
 
 
+def staged_batches():
+    """Three batches of which the scored positions are 10, 5 and 1, with a mistake each in the first two."""
+    ids = torch.arange(12).view(2, 6) % 5
+    labels = ids.clone()
+    labels[:, -1] = -100
+    labels[0, 0] = (labels[0, 0] + 1) % 5
+    few = torch.full_like(ids[:1], -100)
+    few[0, 2] = ids[0, 2]
+    pairs = [(ids, labels), (ids[:1], labels[:1]), (ids[:1], few)]
+    return [{"input_ids": ids, "labels": labels} for ids, labels in pairs]
+
+
+def staged_metrics(devices, batches):
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[DepthValidation()],
+    )  # fmt: skip
+    module = TrainingModule(Staged(True, False), Fixed(4))
+    return trainer.validate(module, torch.utils.data.DataLoader(batches, batch_size=None), verbose=False)[0]
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice for tests on several devices
+@pytest.mark.parametrize("count", [1, 3])
+def test_two_devices_measure_what_one_measures(count):
+    """Guards the sums: ranks with different numbers of scored positions, a batch that is dealt out twice to make them
+    even, and a rank that has nothing of its own."""
+    batches = staged_batches()[:count]
+    one, two = staged_metrics(1, batches), staged_metrics(2, batches)
+    assert one.keys() == two.keys() and len(one) > 10
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_a_validation_that_scores_nothing_says_so():
+    """Guards against a division by zero in the middle of a run."""
+    batches = [{**batch, "labels": torch.full_like(batch["labels"], -100)} for batch in staged_batches()]
+    with pytest.warns(UserWarning, match="no position of the validation batches is scored"):
+        assert staged_metrics(1, batches) == {}
+    assert "val/loss" in staged_metrics(1, [*batches, staged_batches()[0]])  # some do
+
+
 def test_a_network_without_a_loop_has_one_loss():
     """Guards the baseline's metrics."""
     assert set(validate(iterations=None)[0]) == {"val/loss", "val/accuracy", "val/token_correlation"}

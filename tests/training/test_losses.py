@@ -33,6 +33,15 @@ def random_labels(generator, batch, positions, vocabulary):
     return labels
 
 
+@pytest.mark.parametrize("loss", [LastIteration(), ExpectedOverIterations()], ids=["last", "expected"])
+def test_nothing_scored_is_zero_without_gradient(loss):
+    """Guards against 0 / 0, in both losses."""
+    logits = torch.randn(2, 1, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    value = loss(output_of(logits, torch.zeros(2, 1, 3)), torch.full((1, 3), IGNORE))
+    value.backward()
+    assert value == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
 def nats(logits, label):
     """Cross entropy of one position by its definition."""
     values = [float(value) for value in logits]

@@ -10,7 +10,7 @@ from mull.training.data import Parity, TaskData
 from mull.training.iterations import Fixed, IterationSampler, LogNormalPoisson, PoissonPerSequence
 from mull.training.losses import LastIteration
 from mull.training.module import NonFiniteLossError, TrainingModule
-from mull.training.optimizers import MuonAdamW
+from mull.training.optimizers import AdamW, MuonAdamW
 from mull.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, loggers and batch sizes
@@ -67,11 +67,80 @@ def test_memory_does_not_grow_with_depth(ids):
     assert kept(40) == kept(4) > kept(1)
 
 
+class Mostly(TaskData):
+    """Parity whose second batch scores nothing."""
+
+    def training_batch(self, number, rank=0, world_size=1):
+        batch = super().training_batch(number, rank, world_size)
+        return {**batch, "labels": torch.full_like(batch["labels"], -100)} if number == 1 else batch
+
+
+class Weights(pl.Callback):
+    """Keeps the weights and the metrics after each step."""
+
+    def __init__(self):
+        self.seen, self.logged = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.seen.append(torch.cat([p.detach().flatten().clone() for p in pl_module.parameters()]))
+        self.logged.append(trainer.logged_metrics.get("train/loss"))
+
+
+class Descent(AdamW):
+    """Gradient descent, in which no gradient is no change."""
+
+    def build(self, network):
+        return torch.optim.SGD(network.parameters(), lr=0.1)
+
+
+def test_a_batch_that_scores_nothing_changes_nothing_and_is_no_failure(tmp_path):
+    """Guards against a loss of 0 / 0, for which the learning rate was blamed: told, not learned from, not logged."""
+    weights = Weights()
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[weights], limit_val_batches=0,
+    )  # fmt: skip
+    module = TrainingModule(build(), Fixed(2), optimizer=Descent(), warmup_steps=0, decay_share=0.0)
+    with pytest.warns(UserWarning, match="a training batch scores no position"):
+        trainer.fit(module, Mostly(Parity(length=6), batch_size=3, validation_examples=3))
+    first, second, third = weights.seen
+    assert torch.equal(first, second) and not torch.equal(second, third)
+    assert weights.logged[0] > 0 and weights.logged[1] in (None, weights.logged[0])
+
+
 class Gradients(pl.Callback):
     """Keeps the gradients of the first step."""
 
     def on_before_optimizer_step(self, _, pl_module, __):
-        self.found = {name: p.grad for name, p in pl_module.network.named_parameters()}
+        self.found = {name: p.grad.clone() for name, p in pl_module.network.named_parameters()}
+
+
+class Uneven(TaskData):
+    """Parity whose second batch scores one position of each row only."""
+
+    def training_batch(self, number, rank=0, world_size=1):
+        batch = super().training_batch(number, rank, world_size)
+        if number == 1:
+            batch["labels"][:, :-1] = -100
+        return batch
+
+
+def test_accumulated_batches_count_alike(tmp_path):
+    """Guards what is said of accumulation: the mean of the batches' means, however many positions each scores."""
+    module, seen = TrainingModule(build(initial_state="zero"), Fixed(2), optimizer=Descent()), Gradients()
+    data = Uneven(Parity(length=6), batch_size=3, validation_examples=3)
+    parts = []
+    for number in range(2):
+        batch = data.training_batch(number)
+        parts.append(gradients(module.loss(module.think(batch["input_ids"], 0), batch["labels"]), module.network))
+    trainer = pl.Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[seen], limit_val_batches=0,
+        accumulate_grad_batches=2,
+    )  # fmt: skip
+    module.network.zero_grad()
+    trainer.fit(module, data)
+    torch.testing.assert_close(seen.found, {name: (parts[0][name] + parts[1][name]) / 2 for name in seen.found})
 
 
 @pytest.mark.parametrize("injection", ["concat", "add", "diagonal"])
