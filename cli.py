@@ -93,13 +93,14 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
     parser.add_argument("--seed", type=at_least(0), help="of the test items (0); text has windows, and draws none")
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
+    parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     options = parse(parser, args)
     model = load(options)
-    data = data_of(options.folder, options.paths)
+    data = data_of(options.folder, options.paths, trust=options.trust)
     batches = data.evaluation_batches(
         options.difficulty,
         options.examples,

@@ -1,8 +1,8 @@
 """Modules of the user's own, imported by an explicit word: `--plugin my_module`, or `plugins=["my_module"]`.
 
 Nothing is imported because a checkpoint folder names it. A class that a folder names is looked up only where its module
-is inside mull, or inside a module that was named here (`is_trusted`). In Python, registering your own classes needs no
-plugin: import their module.
+is one of mull's own (`OWN`), or inside a module that was named here (`is_trusted`). In Python, registering your own
+classes needs no plugin: import their module.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
+OWN = ("mull.models", "mull.inference", "mull.training")  # not mull.checkpoints: folders of others lie in there
 NAMED: set[str] = set()  # the modules that the user has named in this process
 
 
@@ -49,5 +50,5 @@ def import_plugin(name: str) -> str:
 
 
 def is_trusted(module: str) -> bool:
-    """Whether a module is inside mull, or inside one that the user has named."""
-    return any(module == name or module.startswith(f"{name}.") for name in ("mull", *NAMED))
+    """Whether a module is one of mull's own, or inside one that the user has named."""
+    return module == "mull" or any(module == name or module.startswith(f"{name}.") for name in (*OWN, *NAMED))

@@ -14,7 +14,7 @@ from mull.checkpoints.files import read_tokenizer
 from mull.training.data.task import END
 
 # Names under which published tokenizers keep their end of text; the first one present is used.
-END_NAMES = (END, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
+END_NAMES = (END, "<|endoftext|>", "<|end_of_text|>", "<|end_text|>", "</s>", "<eos>", "<|eos|>", "[SEP]")
 
 
 def byte_tokenizer() -> Tokenizer:
