@@ -3,8 +3,7 @@
     check what is asked;  session.read(prompt);  the decoder yields rounds;  rounds become positions
 
 `stream` hands on one position of all rows at a time, `generate` collects them. Prompts of different lengths come padded
-on either side with an attention mask; a row's answer does not depend on its padding or on the other rows (of a greedy
-run: draws share one generator).
+on either side with an attention mask. A greedy row depends on nothing but itself; draws share one generator.
 
 Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 """
@@ -17,7 +16,7 @@ from typing import Concatenate, ParamSpec, Unpack
 import torch
 from torch import Tensor
 
-from mull.inference.checks import check_depth, check_prompt, check_stop_tokens, real_lengths
+from mull.inference.checks import check_known, check_prompt
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
@@ -90,13 +89,10 @@ def stream(
     Args:
         model: any family; left in the mode it is in.
         prompt_ids: (B, P) integer token ids.
-        iterations: how long to think at every position, one count or (B,) with one per row; None is the count of the
-            config (a Transformer has no loop and takes nothing but None). With an exit rule, the most any position
-            gets.
-        exit: a rule that ends thinking early, `latent:0.03` or an object of mull.inference.exits; short for
-            decode="adaptive:latent:0.03".
-        max_new_tokens: most new tokens of a row. A row never exceeds the model's max_length, padding not counted: there
-            its text ends.
+        iterations: how long to think at every position, one count or (B,) with one per row; None is the config's (a
+            Transformer has no loop and takes nothing but None). With an exit rule, the most that any position gets.
+        exit: rule that ends thinking early, `latent:0.03` or of mull.inference.exits; short for decode="adaptive:...".
+        max_new_tokens: most new tokens of a row, whose text ends at the model's max_length too, padding not counted.
         temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
@@ -110,15 +106,16 @@ def stream(
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
     """
     draw = Draw(generator, temperature, top_k, top_p, min_p)
-    check_prompt(model, prompt_ids, attention_mask)
+    held = check_prompt(model, prompt_ids, attention_mask)
     check_count("max_new_tokens", max_new_tokens)
-    iterations = check_depth(model, iterations, len(prompt_ids))
+    iterations = model.check_depth(iterations, len(prompt_ids))
     decoder = choose_decoder(decode, exit)
     options["policy"] = check_decoder(decoder, model, iterations, generator, options)
-    stop = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
+    ends = list(model.config.stop_tokens if stop_tokens is None else stop_tokens)
+    stop = torch.tensor(ends, dtype=torch.int64, device=model.device)
+    check_known(model, "stop token", stop)
     mask = None if attention_mask is None else attention_mask.to(model.device)
     prompt = prompt_ids.to(model.device, torch.int64)
-    held = real_lengths(prompt_ids, attention_mask)
     limits = [min(max_new_tokens, model.config.max_length - length) for length in held]
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
