@@ -57,7 +57,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
-    if name.endswith(("Config", "Transformer", "Model")):  # of a family that this page does not name
+    if not name.startswith("_"):  # a family that this page does not name
         found = import_module("mull.models.families").class_named(name)
         if found is not None:
             return found

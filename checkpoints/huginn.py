@@ -180,9 +180,9 @@ def their_name(name: str) -> str:
 
 def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None) -> None:
     """Write a folder of the public layout, all files or none. Raises ValueError for what the layout cannot express."""
-    if type(model).config_class is not RecurrentDepthConfig:
-        raise ValueError(f"the public layout holds recurrent-depth models, not a {type(model).__name__}")
     config = model.config
+    if type(config) is not RecurrentDepthConfig:
+        raise ValueError(f"the public layout holds recurrent-depth models, not a {type(model).__name__}")
     wrong = [f"{name} {getattr(config, name)!r}" for name, value in OURS.items() if getattr(config, name) != value]
     if config.kv_heads != config.n_heads:
         wrong.append(f"n_kv_heads {config.n_kv_heads!r}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mull.inference.checks import check_depth, check_stop_tokens
+from mull.inference.generate import stop_ids
 from mull.inference.sampling import Draw
 from mull.inference.session import Session
 from mull.inference.text import TextStream, encode
@@ -37,7 +37,7 @@ class Chat:
     def __init__(self, model: LanguageModel, call: dict[str, Any]) -> None:
         self.model, self.call = model, call
         self.draw = Draw(**{name: call[name] for name in DRAW})
-        self.ends = set(check_stop_tokens(model, None))
+        self.ends = set(stop_ids(model, None))
         self.most = check_count("max_new_tokens", call["max_new_tokens"])
         self.opening: list[int] = []  # what the tokenizer puts before a text: it stays when turns are forgotten
         self.turns: list[list[int]] = []  # token ids of each turn, its answer included
@@ -56,7 +56,7 @@ class Chat:
         Raises:
             ValueError: a count that the model cannot have; the old one stays.
         """
-        check_depth(self.model, iterations, 1)
+        self.model.check_depth(iterations, 1)
         before, self.iterations = self.iterations, iterations
         try:
             self.session = self.new_session()

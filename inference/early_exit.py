@@ -4,21 +4,18 @@
 
 What is iterated shrinks to the positions that stay (`Context.narrow`). The positions that left answer the others with
 their deepest keys (the `deepest` policy of the cache). A position's count depends on itself and on positions before it,
-so it is the same in a batch, with padding, in one prompt or token by token (except for rules that read logits:
-exits.py).
+so it is the same in a batch, with padding, in one prompt or token by token (but for rules that read logits: exits.py).
 
 Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
 """
-
-from collections.abc import Callable, Iterable
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from mull.inference.exits import Exit, Measured, Memory, Thought, parse
+from mull.inference.exits import Exit, Memory, Thought, parse
 from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
-from mull.models.loop import Iterations, check_count
+from mull.models.loop import Iterations
 from mull.models.positions import Context
 
 
@@ -38,29 +35,6 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     return rule
 
 
-def measure(
-    model: LanguageModel, batches: Iterable[tuple[Tensor, Tensor]], iterations: int | None
-) -> Callable[[Exit], Measured]:
-    """What `exits.calibrate` asks: rule -> mean iterations of all positions, and accuracy of the scored ones.
-
-    Args:
-        batches: (input_ids, labels), each (B, T); labels below 0 are not scored.
-        iterations: the most that any position gets; None is the config's count.
-    """
-    kept = list(batches)
-
-    def run(exit: Exit) -> Measured:
-        used = positions = right = scored = 0
-        for input_ids, labels in kept:
-            out = think_until(model, input_ids, iterations, exit)
-            used, positions = used + int(out.iterations.sum()), positions + input_ids.numel()
-            right += int((out.logits.argmax(-1) == labels)[labels >= 0].sum())
-            scored += int((labels >= 0).sum())
-        return Measured(iterations=used / positions, accuracy=right / scored)
-
-    return run
-
-
 @torch.no_grad()
 def think_until(
     model: LanguageModel,
@@ -71,24 +45,15 @@ def think_until(
     cache: Cache | None = None,
     state: Tensor | None = None,
 ) -> ModelOutput:
-    """Like calling the model, but each position leaves when `exit` says so.
+    """Like `IteratedModel.forward`, but each position leaves when `exit` says so.
 
-    Args:
-        model: a model with a loop.
-        input_ids: (B, T) int64.
-        iterations: the most that any position gets; None is the config's count.
-        exit: the rule.
-        attention_mask: (B, T), 0 at padding (left or right).
-        cache: of policy deepest or shared; None makes one for this call.
-        state: (B, T, D), the initial state; None is its mean.
-
-    Returns:
-        logits (B, T, V), state (B, T, D) and iterations (B, T), what each position used. Padding uses 0.
+    `iterations` is the most that any position gets, None the config's count; a cache is of policy deepest or shared.
+    Returns logits (B, T, V), state (B, T, D) and iterations (B, T), what each position used; padding uses 0.
     """
     assert isinstance(model, IteratedModel)
-    if isinstance(iterations, Tensor):
+    limit = model.check_depth(iterations, len(input_ids))
+    if isinstance(limit, Tensor):
         raise ValueError("an exit rule takes one limit of iterations for all rows, not one per row")
-    limit = check_count("iterations", model.config.default_iterations if iterations is None else iterations)  # type: ignore[arg-type]
     if cache is None:
         # One set of keys suffices: positions that still think overwrite theirs in every iteration, and those that left
         # keep their last keys in it.
@@ -109,13 +74,7 @@ def think_until(
 
 
 def settle(
-    model: IteratedModel,
-    injected: Tensor,
-    state: Tensor,
-    context: Context,
-    thinking: Tensor,
-    limit: int,
-    exit: Exit,
+    model: IteratedModel, injected: Tensor, state: Tensor, context: Context, thinking: Tensor, limit: int, exit: Exit
 ) -> tuple[Tensor, Tensor]:
     """Iterate the positions `thinking`, (N,) ascending indices into B * T, until each has left or reached the limit.
 
@@ -138,7 +97,15 @@ def settle(
         elif exit.reads_logits and not exit.checks(count):
             continue
         else:
-            leaves, _ = exit.leaves(look(model, now, count, current, previous, memory))
+            thought = Thought(
+                count=count,
+                state=current.flatten(0, 1),
+                previous=previous.flatten(0, 1),
+                logits=lambda: model.read(current, now).logits.flatten(0, 1),  # noqa: B023  # asked at once, or never
+                halt=lambda: model.halt(current).flatten(),  # noqa: B023
+                memory=memory,
+            )
+            leaves = exit.leaves(thought)
             if not exit.checks(count) or not bool(leaves.any()):
                 continue
         rows, columns = now.cells()
@@ -153,17 +120,3 @@ def settle(
         now = context.narrow(thinking)
         now_prepared, current = now.gather(prepared), by_position[stays][None]
     return settled.view(state.shape), used
-
-
-def look(
-    model: IteratedModel, context: Context, count: int, state: Tensor, previous: Tensor, memory: Memory
-) -> Thought:
-    """What a rule gets to see of states, (B, T, D) after an iteration and before it, by position."""
-    return Thought(
-        count=count,
-        state=state.flatten(0, 1),
-        previous=previous.flatten(0, 1),
-        logits=lambda: model.read(state, context).logits.flatten(0, 1),
-        halt=lambda: model.halt(state).flatten(),
-        memory=memory,
-    )

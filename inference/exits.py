@@ -26,13 +26,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mull.inference.measure.results import Result
 from mull.inference.written import filled
 from mull.inference.written import parse as parse_written
 from mull.models.registry import Registry
@@ -79,7 +80,6 @@ class Exit(ABC):
     needs_gate: ClassVar[bool] = False  # asks the model's exit gate
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
     span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
-    neutral: ClassVar[Mapping[str, float]] = {}  # all that is remembered, as it is before the first look
 
     @classmethod
     def from_text(cls, text: str) -> Exit:
@@ -100,15 +100,14 @@ class Exit(ABC):
         """Whether positions may leave after `count` iterations."""
         return count >= self.minimum and (count - self.minimum) % self.every == 0
 
-    def recall(self, thought: Thought, name: str, like: Tensor) -> Tensor:
-        """What is remembered under a name, in the shape and type of `like`."""
+    def recall(self, thought: Thought, name: str, like: Tensor, first: float) -> Tensor:
+        """What is remembered under a name; before the first look `first`, in the shape and type of `like`."""
         kept = thought.memory.get(name)
-        return torch.full_like(like, self.neutral[name]) if kept is None else kept
+        return torch.full_like(like, first) if kept is None else kept
 
-    def leaves(self, thought: Thought) -> tuple[Tensor, Tensor]:
-        """Decision (N,) bool and value (N,)."""
-        value = self.value(thought)
-        return value < self.threshold, value
+    def leaves(self, thought: Thought) -> Tensor:
+        """Which positions leave, (N,) bool."""
+        return self.value(thought) < self.threshold
 
 
 EXITS: Registry[type[Exit]] = Registry("exit")
@@ -134,12 +133,11 @@ class Acceleration(Exit):
     """Two small changes of the change in a row: also leaves from a steady drift, where `latent` would not."""
 
     name, example = "acceleration", "acceleration:0.02"
-    neutral: ClassVar[Mapping[str, float]] = {"change": math.inf, "now": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
         change = thought.state - thought.previous
-        now = norm(change - self.recall(thought, "change", change)) / norm(thought.state)
-        two = torch.maximum(now, self.recall(thought, "now", now))
+        now = norm(change - self.recall(thought, "change", change, math.inf)) / norm(thought.state)
+        two = torch.maximum(now, self.recall(thought, "now", now, math.inf))
         thought.memory.update(change=change, now=now)
         return two
 
@@ -149,12 +147,11 @@ class KL(Exit):
     """Change of the answer's distribution in nats."""
 
     name, example, reads_logits = "kl", "kl:0.001", True
-    neutral: ClassVar[Mapping[str, float]] = {"log_p": -math.inf}  # no mass anywhere: infinitely far from any answer
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
-        before, p = self.recall(thought, "log_p", log_p), log_p.exp()
-        thought.memory["log_p"] = log_p
+        before = self.recall(thought, "log_p", log_p, -math.inf)  # no mass anywhere: infinitely far from any answer
+        thought.memory["log_p"], p = log_p, log_p.exp()
         return torch.where(p > 0, p * (log_p - before), 0.0).sum(-1)
 
 
@@ -163,12 +160,11 @@ class Entropy(Exit):
     """Change of the answer's entropy in nats. Two different answers of equal entropy look alike to it."""
 
     name, example, reads_logits = "entropy", "entropy:0.001", True
-    neutral: ClassVar[Mapping[str, float]] = {"entropy": math.inf}
 
     def value(self, thought: Thought) -> Tensor:
         log_p = thought.logits().float().log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
-        before = self.recall(thought, "entropy", entropy)
+        before = self.recall(thought, "entropy", entropy, math.inf)
         thought.memory["entropy"] = entropy
         return (entropy - before).abs()
 
@@ -179,12 +175,11 @@ class Argmax(Exit):
 
     name, example, reads_logits = "argmax", "argmax:-4", True
     span = (-64.0, 0.0)
-    neutral: ClassVar[Mapping[str, float]] = {"best": -1, "run": 0}
 
     def value(self, thought: Thought) -> Tensor:
         best = thought.logits().argmax(-1)
-        same = best == self.recall(thought, "best", best)
-        run = torch.where(same, self.recall(thought, "run", best), 0) + 1
+        same = best == self.recall(thought, "best", best, -1)
+        run = torch.where(same, self.recall(thought, "run", best, 0), 0) + 1
         thought.memory.update(best=best, run=run)
         return -run.float()
 
@@ -206,11 +201,10 @@ class Gate(Exit):
 
     name, example, needs_gate = "gate", "gate:0.5", True
     span = (1e-6, 1.0)
-    neutral: ClassVar[Mapping[str, float]] = {"left": 1.0}
 
     def value(self, thought: Thought) -> Tensor:
         halt = torch.sigmoid(thought.halt().float())
-        left = self.recall(thought, "left", halt) * (1 - halt)
+        left = self.recall(thought, "left", halt, 1.0) * (1 - halt)
         thought.memory["left"] = left
         return left
 
@@ -234,32 +228,25 @@ def parse(text: str) -> Exit:
     return parse_written(text, EXITS)
 
 
-class Measured(NamedTuple):
-    """What a rule does on held-out data: mean iterations of a position, and accuracy of a scored one."""
-
-    iterations: float
-    accuracy: float
-
-
 def calibrate(
     exit: Exit,
-    measure: Callable[[Exit], Measured],
+    measure: Callable[[Exit], Result],
     *,
     mean_iterations: float | None = None,
     tolerated_loss: float | None = None,
     rounds: int = 12,
-) -> tuple[Exit, Measured]:
+) -> tuple[Exit, Result]:
     """The rule with the highest threshold that keeps to a limit, by bisection: a higher one leaves sooner.
 
     Args:
         exit: the rule; its threshold does not matter.
-        measure: runs a rule on held-out data; see `early_exit.measure`.
+        measure: runs a rule on held-out data: `lambda rule: evaluate(model, {None: batches}, [16], exit=rule)[0]`.
         mean_iterations: fewest iterations a position shall get on average.
         tolerated_loss: how much accuracy may fall below that of never leaving, as a share (0.005: half a point).
         rounds: of bisection; each measures once.
 
     Returns:
-        The rule, and what it did. Where no threshold keeps to the limit, the rule that never leaves.
+        The rule, and its result. Where no threshold keeps to the limit, the rule that never leaves.
 
     Raises:
         ValueError: not exactly one limit is given, or the rule has nothing to find.
@@ -270,19 +257,13 @@ def calibrate(
         raise ValueError(f"exit {exit.name!r} has no threshold to find: it is the number of iterations itself")
     never = replace(exit, threshold=-math.inf)
     best, found = never, measure(never)
-    least_accuracy = found.accuracy - (tolerated_loss or 0.0)
-
-    def keeps(measured: Measured) -> bool:
-        if mean_iterations is not None:
-            return measured.iterations >= mean_iterations
-        return measured.accuracy >= least_accuracy
-
+    least_accuracy = -math.inf if tolerated_loss is None else found.accuracy - tolerated_loss
     low, high = exit.span
     for _ in range(rounds):
         middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
         rule = replace(exit, threshold=middle)
         measured = measure(rule)
-        if keeps(measured):
+        if (measured.mean_iterations or 0) >= (mean_iterations or 0) and measured.accuracy >= least_accuracy:
             low, best, found = middle, rule, measured
         else:
             high = middle

@@ -3,8 +3,7 @@
     check what is asked;  session.read(prompt);  the decoder yields rounds;  rounds become positions
 
 `stream` hands on one position of all rows at a time, `generate` collects them. Prompts of different lengths come padded
-on either side with an attention mask; a row's answer does not depend on its padding or on the other rows (of a greedy
-run: draws share one generator).
+on either side with an attention mask. A greedy row depends on nothing but itself; draws share one generator.
 
 Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 """
@@ -12,13 +11,14 @@ Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from operator import index
 from typing import Any, Concatenate, ParamSpec, Unpack
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mull.inference.checks import check_depth, check_prompt, check_stop_tokens, real_lengths
+from mull.inference.checks import check_known, check_prompt
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
 from mull.inference.prompts import PromptLike, as_prompts
@@ -117,13 +117,10 @@ def stream(
         model: any family; left in the mode it is in.
         prompt_ids: a text, a list of texts, or (B, P) integer token ids as tensor, array or lists. Text is read by
             `model.tokenizer`; rows of different lengths are padded and masked.
-        iterations: how long to think at every position, one count or (B,) with one per row; None is the count of the
-            config (a Transformer has no loop and takes nothing but None). With an exit rule, the most any position
-            gets.
-        exit: a rule that ends thinking early, `latent:0.03` or an object of mull.inference.exits; short for
-            decode="adaptive:latent:0.03".
-        max_new_tokens: most new tokens of a row. A row never exceeds the model's max_length, padding not counted: there
-            its text ends.
+        iterations: how long to think at every position, one count or (B,) with one per row; None is the config's (a
+            Transformer has no loop and takes nothing but None). With an exit rule, the most that any position gets.
+        exit: rule that ends thinking early, `latent:0.03` or of mull.inference.exits; short for decode="adaptive:...".
+        max_new_tokens: most new tokens of a row, whose text ends at the model's max_length too, padding not counted.
         temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
@@ -139,21 +136,29 @@ def stream(
     """
     draw = Draw(generator, temperature, top_k, top_p, min_p)
     ids, given = as_prompts(model, prompt_ids, attention_mask)
-    check_prompt(model, ids, given)
+    held = check_prompt(model, ids, given)
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
-    iterations = check_depth(model, iterations, len(ids))
+    iterations = model.check_depth(iterations, len(ids))
     decoder = choose_decoder(decode, exit)
     options["policy"] = check_decoder(decoder, model, iterations, generator, options)
-    stops = torch.tensor(check_stop_tokens(model, stop_tokens), dtype=torch.int64, device=model.device)
+    stops = torch.tensor(stop_ids(model, stop_tokens), dtype=torch.int64, device=model.device)
+    check_known(model, "stop token", stops)
     ended = StopStrings(model.tokenizer, ids, given, stop) if stop else None
     mask = None if given is None else given.to(model.device)
     prompt = ids.to(model.device)
-    held = real_lengths(ids, given)
     limits = [min(max_new_tokens, model.config.max_length - length) for length in held]
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
     request = Request(draw, torch.tensor(limits, device=model.device))
     return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stops, ended)
+
+
+def stop_ids(model: LanguageModel, stop_tokens: Sequence[int] | None) -> list[int]:
+    """The stop tokens to use, the config's by default. Raises ValueError for what is no list of ids."""
+    try:
+        return [index(token) for token in (model.config.stop_tokens if stop_tokens is None else stop_tokens)]
+    except TypeError:
+        raise ValueError(f"stop_tokens must be a list of token ids, not {stop_tokens!r}; text is for stop=") from None
 
 
 @torch.inference_mode()

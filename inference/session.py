@@ -6,8 +6,7 @@
     more = session.fork([0, 0, 1])                 # rows of their own: samples, beams, rows that go on
     more.cut([5, 7, 6])                            # forget what stands behind these lengths
 
-Nothing is read twice: what a fork or a cut keeps is in the cache. Every way of writing, from greedy text to a search
-over answers, is these three.
+Nothing is read twice: what a fork or a cut keeps is in the cache. Every way of writing is these three.
 
 Shapes: B rows, T tokens of a row in this call, D model width, V vocabulary.
 """
@@ -21,13 +20,14 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from mull.inference.checks import check_depth, check_routing, routing_options
+from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Policy
 from mull.models.config import Capacity
-from mull.models.loop import Iterations, check_count
+from mull.models.loop import Iterations, check_count, deepest
+from mull.models.selection import check_capacity
 
 
 class Answer(NamedTuple):
@@ -42,9 +42,8 @@ class Answer(NamedTuple):
 class SessionOptions(TypedDict, total=False):
     """What may be said of a session beside how long it thinks.
 
-    warm_start (False): begin each new position from the state of the one before instead of the model's own start.
-    Changes
-        what is written, unless the loop comes to rest in the same place from anywhere.
+    warm_start (False): begin each new position from the state of the one before instead of the model's own start. This
+        changes what is written, unless the loop comes to rest in the same place from anywhere.
     policy, ring (1): of the cache (models/cache.py); None is `full`, or `deepest` with an exit rule.
     cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and may
         change what is written.
@@ -65,8 +64,7 @@ class Session:
         model: any family; left in the mode it is in.
         batch_size: rows.
         max_length: most tokens of a row, padding not counted.
-        iterations: how long to think about every position, one count or (B,) with one per row; None is the config's.
-            With an exit rule, the most that any position gets.
+        iterations: of every position, or the most under an exit rule; one, or (B,) by row; None is the config's count.
         exit: a rule that ends thinking early, `latent:0.03` or an object of exits.py.
         options: see `SessionOptions`.
 
@@ -90,10 +88,11 @@ class Session:
         if self.warm_start and not isinstance(model, IteratedModel):
             raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
         check_count("batch_size", batch_size)
-        self.model, self.iterations = model, check_depth(model, iterations, batch_size)
-        check_routing(model, self.iterations, options.get("capacity"))
+        self.model, self.iterations = model, model.check_depth(iterations, batch_size)
         self.exit = choose_exit(model, exit)
         self.routing = routing_options(model, capacity=options.get("capacity"))
+        if self.routing:
+            check_capacity(self.routing["capacity"], deepest(self.iterations) - 1)
         policy = options.get("policy") or ("full" if self.exit is None else "deepest")
         if self.exit is not None and policy == "full":
             raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
@@ -122,13 +121,11 @@ class Session:
         if empty:
             raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
         out = self.think(tokens, mask)
-        if mask is None:
-            answer = Answer(out.logits[:, -1], out.iterations[:, -1], out.state[:, -1])
-        else:
-            places = torch.arange(tokens.shape[1], device=tokens.device)
-            last = torch.where(mask.bool(), places, -1).amax(dim=1)
-            rows = torch.arange(len(tokens), device=tokens.device)
-            answer = Answer(out.logits[rows, last], out.iterations[rows, last], out.state[rows, last])
+        last: Any = (slice(None), -1)
+        if mask is not None:
+            places = torch.where(mask.bool(), torch.arange(tokens.shape[1], device=tokens.device), -1)
+            last = (torch.arange(len(tokens), device=tokens.device), places.amax(dim=1))
+        answer = Answer(out.logits[last], out.iterations[last], out.state[last])
         self.state = answer.state
         return answer
 
@@ -144,11 +141,8 @@ class Session:
         return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
-        """A session of its own with copies of these rows, in this order; a row may be named more than once.
-
-        Raises:
-            ValueError: there is no such row.
-        """
+        """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises
+        ValueError for rows that are not there."""
         chosen = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         outside = [row for row in chosen if not 0 <= row < self.batch_size]
         if outside:
@@ -162,11 +156,8 @@ class Session:
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:
-        """Forget the tokens of each row from `lengths` (B,) on.
-
-        Raises:
-            ValueError: a row holds fewer, or the session starts warm, from states that would have to be forgotten too.
-        """
+        """Forget the tokens of each row from `lengths` (B,) on. Raises ValueError where a row holds fewer, and where
+        the session starts warm, from states that would have to be forgotten too."""
         if len(lengths) != self.batch_size:
             raise ValueError(f"cut got {len(lengths)} lengths for {self.batch_size} rows; give one for each row")
         if list(lengths) == self.lengths:

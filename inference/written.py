@@ -4,8 +4,7 @@
     speculate:4:16             a decoder
 
 The name stands in a registry, for a frozen dataclass with an `example` of how it is written and `from_text`. The values
-behind colons are its first fields, in their order, and every field can be given by name; what is left out has its
-default.
+behind colons are its first fields, in their order; every field can be given by name, or left out to have its default.
 """
 
 from dataclasses import MISSING, fields

@@ -3,7 +3,7 @@
 Column p of a row holds its position p: padding is not stored, rows have lengths of their own, and to drop positions is
 to shorten a row. One tensor a layer, grown by need in both directions, iterations and columns.
 
-A policy says which stored iteration stands in, at iteration i, for a position that was iterated d times (`source`):
+A policy says which stored iteration stands in, at iteration i, for a position that was iterated d times:
 
     full      i                every iteration its own; all positions have the same depth, cached equals uncached
     deepest   min(i, d - 1)    a position that stopped early answers with its deepest iteration
@@ -17,6 +17,7 @@ Shapes: B batch, T positions of this call, N tokens of this call, K key/value he
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -28,15 +29,6 @@ from mull.models.loop import Iterations, check_count, deepest
 Slot = tuple[int, int]  # (layer, iteration), both from 0
 Policy = Literal["full", "deepest", "shared"]
 FIRST_COLUMNS = 64  # columns taken at first; doubled by need
-
-
-def source(policy: Policy, iteration: int, depth: int, ring: int = 1) -> int:
-    """The iteration whose keys stand in at `iteration` for a position iterated `depth` times (both as in the head)."""
-    if policy == "full":
-        return iteration
-    if policy == "deepest" or iteration % ring >= depth:
-        return min(iteration, depth - 1)
-    return depth - 1 - (depth - 1 - iteration) % ring
 
 
 def append(stored: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
@@ -108,11 +100,6 @@ class Cache:
         """Positions of the longest row."""
         return max(self.lengths, default=0)
 
-    @property
-    def even(self) -> bool:
-        """Whether all rows are equally long."""
-        return len(set(self.lengths)) <= 1
-
     def check(self, counts: list[int], iterations: Iterations | None) -> None:
         """Raise a ValueError unless `counts` more positions, by row, at this depth fit behind what is stored."""
         end = max(length + count for length, count in zip(self.lengths, counts, strict=True))
@@ -150,8 +137,7 @@ class Cache:
         self.capacity = capacity
 
     def append(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, T, K, W) behind what all rows hold, which must be equally long; return all columns up to their end,
-        (B, K, S, W) each."""
+        """Store (B, T, K, W) behind what all rows, equally long, hold; return all columns up to there, (B, K, S, W)."""
         start = self.length
         return append(self.storage(slot, start + keys.shape[1]), keys, values, start)
 
@@ -169,11 +155,6 @@ class Cache:
         """What the layers first .. first + count - 1 hold at an iteration, with room for one more position."""
         columns = self.length + 2  # one column more than is filled: all columns at once would have another layout
         return Block([self.storage((first + i, iteration), columns) for i in range(count)], self.length)
-
-    def reserve(self, layer: int, iterations: int, columns: int) -> None:
-        """Make room for what a call is about to store at so many iterations of a layer: bit by bit would be copied."""
-        if self.policy == "full":
-            self.grow(layer, iterations - 1, columns)
 
     def fill(self, layer: int, first: int, last: int, keys: Tensor, values: Tensor) -> None:
         """Store one position, (B, 1, K, W), behind what all rows hold, at the iterations first .. last - 1 of a layer:
@@ -220,13 +201,8 @@ class Cache:
         return grown
 
     def hold(self, rows: Tensor, columns: Tensor, depth: int) -> None:
-        """Copy the last keys and values of tokens, rows and columns (N,), that stopped at `depth` to all later
-        iterations.
-
-        Whoever goes on thinking then reads a token that stopped as it was when it stopped.
-        """
-        if self.policy == "full":
-            return
+        """Copy the last keys and values of tokens that stopped at `depth`, rows and columns (N,), to later iterations:
+        whoever goes on thinking reads a token that stopped as it was when it stopped. Not for `full`."""
         for held in self.layers.values():
             if held.shape[1] > depth:
                 held[:, depth:, rows, :, columns] = held[:, depth - 1 : depth, rows, :, columns]
@@ -244,25 +220,12 @@ class Cache:
 
     def fork(self, rows: list[int]) -> Cache:
         """A cache of its own with copies of these rows, in this order; a row may be named more than once."""
-        copy = Cache(
-            len(rows), self.kv_heads, self.max_length, self.head_dim, self.device, self.dtype, self.policy, self.ring
-        )
-        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        copy.lengths = [self.lengths[row] for row in rows]
-        copy.depth = self.depth[index] if isinstance(self.depth, Tensor) else self.depth
-        copy.total, copy.capacity = self.total, self.capacity
-        copy.layers = {layer: held.index_select(2, index) for layer, held in self.layers.items()}
-        return copy
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values allocated so far."""
-        return sum(held.nbytes for held in self.layers.values())
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one more position of one row takes."""
-        return sum(2 * held.shape[1] * self.kv_heads * self.head_dim * held.itemsize for held in self.layers.values())
+        new, index = copy(self), torch.tensor(rows, dtype=torch.int64, device=self.device)
+        new.lengths = [self.lengths[row] for row in rows]
+        new.depth = self.depth[index] if isinstance(self.depth, Tensor) else self.depth
+        new.layers = {layer: held.index_select(2, index) for layer, held in self.layers.items()}
+        new.views = {}
+        return new
 
 
 def same_depth(one: Iterations | None, other: Iterations | None) -> bool:

@@ -42,6 +42,7 @@ class ModelConfig:
 
     model_type: ClassVar[str]
     choices: ClassVar[Mapping[str, Registry[Any]]] = {}  # fields whose values are the words of a registry
+    least: ClassVar[Mapping[str, int]] = {}  # fields that have a smallest value, and that value
 
     vocab_size: int
     d_model: int = 256
@@ -78,8 +79,7 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        assert self.n_kv_heads is not None  # resolved in __post_init__
-        return self.n_kv_heads
+        return self.n_kv_heads or self.n_heads
 
     @property
     def mlp_width(self) -> int:
@@ -88,8 +88,8 @@ class ModelConfig:
 
     @property
     def default_iterations(self) -> int | None:
-        """The iteration count of a call that names none; None for a model without a loop."""
-        return None
+        """The iteration count of a call that names none: mean_iterations, and None for a model without a loop."""
+        return getattr(self, "mean_iterations", None)
 
     @property
     def default_capacity(self) -> float | None:
@@ -153,27 +153,23 @@ class ModelConfig:
     ) -> float:
         """FLOPs per token of forward and backward with a gradient window of k iterations (None: all)."""
         total = iterations or self.default_iterations or 0
-        window = total if backprop_iterations is None else min(backprop_iterations, total)
-        return 3 * self.once().flops(length) + (total + 2 * window) * self.iteration().flops(length)
+        without = 0 if backprop_iterations is None else max(0, total - backprop_iterations)
+        return 3 * self.flops_per_token(total, length) - 2 * without * self.iteration().flops(length)
 
     def cache_bytes_per_token(self, iterations: int | None, itemsize: int = 4) -> int:
-        """Bytes of keys and values kept for one position when every iteration that runs keeps its own.
-
-        Args:
-            iterations: the count; None means the default.
-            itemsize: bytes of a number, 4 for float32.
-        """
+        """Bytes of keys and values kept for one position when every iteration that runs keeps its own, of numbers of
+        `itemsize` bytes (4 for float32); None means the default count."""
         count = iterations or self.default_iterations or 0
         return (self.once().kept + count * self.iteration().kept) * itemsize
 
     def issues(self) -> list[str]:
         """Everything wrong with the values, one sentence each. Families add their own."""
         positive = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_ff", "max_length", "norm_eps", "rope_base")
-        values = [(name, getattr(self, name)) for name in positive]
-        found = [f"{name} must be positive, not {value}" for name, value in values if not 0 < value < math.inf]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = [f"{name} must be positive, not {values[name]}" for name in positive if not 0 < values[name] < math.inf]
         if found:
             return found
-        wrong = [(name, registry.wrong(getattr(self, name))) for name, registry in self.choices.items()]
+        wrong = [(name, registry.wrong(values[name])) for name, registry in self.choices.items()]
         found += [f"{name} {complaint}" for name, complaint in wrong if complaint]
         if self.d_model % self.n_heads:
             found.append(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
@@ -184,6 +180,8 @@ class ModelConfig:
         outside = [token for token in self.stop_tokens if not 0 <= token < self.vocab_size]
         if outside:
             found.append(f"stop_tokens {outside} lie outside the vocabulary of {self.vocab_size}")
+        least = self.least.items()
+        found += [f"{name} must be at least {low}, not {values[name]}" for name, low in least if values[name] < low]
         return found
 
 
@@ -202,10 +200,8 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(fits(item, get_args(hint)[0]) for item in value)
     if get_args(hint):  # a union such as int | None
         return any(fits(value, option) for option in get_args(hint))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 

@@ -1,5 +1,4 @@
-"""InnerThinkingTransformer: some layers think again about the tokens that need it (Inner Thinking Transformer,
-Chen et al., arXiv 2502.13842, ACL 2025).
+"""InnerThinkingTransformer: some layers think again about hard tokens (Chen et al., arXiv 2502.13842, ACL 2025).
 
 With f one whole transformer layer, R iterations and router rows r(t), a thinking layer turns X into Y(R - 1):
 
@@ -33,9 +32,10 @@ Deliberate deviations:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mull.models.cache import Cache
@@ -43,13 +43,11 @@ from mull.models.config import Capacity, ModelConfig
 from mull.models.inner_thinking_config import InnerThinkingConfig
 from mull.models.language_model import LanguageModel, check_read_at, family, initialize
 from mull.models.layers import Layer
-from mull.models.loop import Iterations, check_count, check_iterations, deepest
+from mull.models.loop import Iterations, check_count, deepest
 from mull.models.output import ModelOutput, Reading
 from mull.models.positions import Context
 from mull.models.routed_layer import Decision, Plan, RoutedLayer
 from mull.models.selection import GRID, SELECTIONS, Selection, check_capacity
-
-BLOCK = 8  # tokens are gathered in multiples of this in eval; see `Context.pick`
 
 
 @family
@@ -77,30 +75,24 @@ class InnerThinkingTransformer(LanguageModel):
         cache: Cache | None = None,
         read_at: Sequence[int] = (),
     ) -> ModelOutput:
-        """Think for `iterations` passes and answer.
+        """Think for `iterations` passes and answer. The other arguments are those of every family (language_model.py).
 
         Args:
-            input_ids: (B, T) int64.
-            iterations: R >= 1 passes of every thinking layer, or (B,) int64 with one count per row; None means the
-                config's mean_iterations.
-            capacity: share of the tokens that a routed pass takes, one for all or one for each of the R - 1; None means
-                the config's. Refused without routing.
+            iterations: R >= 1 passes of every thinking layer, or (B,) int64, one count per row; None is the config's.
+            capacity: share of tokens that routed passes take, one for all or one each; None is the config's. Refused
+                where nothing is routed.
             selection: top_k over the sequence, or threshold; None means top_k in training and threshold in eval and
                 with a cache. top_k is not causal.
-            attention_mask: (B, T), 0 at padding (left or right).
-            cache: keys and values of earlier tokens; a cached call keeps no gradients.
             read_at: counts at which to answer too; each is a run of its own, since every layer thinks for itself.
 
         Returns:
-            logits (B, T, V); state (B, T, D), the last layer's output; `selected`; `router_logits`; iterations (B, T),
-            the most passes that any layer spent on a position; `auxiliary_loss` where a training model with routers
-            selects by top_k; `readings` by count.
+            logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), the most passes that any
+            layer spent on a position; `selected`, `router_logits`, `auxiliary_loss` and `readings` of `ModelOutput`.
 
         Raises:
             ValueError: a count below 1, a capacity outside 0 .. 1 or of another length, a cache filled otherwise.
         """
-        depth = check_iterations(self.config.mean_iterations if iterations is None else iterations, len(input_ids))
-        depth = depth.to(input_ids.device) if isinstance(depth, Tensor) else depth
+        depth = self.check_depth(iterations, len(input_ids))
         check_read_at(read_at, depth, cache, "each count is a run of its own, with keys of its own")
         valid = None if attention_mask is None else attention_mask.bool()
         plan = self.plan(depth, capacity, selection, valid, cache)
@@ -108,29 +100,31 @@ class InnerThinkingTransformer(LanguageModel):
             context = self.context(input_ids, attention_mask, cache, depth)
             if cache is not None:
                 cache.reserve_capacity(plan.capacity)
-            x, decisions = self.run_layers(self.embed(input_ids), context, plan)
-            readings: dict[int, Reading] = {
-                count: self(
-                    input_ids, count, capacity=self.shares(capacity, count), selection=selection,
-                    attention_mask=attention_mask,
-                )
-                for count in read_at
-            }  # fmt: skip
+            x, made = self.run_layers(self.embed(input_ids), context, plan)
+            readings = dict(self.sweep(input_ids, read_at, capacity, selection, attention_mask))
             logits = self.logits(x)
             if cache is not None:
                 context.commit(None)
-        return ModelOutput(logits=logits, state=x, readings=readings, **self.summary(decisions, input_ids))
+        return ModelOutput(
+            logits=logits,
+            state=x,
+            iterations=1 + made.selected.sum(dim=-1).amax(dim=-1),
+            readings=readings,  # type: ignore[arg-type]  # a sweep over counts gives counts
+            selected=made.selected,
+            router_logits=made.logits,
+            auxiliary_loss=made.auxiliary_loss,
+        )
 
-    def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, list[Decision]]:
-        """All layers over x (B, T, D); the decisions of each thinking layer, none where no pass is routed."""
+    def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, Decision]:
+        """All layers over x (B, T, D), and the decisions of the thinking ones."""
         decisions = []
         for index, layer in enumerate(self.layers):
             if isinstance(layer, RoutedLayer):
                 x, made = layer.think(x, context, index, plan)
-                decisions += [] if made is None else [made]
+                decisions.append(made)
             else:
                 x = layer(x, context, (index, 0))
-        return x, decisions
+        return x, Decision.stacked(decisions, dim=-2)
 
     def plan(
         self,
@@ -144,31 +138,20 @@ class InnerThinkingTransformer(LanguageModel):
             raise ValueError(f"selection must be one of {', '.join(map(repr, SELECTIONS))}, not {selection!r}")
         if selection == "top_k" and cache is not None:
             raise ValueError("top_k looks at tokens that a cached call does not have yet; leave selection out")
+        routing, share = self.config.routing, self.config.capacity if capacity is None else capacity
+        if capacity is not None and not routing:
+            raise ValueError(f"this model routes nothing: capacity={capacity} is refused, leave it out")
         chosen = selection or ("top_k" if self.training and cache is None else "threshold")
         total = deepest(iterations) if cache is None else cache.iterations_of(iterations)
         return Plan(
             iterations=iterations,
             total=total,
-            capacity=check_capacity(self.share(capacity), total - 1),
+            capacity=check_capacity(share if routing else 1.0, total - 1),
             select=SELECTIONS[chosen],
             causal=chosen == "threshold",
             learns=self.training and chosen == "top_k",
             valid=valid,
-            block=BLOCK if chosen == "threshold" else 1,
         )
-
-    def share(self, capacity: Capacity | None) -> Capacity:
-        """The capacity of a call that names this one."""
-        if self.config.routing:
-            return self.config.capacity if capacity is None else capacity
-        if capacity is not None:
-            raise ValueError(f"this model routes nothing: capacity={capacity} is refused, leave it out")
-        return 1.0
-
-    @staticmethod
-    def shares(capacity: Capacity | None, count: int) -> Capacity | None:
-        """What is left of a capacity for a smaller count: its first passes."""
-        return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
 
     def executed_flops_per_token(self, output: ModelOutput) -> float:
         assert output.selected is not None  # (B, T, layers, passes)
@@ -182,61 +165,40 @@ class InnerThinkingTransformer(LanguageModel):
         self,
         input_ids: Tensor,
         counts: Sequence[int | None],
-        *,
         capacity: Capacity | None = None,
         selection: Selection | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Iterator[tuple[int | None, Reading]]:
         for count in counts:
             depth = check_count("iterations", count)  # type: ignore[arg-type]  # refuses None
-            yield count, self(input_ids, depth, capacity=self.shares(capacity, depth), selection=selection)
+            shares = capacity[: depth - 1] if isinstance(capacity, Sequence) else capacity  # of its first passes
+            yield count, self(input_ids, depth, capacity=shares, selection=selection, attention_mask=attention_mask)
 
     @torch.no_grad()
     def calibrate(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Set the thresholds of all routers, so that a share c of these tokens takes a pass of capacity c.
 
-        Args:
-            input_ids: (B, T) int64, held-out text: the more tokens, the closer other text meets a capacity (its error
-                is about 1 / sqrt(B T), in shares of 1).
-            attention_mask: (B, T), 0 at padding.
+        The more tokens of held-out text, the closer other text meets a capacity: its error is about 1 / sqrt(B T).
         """
         if not self.config.routing:
             return
         iterations = max(2, self.config.mean_iterations)
         valid = None if attention_mask is None else attention_mask.bool()
         context = self.context(input_ids, attention_mask)
-        columns = []
+        found: list[Tensor] = []  # thresholds, capacity by capacity, layer by layer and pass by pass
+
+        def select(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
+            counted = (logits if eligible is None else logits[eligible]).flatten().to(torch.float64)
+            # a little below the quantile: the logit that it is shall not be told from it by rounding
+            found.append(torch.quantile(counted, 1 - capacity) - 1e-5 * counted.std())
+            selected = logits >= found[-1].to(logits.dtype)
+            return selected if eligible is None else selected & eligible
+
         for share in GRID:
-            found: list[Tensor] = []
-
-            def select(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
-                counted = (logits if eligible is None else logits[eligible]).flatten().to(torch.float64)
-                # a little below the quantile: the logit that it is shall not be told from it by rounding
-                found.append(torch.quantile(counted, 1 - capacity) - 1e-5 * counted.std())  # noqa: B023
-                selected = logits >= found[-1].to(logits.dtype)  # noqa: B023
-                return selected if eligible is None else selected & eligible
-
             shares = (share,) * (iterations - 1)
             plan = Plan(iterations, iterations, shares, select, causal=False, learns=False, valid=valid)
             self.run_layers(self.embed(input_ids), context, plan)
-            columns.append(torch.stack(found))
-        table = torch.stack(columns, dim=-1).view(len(self.config.thinking), iterations - 1, len(GRID))
-        for index, thresholds in zip(self.config.thinking, table, strict=True):
-            layer = self.layers[index]
-            assert isinstance(layer, RoutedLayer)
+        table = rearrange(torch.stack(found), "(g n t) -> n t g", g=len(GRID), t=iterations - 1)
+        thinking = [layer for layer in self.layers if isinstance(layer, RoutedLayer)]
+        for layer, thresholds in zip(thinking, table, strict=True):
             layer.thresholds.copy_(thresholds)
-
-    def summary(self, decisions: list[Decision], input_ids: Tensor) -> dict[str, Any]:
-        """What the output says of routing; see `ModelOutput`."""
-        losses = [decision.auxiliary_loss for decision in decisions if decision.auxiliary_loss is not None]
-        logits = [decision.logits for decision in decisions if decision.logits is not None]
-        selected = torch.zeros(
-            *input_ids.shape, len(self.config.thinking), 0, dtype=torch.bool, device=input_ids.device
-        )
-        if decisions:
-            selected = torch.stack([decision.selected for decision in decisions], dim=-2)
-        return {
-            "iterations": 1 + selected.sum(dim=-1).amax(dim=-1),
-            "selected": selected,
-            "router_logits": torch.stack(logits, dim=-2) if logits else None,
-            "auxiliary_loss": torch.stack(losses).mean() if losses else None,
-        }

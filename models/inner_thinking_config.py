@@ -25,8 +25,7 @@ class InnerThinkingConfig(ModelConfig):
         thinking_layers: which of them think, from 0; None means every other one, the second first.
         mean_iterations: passes in training (x4 is 4); the default of forward.
         capacity: share of the tokens that a routed pass takes in training; the default of forward.
-        rule: what a pass makes of a state: paper, paper_literal, paper_symmetric, update, loop or loop_symmetric
-            (rules.py).
+        rule: what a pass makes of a state: paper, update, loop, paper_literal, ... (rules.py).
         gate: of the router.
         step_encoding: phi is learned.
         step_start: where phi(t) starts for t > 0; None leaves that to the rule.
@@ -37,6 +36,7 @@ class InnerThinkingConfig(ModelConfig):
 
     model_type: ClassVar[str] = "inner_thinking"
     choices: ClassVar[Mapping[str, Registry[Any]]] = {"rule": RULES}
+    least: ClassVar[Mapping[str, int]] = {"n_layers": 1, "mean_iterations": 1}
 
     wiring: Wiring = "pre_norm"
     n_layers: int = 4
@@ -62,10 +62,6 @@ class InnerThinkingConfig(ModelConfig):
     def thinking(self) -> tuple[int, ...]:
         assert self.thinking_layers is not None  # resolved in __post_init__
         return self.thinking_layers
-
-    @property
-    def default_iterations(self) -> int:
-        return self.mean_iterations
 
     @property
     def default_capacity(self) -> float | None:
@@ -107,21 +103,12 @@ class InnerThinkingConfig(ModelConfig):
             changed = max(changed, share) if holds else 1.0
         return total
 
-    def training_flops_per_token(
-        self, iterations: int | None, length: int, backprop_iterations: int | None = None
-    ) -> float:
-        return 3 * self.flops_per_token(iterations, length)
-
     def cache_bytes_per_token(self, iterations: int | None, itemsize: int = 4) -> int:
         routed = ((iterations or self.mean_iterations) - 1) * len(self.thinking)
         return (self.n_layers + routed) * self.layer().kept * itemsize
 
     def issues(self) -> list[str]:
-        found = [
-            f"{name} must be at least 1, not {getattr(self, name)}"
-            for name in ("n_layers", "mean_iterations")
-            if getattr(self, name) < 1
-        ]
+        found = super().issues()
         if not 0 < self.capacity <= 1:
             found.append(f"capacity must lie above 0 and at most at 1, not {self.capacity}")
         if not 0 < self.router_temperature < math.inf:
@@ -132,4 +119,4 @@ class InnerThinkingConfig(ModelConfig):
                 f"thinking_layers must name layers from 0 to {self.n_layers - 1}, ascending and at least one, "
                 f"not {list(self.thinking)}"
             )
-        return super().issues() + found
+        return found

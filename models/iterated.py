@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mull.models.cache import Cache
 from mull.models.language_model import LanguageModel, check_read_at
-from mull.models.loop import Iterations, Think, check_count, check_iterations, deepest, iterate
+from mull.models.loop import Iterations, Think, check_count, deepest, iterate
 from mull.models.output import ModelOutput, Reading
 from mull.models.positions import Context
 
@@ -84,17 +84,14 @@ class IteratedModel(LanguageModel, ABC):
         cache: Cache | None = None,
         read_at: Sequence[int] = (),
     ) -> ModelOutput:
-        """Think for `iterations` and answer.
+        """Think for `iterations` and answer. The other arguments are those of every family (language_model.py).
 
         Args:
-            input_ids: (B, T) int64.
             iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
             backprop_iterations: gradient through the last k iterations only; None means through all.
             state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
                 With one there is nothing to draw: a generator beside it is refused.
             generator: draws a random initial state; without it the state starts at its mean, zero.
-            attention_mask: (B, T), 0 at padding (left or right).
-            cache: keys and values of earlier tokens; a cached call keeps no gradients.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
 
         Returns:
@@ -104,7 +101,6 @@ class IteratedModel(LanguageModel, ABC):
             ValueError: a count below 1, read_at beyond the count, tensors of the wrong shape, too many positions.
         """
         depth = self.check_depth(iterations, len(input_ids))
-        depth = depth.to(input_ids.device) if isinstance(depth, Tensor) else depth
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
         check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
@@ -117,12 +113,12 @@ class IteratedModel(LanguageModel, ABC):
             last = readings[count] if count in readings else self.read(thought, context)
             if cache is not None:
                 context.commit(depth if isinstance(depth, int) else None)
-        used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
+        used = torch.as_tensor(depth, dtype=torch.int64, device=input_ids.device).view(-1, 1)
         return ModelOutput(
             logits=last.logits,
             exit_logit=last.exit_logit,
             state=thought,
-            iterations=used.expand(input_ids.shape).to(torch.int64),
+            iterations=used.expand(input_ids.shape),
             readings=readings,
         )
 
@@ -159,8 +155,3 @@ class IteratedModel(LanguageModel, ABC):
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""
         prepared = self.prepare(injected)
         return lambda state, index: self.think(state, prepared, context, index)
-
-    def check_depth(self, iterations: Iterations | None, batch_size: int) -> Iterations:
-        """The counts of a call that names these, None for the config's default. Raises ValueError for bad ones."""
-        default = self.config.default_iterations
-        return check_iterations(default if iterations is None else iterations, batch_size)  # type: ignore[arg-type]

@@ -2,7 +2,11 @@
 
     x = sqrt(D) E[tokens];   logits = E . norm(h)   (or an untied head)
 
-Initialisation follows Takase et al. (arXiv 2312.16903) as Huginn uses it, in one function, `initialize`.
+Every family's `forward` takes
+
+    input_ids       (B, T) int64
+    attention_mask  (B, T), 0 at padding, on either side: positions do not count it, and outputs there are meaningless
+    cache           keys and values of earlier tokens; a cached call keeps no gradients
 
 Shapes: B batch, T positions of this call, D model width, V vocabulary.
 """
@@ -22,7 +26,7 @@ from mull.models.arguments import as_ids, as_valid, outside
 from mull.models.cache import Cache, Policy
 from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
-from mull.models.loop import Iterations
+from mull.models.loop import Iterations, check_iterations
 from mull.models.output import ModelOutput, Reading
 from mull.models.positions import Context, place
 from mull.models.registry import Registry
@@ -90,6 +94,15 @@ class LanguageModel(nn.Module):
         used = output.iterations.double().mean().item()
         return self.config.flops_per_token(used, output.iterations.shape[1])
 
+    def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
+        """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises
+        ValueError for a count below 1, counts of another shape than (B,), and any count where there is no loop."""
+        default = self.config.default_iterations
+        if default is None and iterations is not None:
+            raise ValueError(f"a {type(self).__name__} has no loop: iterations={iterations} is refused, leave it out")
+        count = default if iterations is None else check_iterations(iterations, batch_size)
+        return count.to(self.device) if isinstance(count, Tensor) else count
+
     # Layers and cache -------------------------------------------------------------------------------------------------
 
     def through(
@@ -117,19 +130,11 @@ class LanguageModel(nn.Module):
         # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other
         # models, and torch shares it by code object.
         own = FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
-        options: dict[str, Any] = {
-            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
-            "cpp_wrapper": True,
-        }
-        self.compiled = torch.compile(own, dynamic=True, options=options)
+        unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+        self.compiled = torch.compile(own, dynamic=True, options={"guard_filter_fn": unguarded, "cpp_wrapper": True})
 
     def new_cache(
-        self,
-        batch_size: int,
-        max_length: int,
-        policy: Policy = "full",
-        ring: int = 1,
-        dtype: torch.dtype | None = None,
+        self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1, dtype: torch.dtype | None = None
     ) -> Cache:
         """An empty cache for `batch_size` sequences of up to `max_length` tokens; policies: see models/cache.py.
 
@@ -152,29 +157,18 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         iterations: Iterations | None = None,
     ) -> Context:
-        """Place the tokens of this call: their positions, and which keys each of them sees.
-
-        Args:
-            input_ids: (B, T) int64.
-            attention_mask: (B, T), 1 where there is a token and 0 where there is padding, on either side; positions
-                count tokens only. Outputs at padding are meaningless.
-            cache: holds the tokens before these.
-            iterations: depth of the call, which a cache must match.
-
-        Raises:
-            ValueError: ids, mask or cache of the wrong shape, or more positions than the model's limit.
-        """
+        """Place the tokens of a call of this depth: their positions, and which keys each sees. Raises ValueError for
+        ids, mask or cache of the wrong shape, a cache of another depth, and more positions than the model's limit."""
         if input_ids.dim() != 2 or input_ids.shape[1] == 0:
             raise ValueError(f"input_ids must have shape (batch, positions >= 1), not {tuple(input_ids.shape)}")
-        batch_size, n_tokens = input_ids.shape
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
             )
-        if cache is not None and cache.batch_size != batch_size:
-            raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {batch_size}")
+        if cache is not None and cache.batch_size != len(input_ids):
+            raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
-        context = place((batch_size, n_tokens), input_ids.device, valid, cache, self.rotation)
+        context = place((len(input_ids), input_ids.shape[1]), input_ids.device, valid, cache, self.rotation)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "

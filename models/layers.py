@@ -95,16 +95,12 @@ class Attention(nn.Module):
             mask = mask.to(k.dtype)
         shared = self.kv_heads != self.heads
         if shared and mask is None and q.shape[2] == 1 and k.dtype.itemsize >= 4:  # narrower types lose by it
-            return self.look_once(q, k, v).transpose(1, 2)
+            # heads that share keys become so many queries of one head, and the keys are read once and not once a head
+            queries = q.unflatten(1, (self.kv_heads, -1)).squeeze(3)
+            return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(1)
         causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         answers = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return answers.transpose(1, 2)
-
-    def look_once(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Answers of one query (B, H, 1, W) to all keys. Heads that share keys become so many queries of one head, and
-        the keys are read once and not once a head."""
-        queries = q.unflatten(1, (self.kv_heads, -1)).squeeze(3)
-        return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(2)
 
     def project(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, T, H, W), keys and values (B, T, K, W) of x (B, T, D)."""
@@ -125,12 +121,8 @@ class Attention(nn.Module):
     def turn(self, projected: Tensor, rotation: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Bias, then norm, then rotation on the heads that have them: queries and keys, numbered from 0 to H + K.
 
-        Args:
-            projected: (B, T, n W), what some rows of `qkv` give: heads `first` to `last` - 1, then values or nothing.
-            rotation: of the context; None without positions.
-
-        Returns:
-            Those heads (B, T, last - first, W), and the values (B, T, K or 0, W).
+        `projected`, (B, T, n W), is what some rows of `qkv` give: heads `first` to `last` - 1, then values or nothing.
+        Returns those heads, (B, T, last - first, W), and the values, (B, T, K or 0, W).
         """
         heads = projected.unflatten(-1, (-1, self.head_dim))
         turned, values = heads.split([last - first, heads.shape[2] - (last - first)], dim=2)
@@ -176,8 +168,7 @@ class Layer(nn.Module):
         return self.after_attention(x, self.attention(self.attention_norm(x), context, slot))
 
     def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The attention's residual, then the MLP with its own: x (B, T, D) before, `attended` (B, T, D) after
-        attention."""
+        """The residual of attention, from x to `attended`, (B, T, D) each; then the MLP with its own."""
         x = self.attention_post_norm(x + attended)
         return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
 
@@ -185,8 +176,7 @@ class Layer(nn.Module):
 def through(
     layers: Iterable[nn.Module], x: Tensor, context: Context, first: int, iteration: int, join: Join | None = None
 ) -> Tensor:
-    """x (B, T, D) through layers that are numbered from `first` in the cache. Before them, where `join` is given, its
-    module gets x and what is to be joined to it."""
+    """x (B, T, D) through layers, numbered from `first` in the cache; before them `join`, if given, joins its own."""
     if join is not None:
         x = join[0](x, join[1])
     for index, layer in enumerate(layers, start=first):

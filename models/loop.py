@@ -2,8 +2,7 @@
 
     s_i = think(s_{i-1}),  i = 1 .. R                          (Huginn, arXiv 2502.05171, section 3)
 
-Depth is data: R is an argument. The loop is a generator, so whoever drives it reads answers out at any count of one
-unroll, and stops early by leaving it.
+Depth is data: R is an argument. Whoever drives the loop, a generator, reads answers out at any count or stops early.
 
 Two things it does besides counting:
 
@@ -25,11 +24,7 @@ Think = Callable[[Tensor, int], Tensor]  # (state, index) -> state
 
 
 def iterate(
-    think: Think,
-    state: Tensor,
-    iterations: int,
-    backprop_iterations: int | None = None,
-    start: Tensor | None = None,
+    think: Think, state: Tensor, iterations: int, backprop_iterations: int | None = None, start: Tensor | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (count, state) after each iteration, 1 .. R.
 
@@ -70,18 +65,17 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
     """Return the counts if they can be used; otherwise raise a ValueError that names them."""
     if not isinstance(iterations, Tensor | int) and hasattr(iterations, "__array__"):  # of numpy
         iterations = torch.as_tensor(iterations)
-    if isinstance(iterations, Tensor):
-        if iterations.dim() == 0:
-            return check_count("iterations", iterations.item())  # type: ignore[arg-type]  # says so if it is none
-        if iterations.shape != (batch_size,) or iterations.is_floating_point() or iterations.dtype == torch.bool:
-            raise ValueError(
-                f"iterations must be an integer or one integer per row, shape ({batch_size},); "
-                f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
-            )
-        if int(iterations.min()) < 1:
-            raise ValueError(f"iterations must be at least 1 in every row, not {int(iterations.min())}")
-        return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
-    return check_count("iterations", iterations)
+    if not isinstance(iterations, Tensor):
+        return check_count("iterations", iterations)
+    if iterations.dim() == 0:
+        return check_count("iterations", iterations.item())  # type: ignore[arg-type]  # says so if it is none
+    if iterations.shape != (batch_size,) or iterations.is_floating_point() or iterations.dtype == torch.bool:
+        raise ValueError(
+            f"iterations must be an integer or one integer per row, shape ({batch_size},); "
+            f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
+        )
+    check_count("iterations", int(iterations.min()))
+    return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
 
 
 def check_count(name: str, value: int) -> int:

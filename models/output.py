@@ -25,9 +25,8 @@ class ModelOutput(Reading):
         iterations: (B, T) int64, iterations that each position used.
         readings: the answer at each count in `read_at`, from the same unroll.
         selected: (B, T, N, R - 1) bool, which routed passes of N thinking layers a position took; None without routing.
-        router_logits: (B, T, N, R - 1), what the routers said of it, before the gate; minus infinity where a pass of
-            capacity 0 did not ask; None without routers.
-        auxiliary_loss: scalar that training adds to the loss with a weight of its own; None where there is none.
+        router_logits: (B, T, N, R - 1), before the gate, -inf where a pass of capacity 0 did not ask; None without any.
+        auxiliary_loss: scalar that training adds to its loss; None unless a training model with routers takes top_k.
     """
 
     state: Tensor

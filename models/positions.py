@@ -52,8 +52,7 @@ class Group:
 
     @staticmethod
     def of(tokens: Tensor, length: int, block: int = 1) -> Group:
-        """Places for tokens, (N,) ascending indices into the B * T of a call of T = length; A is a multiple of
-        block."""
+        """Places for tokens, (N,) ascending indices into B * T, T = length; A is a multiple of block."""
         rows, row, per_row = (tokens // length).unique_consecutive(return_inverse=True, return_counts=True)
         count = torch.arange(len(tokens), device=tokens.device)
         width = -(-int(per_row.max()) // block) * block
@@ -89,8 +88,7 @@ class Context:
         mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain causal order.
         cache: where keys and values are kept; None in training.
         counts: tokens of each row that this call adds to the cache, without padding; None where it adds none.
-        rows, columns: (N,) int64, where in the cache each stored token stands; None when tokens follow on what all rows
-            hold.
+        stands: row and column in the cache of each stored token, (N,) int64; None when all follow on what rows hold.
         stored: (N,) int64 into the tokens of this context, those that are stored; None when all are, in order.
         tokens: (N,) int64 into the B * T of the whole call: which these are; None when they are all of it.
         taken: how many of `tokens` stand for themselves; the rest repeat the last and fill up.
@@ -103,8 +101,7 @@ class Context:
     mask: Tensor | None = None
     cache: Cache | Block | None = None
     counts: list[int] | None = None
-    rows: Tensor | None = None
-    columns: Tensor | None = None
+    stands: tuple[Tensor, Tensor] | None = None
     stored: Tensor | None = None
     tokens: Tensor | None = None
     taken: int = 0
@@ -113,17 +110,16 @@ class Context:
     # Keys and attention -----------------------------------------------------------------------------------------------
 
     def keep(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the keys and values of these tokens, (B, T, K, W), where there is a cache; return all that their
-        queries may look at, (B, K, S, W) each."""
+        """Store keys and values, (B, T, K, W), where there is a cache; return all that are seen, (B, K, S, W) each."""
         if self.cache is None:
             return keys.transpose(1, 2), values.transpose(1, 2)
-        if self.rows is None or self.columns is None:
+        if self.stands is None:
             return self.cache.append(slot, keys, values)
         assert isinstance(self.cache, Cache)
         keys, values = (rearrange(x, "b t k w -> (b t) k w") for x in (keys, values))
         if self.stored is not None:
             keys, values = keys[self.stored], values[self.stored]
-        self.cache.write(slot, self.rows, self.columns, keys, values, self.end)
+        self.cache.write(slot, *self.stands, keys, values, self.end)
         return self.cache.read(slot, self.end)
 
     def attend(self, look: Look, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -144,11 +140,10 @@ class Context:
         None unless the call has one token a row, follows on what all rows hold, and these hold two positions or more,
         since compilers treat lengths of 0 and 1 as special cases.
         """
-        if not isinstance(self.cache, Cache) or self.rows is not None or self.positions.shape[-1] != 1:
+        cache, one_token = self.cache, self.positions.shape[-1] == 1
+        if not isinstance(cache, Cache) or self.stands is not None or not one_token or cache.length < 2:
             return None
-        if self.cache.length < 2:
-            return None
-        return Context(self.positions, self.rotation, self.end, cache=self.cache.block(first, count, iteration))
+        return Context(self.positions, self.rotation, self.end, cache=cache.block(first, count, iteration))
 
     def commit(self, depth: int | None) -> None:
         """Take the positions of this call into the cache's lengths.
@@ -163,8 +158,8 @@ class Context:
 
     def cells(self) -> tuple[Tensor, Tensor]:
         """Row and column in the cache of each token that is stored, (N,) each."""
-        if self.rows is not None and self.columns is not None:
-            return self.rows, self.columns
+        if self.stands is not None:
+            return self.stands
         assert isinstance(self.cache, Cache)
         rows = torch.arange(self.cache.batch_size, device=self.positions.device)
         return rows.repeat_interleave(len(self.positions)), self.positions.repeat(len(rows))
@@ -181,16 +176,9 @@ class Context:
         positions, rotation = self.placed(tokens)
         group, end = Group.of(tokens, length), int(positions.max()) + 1
         mask = (group.spread(positions)[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
+        stands, groups = (tokens // length, positions[0]), (replace(group, mask=mask),)
         return Context(
-            positions,
-            rotation,
-            end,
-            cache=self.cache,
-            rows=tokens // length,
-            columns=positions[0],
-            tokens=tokens,
-            taken=len(tokens),
-            groups=(replace(group, mask=mask),),
+            positions, rotation, end, cache=self.cache, stands=stands, tokens=tokens, taken=len(tokens), groups=groups
         )
 
     def pick(self, selected: Tensor, block: int = 1) -> Context | None:
@@ -201,8 +189,7 @@ class Context:
         the last bit. So N, and the queries of a row, are rounded up to multiples of `block`; and where blocks are asked
         for, all tokens together are gathered too, unless their rows are whole blocks and one segment as they stand.
 
-        Segments save time: what a mask hides is computed all the same, so each segment of the positions is an attention
-        of its own, to the keys up to its end.
+        Segments save time: what a mask hides is computed all the same, so each attends to keys up to its own end.
         """
         length, tokens = selected.shape[1], selected.flatten().nonzero().flatten()
         taken = len(tokens)
@@ -251,8 +238,7 @@ class Context:
     def gather(self, x: Any) -> Any:
         """Of a tensor of the whole call, (B, T, ...), what belongs to these tokens, (1, N, ...).
 
-        A tuple is gathered part by part, and None stays None. A tensor (1, 1, ...) is the same for all tokens and
-        stays.
+        A tuple is gathered part by part, and None stays None. A tensor (1, 1, ...) is the same for all tokens.
         """
         if x is None:
             return None
@@ -260,22 +246,15 @@ class Context:
             return tuple(self.gather(part) for part in x)
         assert self.tokens is not None
         if x.shape[:2] == (1, 1):
-            return x
+            return x.expand(1, len(self.tokens), *x.shape[2:])
         return rearrange(x, "b t ... -> (b t) ...").index_select(0, self.tokens)[None]
 
-    def scatter(self, x: Tensor, new: Tensor) -> Tensor:
-        """A tensor of the whole call, (B, T, ...), with `new` (1, N, ...) at these tokens."""
-        return x.flatten(0, 1).index_copy(0, *self.own(new, x)).view(x.shape)
-
-    def scatter_(self, x: Tensor, new: Tensor) -> Tensor:
-        """The same in place."""
-        x.view(-1, *x.shape[2:]).index_copy_(0, *self.own(new, x))
-        return x
-
-    def own(self, new: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of results (1, N, ...) those of tokens that stand for themselves, in the type of x, behind their indices."""
+    def scatter(self, x: Tensor, new: Tensor, in_place: bool = False) -> Tensor:
+        """A tensor of the whole call, (B, T, ...), with `new` (1, N, ...) at these tokens, in the type of x."""
         assert self.tokens is not None
-        return self.tokens[: self.taken], new[0, : self.taken].to(x.dtype)
+        write = Tensor.index_copy_ if in_place else Tensor.index_copy
+        own, given = self.tokens[: self.taken], new[0, : self.taken]  # what fills up does not stand for itself
+        return write(x.flatten(0, 1), 0, own, given.to(x.dtype)).view(x.shape)
 
 
 def place(
@@ -285,14 +264,9 @@ def place(
     cache: Cache | None,
     rotation: Callable[[Tensor], Tensor | None],
 ) -> Context:
-    """The context of a whole call.
+    """The context of a whole call of this shape, (B, T), behind what the cache holds.
 
-    Args:
-        shape: (B, T).
-        device: of the tokens.
-        valid: (B, T) bool, false at padding; None without padding.
-        cache: holds the tokens before these; None for a call that stands alone.
-        rotation: positions (...,) int64 -> cos and sin of each.
+    `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64.
     """
     batch_size, n_tokens = shape
     if cache is None:
@@ -300,12 +274,13 @@ def place(
         if valid is None:
             return Context(positions, rotation(positions), n_tokens)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        mask = padded_causal_mask(valid, columns)[:, None]
-        return Context(positions, rotation(positions), n_tokens, mask)
+        causal, itself = columns[:, None] >= columns, columns[:, None] == columns
+        mask = (causal & valid[:, None, :]) | itself  # padding sees itself: a softmax over nothing is NaN
+        return Context(positions, rotation(positions), n_tokens, mask[:, None])
     counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
     end = max(1, *(length + count for length, count in zip(cache.lengths, counts, strict=True)))
     columns = torch.arange(end, device=device)
-    if cache.even and min(counts) == n_tokens:
+    if len(set(cache.lengths)) == 1 and min(counts) == n_tokens:
         held = cache.length
         positions = columns[held:]
         after = positions[:, None] >= columns if held and n_tokens > 1 else None
@@ -315,13 +290,5 @@ def place(
     positions = (before + real.cumsum(dim=1) - 1).clamp(min=0)
     mask = (positions[:, :, None] >= columns)[:, None]
     stored = real.flatten().nonzero().flatten()
-    rows, cells = stored // n_tokens, positions.flatten()[stored]
-    return Context(positions, rotation(positions), end, mask, cache, counts, rows, cells, stored)
-
-
-def padded_causal_mask(valid: Tensor, columns: Tensor) -> Tensor:
-    """(B, T) bool -> (B, T, T): a query sees the tokens up to itself; padding sees itself, since a softmax over nothing
-    is NaN."""
-    causal = columns[:, None] >= columns
-    itself = columns[:, None] == columns
-    return (causal & valid[:, None, :]) | itself
+    stands = (stored // n_tokens, positions.flatten()[stored])
+    return Context(positions, rotation(positions), end, mask, cache, counts, stands, stored)

@@ -6,8 +6,7 @@
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
 Deliberate deviations from the public reference: depth and randomness are arguments of forward (never drawn inside);
-padding is honoured; the up-projection starts like every other matrix (the reference's inference file scales it down,
-its training code does not).
+padding is honoured; the up-projection starts like every other matrix, as in the reference's training code.
 
 The loop, the cache and reading on the way are those of every `IteratedModel` (iterated.py).
 """
@@ -46,6 +45,7 @@ class RecurrentDepthConfig(ModelConfig):
 
     model_type: ClassVar[str] = "recurrent_depth"
     choices: ClassVar[Mapping[str, Registry[Any]]] = {"injection": INJECTIONS}
+    least: ClassVar[Mapping[str, int]] = {"n_prelude": 0, "n_core": 1, "n_coda": 0, "mean_iterations": 1}
 
     n_prelude: int = 1
     n_core: int = 1
@@ -54,10 +54,6 @@ class RecurrentDepthConfig(ModelConfig):
     injection: str = "concat"
     initial_state: Literal["normal", "zero"] = "normal"
     exit_gate: bool = False
-
-    @property
-    def default_iterations(self) -> int:
-        return self.mean_iterations
 
     @property
     def effective_depth(self) -> int:
@@ -70,12 +66,6 @@ class RecurrentDepthConfig(ModelConfig):
 
     def iteration(self) -> Cost:
         return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self)[1]
-
-    def issues(self) -> list[str]:
-        least = {"n_prelude": 0, "n_core": 1, "n_coda": 0, "mean_iterations": 1}
-        values = [(name, limit, getattr(self, name)) for name, limit in least.items()]
-        wrong = [f"{name} must be at least {limit}, not {value}" for name, limit, value in values if value < limit]
-        return super().issues() + wrong
 
 
 @family

@@ -28,7 +28,9 @@ def parameter_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]
         inherited = [vars(kind).get("roles", {}) for kind in reversed(type(module).__mro__)]
         for name, role in (item for roles in inherited for item in roles.items()):
             owner, _, own_name = name.rpartition(".")
-            holder = getattr(module, owner, None) if owner else module
+            holder: object = module
+            for part in filter(None, owner.split(".")):
+                holder = getattr(holder, part, None)
             parameter = getattr(holder, own_name, None)  # None: this option of the module has no such parameter
             if isinstance(parameter, nn.Parameter):
                 declared[id(parameter)] = role

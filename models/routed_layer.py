@@ -4,8 +4,8 @@
 
 `inner_thinking.py` has the equations in full, their options and why they differ from the paper's; `rules.py` says what
 a pass makes of a token that takes it and of one that does not. Here they run: which tokens go (`decide`), and with
-which keys (`Held`). No state survives a call: the passes share a `Held` that lives as long as `think`. One position of
-one row takes a shorter way to the same (`think_alone`).
+which keys (`Held`, which lives as long as `think`). One position of one row has a shorter way to the same
+(`think_alone`).
 
 Shapes: B batch, T positions of this call, N tokens that take a pass, S positions attended to, D model width,
 K key/value heads, W head width.
@@ -31,6 +31,8 @@ from mull.models.roles import Role
 from mull.models.rules import RULES
 from mull.models.selection import Select, auxiliary, expected_thresholds, threshold
 
+BLOCK = 8  # tokens that are selected by threshold are gathered in multiples of this; see `Context.pick`
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -44,7 +46,6 @@ class Plan:
         causal: each token is selected by itself, by threshold.
         learns: whether the auxiliary loss is wanted.
         valid: (B, T) bool, false at padding; None without padding.
-        block: tokens are gathered in multiples of this; see `Context.pick`.
     """
 
     iterations: Iterations
@@ -54,7 +55,6 @@ class Plan:
     causal: bool
     learns: bool
     valid: Tensor | None
-    block: int = 1
 
     def eligible(self, t: int, length: int) -> Tensor | None:
         """(B, T) bool, the tokens that may take pass t of rows of T = length positions; None for all.
@@ -66,21 +66,13 @@ class Plan:
         goes_on = (t < self.iterations)[:, None].expand(-1, length)
         return goes_on if self.valid is None else goes_on & self.valid
 
-    def takes_all(self, t: int) -> bool:
-        """Whether every token takes pass t, whatever the tokens are."""
-        return self.capacity[t - 1] == 1 and self.valid is None and not isinstance(self.iterations, Tensor)
 
-
+@dataclass
 class Held:
     """The keys and values that a layer has of its tokens, (B, T, K, W) each, and which tokens changed since."""
 
-    def __init__(self) -> None:
-        self.pair: tuple[Tensor, Tensor] | None = None  # None: everything is to be projected
-        self.changed: tuple[Context, Tensor] | None = None  # the tokens of the last pass, and their states (1, N, D)
-
-    def forget(self) -> None:
-        """All tokens changed."""
-        self.pair = self.changed = None
+    pair: tuple[Tensor, Tensor] | None = None  # None: everything is to be projected
+    changed: tuple[Context, Tensor] | None = None  # the tokens of the last pass, and their states (1, N, D)
 
     def refreshed(self, layer: Layer, y: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Keys and values of states y (B, T, D): projected for tokens that changed, reused for the others."""
@@ -89,20 +81,20 @@ class Held:
         elif self.changed is not None:
             some, states = self.changed
             new = layer.attention.keys_values(layer.attention_norm(states), some.rotation)
-            scatter = some.scatter if torch.is_grad_enabled() else some.scatter_  # nobody else has the pair
-            self.pair = (scatter(self.pair[0], new[0]), scatter(self.pair[1], new[1]))
+            in_place = not torch.is_grad_enabled()  # nobody else has the pair
+            self.pair = (some.scatter(self.pair[0], new[0], in_place), some.scatter(self.pair[1], new[1], in_place))
         self.changed = None
         return self.pair
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What a router decided at one pass, or, stacked, at all passes of a layer.
+    """What was decided at one pass; stacked, at all passes of a layer; and stacked again, in all thinking layers.
 
     Attributes:
-        selected: (B, T) bool, the tokens that take it; (B, T, R - 1) when stacked.
-        logits: (B, T), of the router, minus infinity where it was not asked; None without one. Stacked alike.
-        auxiliary_loss: scalar; None where none is wanted.
+        selected: (B, T) bool, the tokens that take it; (B, T, R - 1) of a layer, and (B, T, n, R - 1) of n layers.
+        logits: of the router, in the same shape, minus infinity where it was not asked; None without one.
+        auxiliary_loss: scalar, a mean; None where none is wanted.
     """
 
     selected: Tensor
@@ -110,12 +102,12 @@ class Decision:
     auxiliary_loss: Tensor | None = None
 
     @staticmethod
-    def stacked(passes: Sequence[Decision]) -> Decision:
-        logits = [decision.logits for decision in passes if decision.logits is not None]
-        losses = [decision.auxiliary_loss for decision in passes if decision.auxiliary_loss is not None]
+    def stacked(parts: Sequence[Decision], dim: int) -> Decision:
+        logits = [part.logits for part in parts if part.logits is not None]
+        losses = [part.auxiliary_loss for part in parts if part.auxiliary_loss is not None]
         return Decision(
-            torch.stack([decision.selected for decision in passes], dim=-1),
-            torch.stack(logits, dim=-1) if logits else None,
+            torch.stack([part.selected for part in parts], dim),
+            torch.stack(logits, dim) if logits else None,
             torch.stack(losses).mean() if losses else None,
         )
 
@@ -144,13 +136,12 @@ class RoutedLayer(Layer):
             self.router = nn.Parameter(torch.empty(n_routed, config.d_model))
             self.register_buffer("thresholds", expected_thresholds().repeat(n_routed, 1))  # h, (routed passes, G)
 
-    def think(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
-        """All passes over x (B, T, D): the last state, and what was decided; None where no pass is routed."""
-        total = plan.total
+    def think(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision]:
+        """All passes of the layer of this index over x (B, T, D): the last state, and what was decided."""
         if self.decides_alone(x, context, plan):
             return self.think_alone(x, context, index, plan)
-        if isinstance(context.cache, Cache):
-            context.cache.reserve(index, total, context.end)
+        if isinstance(context.cache, Cache) and context.cache.policy == "full":
+            context.cache.grow(index, plan.total - 1, context.end)  # room for all passes: bit by bit it would be copied
         held, decisions = Held(), list[Decision]()
 
         def one_pass(y: Tensor, t: int) -> Tensor:
@@ -160,20 +151,19 @@ class RoutedLayer(Layer):
             decisions.append(decision)
             return y
 
-        state = last_state(iterate(one_pass, x, total))
-        return state, Decision.stacked(decisions) if decisions else None
+        state = last_state(iterate(one_pass, x, plan.total))
+        no_pass = Decision(torch.zeros(*x.shape[:2], 0, dtype=torch.bool, device=x.device))
+        return state, Decision.stacked(decisions, dim=-1) if decisions else no_pass
 
     def decides_alone(self, x: Tensor, context: Context, plan: Plan) -> bool:
         """Whether this is one position of one row behind a cache, where passes can be decided one by one."""
         cache = context.cache
-        if not isinstance(cache, Cache) or cache.policy == "shared" or context.rows is not None:
-            return False
-        if x.shape[:2] != (1, 1):
-            return False
+        alone = isinstance(cache, Cache) and cache.policy != "shared" and context.stands is None
         alike = isinstance(plan.iterations, int)  # a count of its own may end before the last pass
-        return alike and plan.causal and self.router is not None and self.rule.holds
+        asked = plan.total > 1 and plan.causal and self.router is not None and self.rule.holds
+        return alone and x.shape[:2] == (1, 1) and alike and asked
 
-    def think_alone(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision | None]:
+    def think_alone(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision]:
         """`think` for one position of one row, x (1, 1, D), so that a pass that is not taken costs next to nothing.
 
         A state that does not change meets several passes. Its router logits for all of them are computed together and
@@ -205,8 +195,6 @@ class RoutedLayer(Layer):
             return self.taken(y, answer, self.gate(logits[..., row : row + 1]), t)
 
         state = last_state(iterate(one_pass, x, total))
-        if total == 1:
-            return state, None
         return state, Decision(
             torch.tensor([[taken]], device=x.device), torch.tensor([[asked]], device=x.device, dtype=x.dtype)
         )
@@ -222,8 +210,14 @@ class RoutedLayer(Layer):
             nobody = torch.zeros(y.shape[:2], dtype=torch.bool, device=y.device)
             return y, Decision(nobody, None if self.router is None else torch.full_like(y[..., 0], -math.inf))
         decision, weight = self.decide(y, t, plan)
-        some = None if plan.takes_all(t) else context.pick(decision.selected, plan.block)
-        new = self.skipped(y, weight, t, plan.eligible(t, y.shape[1]))
+        eligible = plan.eligible(t, y.shape[1])
+        everybody = plan.capacity[t - 1] == 1 and eligible is None  # whatever the tokens are
+        some = None if everybody else context.pick(decision.selected, BLOCK if plan.causal else 1)
+        new = y
+        if not self.rule.holds and weight is not None:
+            new = self.rule.skipped(y, weight, self.phi(t)).to(y.dtype)
+            if eligible is not None:  # rows that have had all their passes hold
+                new = torch.where(eligible[..., None], new, y)
         if context.cache is not None or some is None or some.taken:
             keys, values = context.keep(slot, *held.refreshed(self, y, context))
             if some is None:
@@ -231,10 +225,10 @@ class RoutedLayer(Layer):
             elif some.taken:
                 part = some.gather(y)
                 changed = self.taken(part, self.answer(part, some, keys, values), some.gather(weight), t)
-                new = (some.scatter if torch.is_grad_enabled() else some.scatter_)(new, changed)
+                new = some.scatter(new, changed, in_place=not torch.is_grad_enabled())
                 held.changed = some, changed
         if some is None or not self.rule.holds:
-            held.forget()
+            held.pair = held.changed = None  # every token has a new state
         return new, decision
 
     def decide(self, y: Tensor, t: int, plan: Plan) -> tuple[Decision, Tensor | None]:
@@ -269,13 +263,6 @@ class RoutedLayer(Layer):
     def taken(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
         """Y(t) of tokens that take the pass."""
         return self.rule.taken(y, answer, weight, self.phi(t)).to(y.dtype)
-
-    def skipped(self, y: Tensor, weight: Tensor | None, t: int, eligible: Tensor | None) -> Tensor:
-        """Y(t) of tokens that do not take the pass; rows that have had all their passes hold."""
-        if self.rule.holds or weight is None:
-            return y
-        new = self.rule.skipped(y, weight, self.phi(t)).to(y.dtype)
-        return new if eligible is None else torch.where(eligible[..., None], new, y)
 
     def phi(self, t: int) -> Tensor | float:
         """phi(t), (D,), or the number it would start at."""

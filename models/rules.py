@@ -12,8 +12,7 @@ With f the layer, w = w(t) the router's weight and phi = phi(t) the step encodin
     loop_symmetric    phi * w f(Y)                phi * w Y
 
 (Inner Thinking Transformer, Chen et al., arXiv 2502.13842; `update` is ours.) Without a router w is 1, every token
-takes every pass, and `loop` is the paper's Loop. A rule of your own is an object with the methods of `Rule`, and
-`RULES.register("name")(it)`.
+takes every pass, and `loop` is the paper's Loop. `RULES.register("name")(rule)` adds one of your own.
 
 Shapes: B batch, T positions (or 1 and N of gathered tokens), D model width.
 """

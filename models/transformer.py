@@ -5,7 +5,7 @@
 It has no loop, so `iterations` is refused rather than ignored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,6 +29,7 @@ class TransformerConfig(ModelConfig):
     """
 
     model_type: ClassVar[str] = "transformer"
+    least: ClassVar[Mapping[str, int]] = {"n_layers": 1}
 
     n_layers: int = 4
 
@@ -38,9 +39,6 @@ class TransformerConfig(ModelConfig):
 
     def once(self) -> Cost:
         return self.ends() + self.n_layers * self.layer()
-
-    def issues(self) -> list[str]:
-        return super().issues() + ([f"n_layers must be at least 1, not {self.n_layers}"] if self.n_layers < 1 else [])
 
 
 @family
@@ -63,19 +61,11 @@ class Transformer(LanguageModel):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
     ) -> ModelOutput:
-        """Next-token logits.
+        """Next-token logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), all 1.
 
-        Args:
-            input_ids: (B, T) int64.
-            iterations: refused; a Transformer has no loop.
-            attention_mask: (B, T), 0 at padding (left or right).
-            cache: keys and values of earlier tokens; a cached call keeps no gradients.
-
-        Returns:
-            logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), all 1.
+        The arguments are those of every family (language_model.py), but `iterations` is refused: there is no loop.
         """
-        if iterations is not None:
-            raise ValueError(f"a Transformer has no loop: iterations={iterations} is refused, leave it out")
+        self.check_depth(iterations)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.context(input_ids, attention_mask, cache)
             x = self.through(self.layers, self.embed(input_ids), context, first=0)
@@ -85,6 +75,5 @@ class Transformer(LanguageModel):
         return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids))
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
-        if list(counts) != [None]:
-            raise ValueError(f"a Transformer has no loop: iterations={counts} is refused, leave it out")
-        yield None, self(input_ids)
+        for count in counts:
+            yield count, self(input_ids, count)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mull.checkpoints import load_tokenizer
-from mull.checkpoints.huginn import weight_files
+from mull.checkpoints.files import checksum_of
+from mull.checkpoints.huginn import stored_tensors
 from mull.checkpoints.store import TOKENIZER, load, read_config
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES
@@ -53,11 +54,8 @@ def read_start(folder: str) -> Start:
         raise FileNotFoundError(f"--from: there is no checkpoint folder {folder}")
     config, checksum = read_config(path)
     if checksum is None:  # the public layout has none
-        digest = hashlib.sha256()
-        for name in weight_files(path):
-            with open(path / name, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        checksum = digest.hexdigest()
+        files = sorted({tensor.file for tensor in stored_tensors(path, config).values()})  # type: ignore[arg-type]
+        checksum = hashlib.sha256("".join(map(checksum_of, files)).encode()).hexdigest()
     return Start(path, config, checksum)
 
 

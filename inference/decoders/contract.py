@@ -29,8 +29,7 @@ from mull.models.registry import Registry
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a decoder: how tokens are drawn, and the `limits` (B,) int64, how many tokens each row may still
-    write."""
+    """What is asked of a decoder: how tokens are drawn, and how many each row may still write, `limits` (B,) int64."""
 
     draw: Draw
     limits: Tensor
@@ -90,11 +89,8 @@ def decoder(kind: type[Decoder]) -> type[Decoder]:
 
 
 def choose_decoder(decode: str | Decoder | None, exit: str | Exit | None) -> Decoder:
-    """The decoder of a call. `exit` is short for the decoder `adaptive` with this rule.
-
-    Raises:
-        ValueError: an unknown word or option, or both are given: a call has one decoder.
-    """
+    """The decoder of a call; `exit` is short for the decoder `adaptive` with this rule. Raises ValueError for a word or
+    option that is not known, and where both are given: a call has one decoder."""
     if decode is not None and exit is not None:
         raise ValueError(
             f"a call has one decoder: exit={exit!r} is short for decode='adaptive:...', and decode={decode!r} is "
@@ -134,6 +130,5 @@ def check_decoder(
             f"decode {decoder.name!r} needs a cache of policy {' or '.join(decoder.policies)}, not {policy}; "
             "leave policy out"
         )
-    count = model.config.default_iterations if iterations is None else iterations
-    decoder.check(model, None if isinstance(count, Tensor) else count, generator)
+    decoder.check(model, None if isinstance(iterations, Tensor) else iterations, generator)
     return policy or decoder.policies[0]

@@ -1,5 +1,4 @@
-"""Self-speculative decoding, `speculate:4:16`: draft with few iterations, verify all drafted positions at full depth at
-once.
+"""Self-speculative decoding, `speculate:4:16`: draft with few iterations, verify all drafts at once at full depth.
 
     draft    t_1 .. t_k, one at a time, at r iterations                 q_j: distribution each was drawn from
     verify   iterations r + 1 .. R of all k + 1 positions together      p_j: distribution at full depth
@@ -8,8 +7,7 @@ once.
 
 What comes out is distributed as plain decoding at R; greedy output is identical, since both distributions are one-hot
 then. The draft is no other model: its states after r iterations are those of plain decoding, so verification goes on
-from them and nothing is computed twice but the coda. Rows accept different numbers of tokens and stay of different
-length; what was refused is rolled back.
+from them and nothing is computed twice but the coda. Rows accept different numbers of tokens; the rest is rolled back.
 
 Shapes: B rows still writing, k drafted tokens, D model width, V vocabulary.
 """
@@ -60,11 +58,11 @@ class Speculative(Decoder):
     def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
         model, draw = session.model, request.draw
         assert isinstance(model, IteratedModel)
-        full: int = session.iterations if isinstance(session.iterations, int) else model.config.default_iterations  # type: ignore[assignment]
+        full = session.iterations
         while True:
             cache, k = session.cache, min(self.tokens, session.room - 1)
-            inputs, drafted, injected, state = draft(model, last, cache, full, self.iterations, k, draw)
-            p = draw.distribution(verify(model, inputs, injected, state, cache, full, self.iterations))
+            inputs, drafted, injected, state = self.draft(model, last, cache, full, k, draw)
+            p = draw.distribution(self.verify(model, inputs, injected, state, cache, full))
             accepted, then = accept(inputs[:, 1:], drafted, p, draw.token, draw.uniform)
             session.cut([length - k + int(n) for length, n in zip(session.lengths, accepted, strict=True)])
             tokens = torch.cat([inputs[:, 1:], then[:, None]], dim=1)
@@ -74,51 +72,36 @@ class Speculative(Decoder):
             if keep is not None:
                 session, last = session.fork(keep), last[keep]
 
+    def draft(
+        self, model: IteratedModel, last: Tensor, cache: Cache, full: int, k: int, draw: Draw
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """k tokens after `last`, at few iterations: inputs (B, k + 1) from `last` on, the distributions (B, k, V) they
+        were drawn from, and of each input what is injected and the state, (B, k + 1, D). The cache holds them."""
+        inputs, distributions, injections, states = [last], [], [], []
+        for j in range(k + 1):
+            context = model.context(inputs[-1][:, None], None, cache, full)
+            injected = model.enter(inputs[-1][:, None], context)
+            state = last_state(iterate(model.thinker(injected, context), model.start(injected), self.iterations))
+            injections.append(injected)
+            states.append(state)
+            if j < k:
+                distributions.append(draw.distribution(model.read(state, context).logits[:, -1]))
+                inputs.append(draw.token(distributions[-1]))
+            context.commit(None)
+        q = torch.stack(distributions, dim=1) if k else last.new_zeros(len(last), 0, model.config.vocab_size).float()
+        return torch.stack(inputs, dim=1), q, torch.cat(injections, dim=1), torch.cat(states, dim=1)
 
-def draft(
-    model: IteratedModel,
-    last: Tensor,
-    cache: Cache,
-    full: int,
-    iterations: int,
-    k: int,
-    draw: Draw,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """k tokens after `last`, at few iterations. Inputs (B, k + 1) beginning with `last`, the distributions (B, k, V)
-    they were drawn from, and of each input what is injected and the state, (B, k + 1, D). Their keys of these
-    iterations are in the cache; the caller shortens it to where it was."""
-    inputs, distributions, injections, states = [last], [], [], []
-    for j in range(k + 1):
-        context = model.context(inputs[-1][:, None], None, cache, full)
-        injected = model.enter(inputs[-1][:, None], context)
-        state = last_state(iterate(model.thinker(injected, context), model.start(injected), iterations))
-        injections.append(injected)
-        states.append(state)
-        if j < k:
-            distributions.append(draw.distribution(model.read(state, context).logits[:, -1]))
-            inputs.append(draw.token(distributions[-1]))
-        context.commit(None)
-    q = torch.stack(distributions, dim=1) if k else last.new_zeros(len(last), 0, model.config.vocab_size).float()
-    return torch.stack(inputs, dim=1), q, torch.cat(injections, dim=1), torch.cat(states, dim=1)
-
-
-def verify(
-    model: IteratedModel,
-    inputs: Tensor,
-    injected: Tensor,
-    state: Tensor,
-    cache: Cache,
-    full: int,
-    drafted: int,
-) -> Tensor:
-    """Logits (B, k + 1, V) at full depth of inputs whose first `drafted` iterations are done."""
-    cache.rollback([length - inputs.shape[1] for length in cache.lengths])
-    context = model.context(inputs, None, cache, full)
-    think = model.thinker(injected, context)
-    state = last_state(iterate(lambda s, index: think(s, index + drafted), state, full - drafted))
-    logits = model.read(state, context).logits
-    context.commit(full)
-    return logits
+    def verify(
+        self, model: IteratedModel, inputs: Tensor, injected: Tensor, state: Tensor, cache: Cache, full: int
+    ) -> Tensor:
+        """Logits (B, k + 1, V) at full depth of drafted inputs, for which the cache goes back to where they begin."""
+        cache.rollback([length - inputs.shape[1] for length in cache.lengths])
+        context = model.context(inputs, None, cache, full)
+        think, done = model.thinker(injected, context), self.iterations
+        state = last_state(iterate(lambda s, index: think(s, index + done), state, full - done))
+        logits = model.read(state, context).logits
+        context.commit(full)
+        return logits
 
 
 def accept(

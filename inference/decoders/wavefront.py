@@ -1,5 +1,4 @@
-"""Wavefront decoding, `wavefront:4:32`: a window of positions is thought about at once, the later ones on guesses of
-their tokens.
+"""Wavefront decoding, `wavefront:4:32`: think about a window of positions at once, the later ones on guessed tokens.
 
 After the prompt, at full depth, every row has a window of active positions behind what is in the cache. A round:
 
@@ -16,8 +15,7 @@ of each position. Those of frozen positions stay, the others are dropped and wri
 round may be shorter than r', so that a position has `iterations` at most, and exactly as many at threshold 0.
 
 It is lossy: what is frozen stays, also where more thought would have changed it. At width 1 and threshold 0 it is plain
-decoding under that policy, whatever r'. Arithmetic per token is not less but more; what it saves is calls, which are
-few and wide instead of many and narrow.
+decoding under that policy, whatever r'. It takes more arithmetic per token and fewer calls, wide ones.
 
 Diffusion-forcing sampler (Geiping et al., arXiv 2510.14961). Deviations: batches of any size, every row with a window
 of its own. The reference freezes up to the last settled position, also over some that have not settled; here a prefix.
@@ -96,14 +94,14 @@ class Wavefront(Decoder):
     def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
         model, draw, left = session.model, request.draw, request.limits
         assert isinstance(model, IteratedModel)
-        limit: int = session.iterations if isinstance(session.iterations, int) else model.config.default_iterations  # type: ignore[assignment]
+        limit = session.iterations
         nothing = torch.zeros(len(last), 1, model.config.d_model, dtype=model.dtype, device=model.device)
         luck = draw.uniform(len(last), 1).to(last.device)
         window = Window(last[:, None], nothing, nothing, torch.zeros_like(last)[:, None], luck, torch.ones_like(last))
         while True:
             held, active = session.lengths, window.active
             context = model.context(window.tokens, active, session.cache, limit)
-            window, change = deepen(model, window, context, limit, self, draw.generator)
+            window, change = self.deepen(model, window, context, limit, draw.generator)
             logits = model.read(window.state, context).logits[active]
             context.commit(None)
             guesses = torch.zeros_like(window.tokens)
@@ -117,7 +115,43 @@ class Wavefront(Decoder):
             if keep is not None:
                 session, window, guesses = session.fork(keep), window.rows(keep), guesses[keep]
                 frozen, left = frozen[keep], left[keep]
-            window = move(window, guesses, frozen, left, limit, self, draw)
+            window = self.move(window, guesses, frozen, left, limit, draw)
+
+    def deepen(
+        self, model: IteratedModel, window: Window, context: Context, limit: int, generator: torch.Generator | None
+    ) -> tuple[Window, Tensor]:
+        """One round of thought: the window after it, and the relative change of its states (B, W)."""
+        entered = model.enter(window.tokens, context)
+        begun = (window.used > 0)[..., None]
+        injected = torch.where(begun, torch.lerp(entered, window.injected, self.momentum), entered)
+        before = torch.where(begun, window.state, model.start(entered))
+        if self.noise > 0:
+            share = (self.noise / (1 + window.used))[..., None].to(before.dtype)
+            before = torch.lerp(before, model.start(before, generator), share)
+        due = (limit - window.used).clamp(max=self.iterations) * window.active
+        most = int(due.max())
+        # positions that are due fewer iterations begin later, so that the keys of all are those of their last iteration
+        begins = (most - due)[..., None]
+        state = last_state(iterate(model.thinker(injected, context), before, most, start=begins))
+        deeper = replace(window, injected=injected, state=state, used=window.used + due)
+        return deeper, norm(state - before) / norm(state)
+
+    def move(self, window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, draw: Draw) -> Window:
+        """The window without its first `frozen` (B,) positions, with those appended, reading the latest guesses."""
+        widths = torch.minimum(window.widths - frozen + self.headway, left.clamp(max=self.width))
+        places = frozen[:, None] + torch.arange(int(widths.max()), device=frozen.device)  # in the old window
+        old = places < window.widths[:, None]
+        reads = torch.cat([window.tokens[:, :1], guesses], dim=1)  # by place in the old window, and the one after it
+        tokens = reads.gather(1, places.minimum(window.widths[:, None]))
+        places = places.clamp(max=window.tokens.shape[1] - 1)
+        used = window.used.gather(1, places)
+        in_vain = (used >= limit) & (tokens != window.tokens.gather(1, places))
+        luck = window.luck.gather(1, places)
+        new = ~old & (torch.arange(places.shape[1], device=places.device) < widths[:, None])
+        luck[new] = draw.uniform(int(new.sum()), 1)[:, 0].to(luck.device)
+        wide = places[..., None].expand(-1, -1, window.state.shape[-1])
+        injected, state = window.injected.gather(1, wide), window.state.gather(1, wide)
+        return Window(tokens, injected, state, used.where(old & ~in_vain, 0), luck, widths)
 
 
 @dataclass(frozen=True)
@@ -147,54 +181,3 @@ class Window:
     def rows(self, keep: Tensor) -> Window:
         """The windows of some rows only."""
         return Window(*(getattr(self, field.name)[keep] for field in fields(self)))
-
-
-def deepen(
-    model: IteratedModel,
-    window: Window,
-    context: Context,
-    limit: int,
-    how: Wavefront,
-    generator: torch.Generator | None,
-) -> tuple[Window, Tensor]:
-    """One round of thought: the window after it, and the relative change of its states (B, W)."""
-    entered = model.enter(window.tokens, context)
-    begun = (window.used > 0)[..., None]
-    injected = torch.where(begun, torch.lerp(entered, window.injected, how.momentum), entered)
-    before = torch.where(begun, window.state, model.start(entered))
-    if how.noise > 0:
-        share = (how.noise / (1 + window.used))[..., None].to(before.dtype)
-        before = torch.lerp(before, model.start(before, generator), share)
-    due = (limit - window.used).clamp(max=how.iterations) * window.active
-    most = int(due.max())
-    # positions that are due fewer iterations begin later, so that the keys of all are those of their last iteration
-    begins = (most - due)[..., None]
-    state = last_state(iterate(model.thinker(injected, context), before, most, start=begins))
-    deeper = replace(window, injected=injected, state=state, used=window.used + due)
-    return deeper, norm(state - before) / norm(state)
-
-
-def move(
-    window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, how: Wavefront, draw: Draw
-) -> Window:
-    """The window without its first `frozen` (B,) positions, with those appended, reading the latest guesses."""
-    widths = torch.minimum(window.widths - frozen + how.headway, left.clamp(max=how.width))
-    places = frozen[:, None] + torch.arange(int(widths.max()), device=frozen.device)  # in the old window
-    old = places < window.widths[:, None]
-    reads = torch.cat([window.tokens[:, :1], guesses], dim=1)  # by place in the old window, and the one after it
-    tokens = reads.gather(1, places.minimum(window.widths[:, None]))
-    places = places.clamp(max=window.tokens.shape[1] - 1)
-    used = window.used.gather(1, places)
-    in_vain = (used >= limit) & (tokens != window.tokens.gather(1, places))
-    luck = window.luck.gather(1, places)
-    new = ~old & (torch.arange(places.shape[1], device=places.device) < widths[:, None])
-    luck[new] = draw.uniform(int(new.sum()), 1)[:, 0].to(luck.device)
-    wide = places[..., None].expand(-1, -1, window.state.shape[-1])
-    return Window(
-        tokens=tokens,
-        injected=window.injected.gather(1, wide),
-        state=window.state.gather(1, wide),
-        used=used.where(old & ~in_vain, 0),
-        luck=luck,
-        widths=widths,
-    )

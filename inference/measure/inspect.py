@@ -38,29 +38,23 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     return "\n".join(sections)
 
 
-def cost_lines(
-    config: ModelConfig, asked: list[int] | None = None, capacity: Capacity | None = None, length: int = 128
-) -> list[str]:
-    """FLOPs and cache bytes per token by iteration count, at `length` positions."""
+def cost_lines(config: ModelConfig, asked: list[int] | None = None, capacity: Capacity | None = None) -> list[str]:
+    """FLOPs and cache bytes per token by iteration count, at 128 positions or the most that there are."""
+    length = min(128, config.max_length)
     mean = config.default_iterations
     if mean is None and asked is not None:
         raise ValueError(f"a {config.model_type} has no loop: iterations={asked} is refused, leave it out")
     share = config.default_capacity if capacity is None else capacity
     if capacity is not None and config.default_capacity is None:
         raise ValueError(f"this {config.model_type} has no routed passes: capacity={capacity} is refused, leave it out")
-    if asked is None and isinstance(
-        capacity, Sequence
-    ):  # one share for each routed pass says how many passes there are
+    if asked is None and isinstance(capacity, Sequence):  # a share for each routed pass says how many there are
         asked = [len(capacity) + 1]
     counts: list[int | None] = [None] if mean is None else list[int | None](asked or counts_around(mean))
     routed = "" if share is None else f", capacity {share}"
-    lines = [
-        f"per token, at {min(length, config.max_length)} positions, fp32{routed}:",
-        "  iterations       FLOPs  cache bytes",
-    ]
+    lines = [f"per token, at {length} positions, fp32{routed}:", "  iterations       FLOPs  cache bytes"]
     for count in counts:
         taken = capacity[: (count or 1) - 1] if isinstance(capacity, Sequence) else capacity
-        flops = config.flops_per_token(count, min(length, config.max_length), taken)
+        flops = config.flops_per_token(count, length, taken)
         lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {config.cache_bytes_per_token(count):>11,}")
     return lines
 

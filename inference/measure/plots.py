@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +24,15 @@ BASELINE_STYLES: Sequence[Any] = ("--", "-.", (0, (4, 1, 1, 1, 1, 1)))
 MOST_TICKS = 10
 
 
-def write_plot(
-    results: Sequence[Result],
-    path: str | Path,
-    *,
-    title: str | None = None,
-    chance: float | None = None,
-    trained_iterations: float | None = None,
-    baselines: Mapping[str, Sequence[Result]] | None = None,
-    difficulty_name: str = "difficulty",
-) -> None:
-    """Write the picture of `draw` as a PNG of 1500 x 660 pixels; nothing is written unless it could be drawn."""
+def write_plot(results: Sequence[Result], path: str | Path, **options: Any) -> None:
+    """Write the picture that `draw` makes with these options as a PNG of 1500 x 660 pixels."""
+    write_png(draw(results, **options), path)
+
+
+def write_png(figure: Figure, path: str | Path) -> None:
+    """Write a picture as a PNG; no file is made unless it could be drawn."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure = draw(
-        results,
-        title=title,
-        chance=chance,
-        trained_iterations=trained_iterations,
-        baselines=baselines,
-        difficulty_name=difficulty_name,
-    )
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
     Path(path).write_bytes(png.getvalue())
@@ -61,16 +50,13 @@ def draw(
     """Two panels with one vertical axis: against iterations (log2, left), and against FLOPs per token (log, right).
 
     Args:
-        results: of a model with a loop, with at least one count.
+        results: of a model with a loop, with at least one count; otherwise a ValueError.
         title: above both panels.
         chance: where guessing lands, in the unit of the vertical axis (0 .. 1 for accuracy); a dotted line.
         trained_iterations: mean count in training; a vertical mark on the left.
         baselines: results of other models by name; one without a loop is a level line on the left, a point on the
             right. Their difficulties take the colours of `results`; those that `results` lacks are left out.
         difficulty_name: what the difficulty counts, for the legend, e.g. "length".
-
-    Raises:
-        ValueError: no result has an iteration count.
     """
     from matplotlib.figure import Figure
 
@@ -80,16 +66,16 @@ def draw(
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     colors = difficulty_colors(results)
+    looks = dict(zip(baselines or {}, zip(cycle(BASELINE_STYLES), cycle(MARKERS)), strict=False))
     for difficulty, line in by_difficulty(results):
         draw_line((left, right), line, colors[difficulty], "-", "o")
-    for index, others in enumerate((baselines or {}).values()):
-        style = BASELINE_STYLES[index % len(BASELINE_STYLES)]
+    for name, others in (baselines or {}).items():
         for difficulty, line in by_difficulty(others):
             if difficulty in colors:
-                draw_baseline((left, right), line, colors[difficulty], style, MARKERS[index % len(MARKERS)])
+                draw_line((left, right), line, colors[difficulty], *looks[name])
     dress(left, right, counts, text=is_text(results))
     mark(left, right, chance, trained_iterations)
-    add_legend(figure, colors, list(baselines or {}), difficulty_name)
+    add_legend(figure, colors, looks, difficulty_name)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -112,8 +98,16 @@ def difficulty_colors(results: Sequence[Result]) -> dict[int | None, Any]:
 
 
 def draw_line(axes: tuple[Axes, Axes], line: Sequence[Result], color: Any, style: Any, marker: str) -> None:
-    """One difficulty on both panels: the values, and the band of their intervals where these are known."""
+    """A model at one difficulty on both panels: values, and the band of their intervals where these are known. Without
+    a loop it is a level line on the left, and a point on the right."""
+    for result in line:
+        if result.iterations is None:
+            value = headline(result).value
+            axes[0].axhline(value, color=color, linestyle=style, linewidth=1.4)
+            axes[1].plot(result.flops_per_token, value, color=color, marker=marker, markersize=9, markeredgecolor="k")
     line = [result for result in line if result.iterations is not None]
+    if not line:
+        return
     values = [headline(result) for result in line]
     low = [value.value if value.low is None else value.low for value in values]
     high = [value.value if value.high is None else value.high for value in values]
@@ -121,18 +115,6 @@ def draw_line(axes: tuple[Axes, Axes], line: Sequence[Result], color: Any, style
     for panel, x in zip(axes, (counts, [result.flops_per_token for result in line]), strict=True):
         panel.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
         panel.plot(x, [value.value for value in values], color=color, linestyle=style, marker=marker, markersize=5)
-
-
-def draw_baseline(axes: tuple[Axes, Axes], line: Sequence[Result], color: Any, style: Any, marker: str) -> None:
-    """Another model at one difficulty: a level line and a point without a loop, otherwise a line on both panels."""
-    left, right = axes
-    for result in line:
-        if result.iterations is None:
-            value = headline(result).value
-            left.axhline(value, color=color, linestyle=style, linewidth=1.4)
-            right.plot(result.flops_per_token, value, color=color, marker=marker, markersize=9, markeredgecolor="k")
-    if any(result.iterations is not None for result in line):
-        draw_line(axes, line, color, style, marker)
 
 
 def dress(left: Axes, right: Axes, counts: Sequence[int], text: bool) -> None:
@@ -178,15 +160,14 @@ def mark(left: Axes, right: Axes, chance: float | None, trained_iterations: floa
 
 
 def add_legend(
-    figure: Figure, colors: Mapping[int | None, Any], baselines: Sequence[str], difficulty_name: str
+    figure: Figure, colors: Mapping[int | None, Any], looks: Mapping[str, tuple[Any, str]], difficulty_name: str
 ) -> None:
-    """One legend under the panels: a colour for each difficulty, a style for each baseline; none for one bare line."""
+    """One legend under the panels: difficulties by colour, baselines by style and marker; none for one bare line."""
     from matplotlib.lines import Line2D
 
     names = {"this model" if d is None else f"{difficulty_name} {d}": color for d, color in colors.items()}
     entries = [Line2D([], [], color=color, marker="o", markersize=5, label=name) for name, color in names.items()]
-    for index, name in enumerate(baselines):
-        style, marker = BASELINE_STYLES[index % len(BASELINE_STYLES)], MARKERS[index % len(MARKERS)]
+    for name, (style, marker) in looks.items():
         entries.append(Line2D([], [], color="0.3", linestyle=style, marker=marker, markersize=7, label=name))
-    if list(colors) != [None] or baselines:
+    if list(colors) != [None] or looks:
         figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=min(len(entries), 4))

@@ -63,10 +63,9 @@ def headline(result: Result) -> Headline:
     """Bits per byte where there are such, otherwise accuracy."""
     if result.bits_per_byte is None:
         return Headline(result.accuracy, result.accuracy_low, result.accuracy_high)
-    if result.loss_low is None or result.loss_high is None:
-        return Headline(result.bits_per_byte, None, None)
     scale = result.bits_per_byte / result.loss if result.loss else 0.0
-    return Headline(result.bits_per_byte, scale * result.loss_low, scale * result.loss_high)
+    low, high = (None if bound is None else scale * bound for bound in (result.loss_low, result.loss_high))
+    return Headline(result.bits_per_byte, low, high)
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -75,11 +74,8 @@ def to_json(results: Sequence[Result]) -> str:
 
 
 def from_json(text: str) -> list[Result]:
-    """The results of `to_json` or of a depth.json; other keys are left aside, and a null loss comes back as NaN.
-
-    Raises:
-        ValueError: the text is no such JSON, or a result lacks a field.
-    """
+    """The results of `to_json` or of a depth.json; other keys are left aside, and a null loss comes back as NaN. Raises
+    ValueError for a text that is no such JSON, and a result that lacks a field."""
     found = json.loads(text)
     if not isinstance(found, dict) or not isinstance(found.get("rows"), list):
         raise ValueError('an evaluation is one JSON object with a list "rows"; this is something else')

@@ -48,11 +48,7 @@ def router_uses(
     capacity: Capacity | None = None,
     selection: Selection | None = None,
 ) -> RouterUses:
-    """What the routers do with batches (input_ids, labels), (B, T) each.
-
-    Raises:
-        ValueError: the model has no routers, or `iterations` leaves no pass to route.
-    """
+    """What the routers do with batches (input_ids, labels), (B, T) each. Raises ValueError where nothing is routed."""
     default, layers = model.config.default_iterations, model.config.routed_layers
     count = check_count("iterations", (default or 1) if iterations is None else iterations)
     if not layers or count < 2:

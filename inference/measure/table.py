@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mull.inference.measure.results import Headline, Result, headline, is_text
@@ -10,8 +11,6 @@ from mull.inference.measure.results import Headline, Result, headline, is_text
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-Key = tuple[int | None, int | None]  # (iterations, difficulty)
 
 
 def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
@@ -38,45 +37,38 @@ def table(results: Sequence[Result], *, title: str | None = None) -> Table:
         collapse_padding=True,
         pad_edge=False,
     )
-    at = {(result.iterations, result.difficulty): result for result in results}
     difficulties = list(dict.fromkeys(result.difficulty for result in results))
-    for name in ["iterations", *headers(results, difficulties)]:
+    at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)  # by count and difficulty
+    for result in results:
+        at[result.iterations][result.difficulty] = result
+    rows = {count: cells(found, difficulties, is_text(results)) for count, found in at.items()}
+    names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]  # no blank column
+    for name in ["iterations", *names]:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
-    for count in dict.fromkeys(result.iterations for result in results):
-        made.add_row("-" if count is None else str(count), *cells(at, count, difficulties))
+    for count, row in rows.items():
+        made.add_row("-" if count is None else str(count), *(row[name] for name in names))
     return made
 
 
-def headers(results: Sequence[Result], difficulties: Sequence[int | None]) -> list[str]:
-    """Names of the columns after the first."""
-    used = ["mean iterations"] if any(result.mean_iterations is not None for result in results) else []
-    if len(difficulties) == 1:
-        shown = "bits per byte" if is_text(results) else "accuracy %"
-        at = "" if difficulties[0] is None else f" at {difficulties[0]}"
-        exact = [] if is_text(results) else ["exact match %"]
-        routed = ["capacity %"] if any(result.capacity is not None for result in results) else []
-        return [shown + at, *exact, "loss", *routed, *used, "FLOPs/token", "sec"]
-    return [*(f"at {d}" for d in difficulties), *used, f"FLOPs/token ({difficulties[-1]})", "sec"]
-
-
-def cells(at: dict[Key, Result], count: int | None, difficulties: Sequence[int | None]) -> list[str]:
-    """The cells of one count, after the first; a blank where nothing was measured."""
-    found = [at.get((count, difficulty)) for difficulty in difficulties]
-    measured = [result for result in found if result is not None]
-    text = is_text(measured)
-    shown = ["" if result is None else with_interval(headline(result), percent=not text) for result in found]
-    if len(difficulties) == 1:
-        result = measured[0]
-        if result.exact_match is not None:
-            exact = Headline(result.exact_match, result.exact_match_low, result.exact_match_high)
-            shown.append(with_interval(exact, percent=True))
-        shown.append(f"{result.loss:.4f}")
-        if any(other.capacity is not None for other in at.values()):
-            shown.append("" if result.capacity is None else f"{100 * result.capacity:.1f}")
+def cells(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of one count by the name of their column; blank where nothing was measured, or nothing applies."""
+    one, unit = len(difficulties) == 1, "bits per byte" if text else "accuracy %"
+    measured = [found[difficulty] for difficulty in difficulties if difficulty in found]
+    last = measured[-1]
+    shown = {}
+    for difficulty in difficulties:
+        name = f"at {difficulty}" if not one else unit if difficulty is None else f"{unit} at {difficulty}"
+        shown[name] = with_interval(headline(found[difficulty]), percent=not text) if difficulty in found else ""
+    if one:
+        exact = Headline(last.exact_match or 0.0, last.exact_match_low, last.exact_match_high)
+        shown["exact match %"] = "" if last.exact_match is None else with_interval(exact, percent=True)
+        shown["loss"] = f"{last.loss:.4f}"
+        shown["capacity %"] = "" if last.capacity is None else f"{100 * last.capacity:.1f}"
     used = [result.mean_iterations for result in measured if result.mean_iterations is not None]
-    if any(other.mean_iterations is not None for other in at.values()):
-        shown.append(f"{sum(used) / len(used):.2f}" if used else "")
-    return [*shown, si(measured[-1].flops_per_token), f"{sum(result.seconds for result in measured):.2f}"]
+    shown["mean iterations"] = f"{sum(used) / len(used):.2f}" if used else ""
+    shown["FLOPs/token" if one else f"FLOPs/token ({difficulties[-1]})"] = si(last.flops_per_token)
+    shown["sec"] = f"{sum(result.seconds for result in measured):.2f}"
+    return shown
 
 
 def with_interval(shown: Headline, percent: bool) -> str:

@@ -8,7 +8,6 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from torch import Tensor
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.evaluate import IGNORE
+from mull.inference.measure.evaluate import IGNORE, losses
+from mull.inference.measure.plots import write_png
 from mull.models import LanguageModel
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 COLUMNS, ROWS = 64, 16  # characters of the picture
-CLASSES = ("letter", "digit", "space", "punctuation", "other")
 
 
 class Use(NamedTuple):
@@ -74,17 +73,13 @@ def token_uses(
         used = out.iterations.float()
         if out.selected is not None:  # (B, T, layers, passes)
             used = 1 + out.selected.sum(dim=-1).float().mean(dim=-1)
-        nats = torch.nn.functional.cross_entropy(
-            out.logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
-        )
-        nats = nats.masked_fill(labels.flatten() == IGNORE, float("nan"))
-        flat = (input_ids.flatten().tolist(), used.flatten().tolist(), nats.tolist())
-        uses += [Use(*use) for use in zip(*flat, strict=True)]
+        nats = losses(out.logits, labels).masked_fill(labels == IGNORE, float("nan"))
+        uses += [Use(*use) for use in zip(*(x.flatten().tolist() for x in (input_ids, used, nats)), strict=True)]
     return uses
 
 
 def class_of(text: str) -> str:
-    """The class of a token's text, by its first character that is no blank."""
+    """letter, digit, space, punctuation or other: by the first character of a token's text that is no blank."""
     first = text.strip()[:1]
     if not first:
         return "space" if text else "other"
@@ -129,7 +124,6 @@ def token_tables(uses: Sequence[Use], tokenizer: Tokenizer, least: int = 20, mos
 
 def write_heat_map(uses: Sequence[Use], tokenizer: Tokenizer, path: str | Path) -> None:
     """A PNG of the first characters of the text, each on the colour of what its position used."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     part = uses[: COLUMNS * ROWS]
@@ -148,6 +142,4 @@ def write_heat_map(uses: Sequence[Use], tokenizer: Tokenizer, path: str | Path) 
     image = axes.imshow(grid.numpy(), cmap="viridis_r", aspect="auto")
     axes.set_axis_off()
     figure.colorbar(image, ax=axes, label="iterations of the position", fraction=0.03)
-    png = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(png)
-    Path(path).write_bytes(png.getvalue())
+    write_png(figure, path)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mull.inference import early_exit
 from mull.inference.early_exit import think_until
 from mull.inference.exits import EXITS, Exit, parse
 from mull.inference.generate import generate
@@ -124,13 +123,13 @@ def test_generation_does_not_depend_on_the_batch(make_model: MakeModel, text: st
         assert together.iterations[row, n:].eq(0).all()
 
 
-def test_measure_counts_scored_positions(make_model: MakeModel) -> None:
+def test_calibration_is_told_of_scored_positions(make_model: MakeModel) -> None:
     model, ids = gated(make_model), ids_of(2, 5)
     out = think_until(model, ids, LIMIT, parse("latent:0.3"))
     labels = out.logits.argmax(-1)
     labels[0, :2], labels[1, 0] = -100, (labels[1, 0] + 1) % 11
-    measured = early_exit.measure(model, [(ids, labels)], LIMIT)(parse("latent:0.3"))
-    assert measured.iterations == pytest.approx(out.iterations.double().mean().item())
+    (measured,) = evaluate(model, {None: [(ids, labels)]}, [LIMIT], exit="latent:0.3")
+    assert measured.mean_iterations == pytest.approx(out.iterations.double().mean().item())
     assert measured.accuracy == pytest.approx(7 / 8)
 
 

@@ -2,12 +2,18 @@
 
 import itertools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from mull.inference import exits
-from mull.inference.exits import EXITS, Exit, Measured, Thought, calibrate, parse
+from mull.inference.exits import EXITS, Exit, Thought, calibrate, parse
+
+
+class Measured(NamedTuple):
+    mean_iterations: float
+    accuracy: float
 
 
 def run(rule: Exit, states: list[list[float]], logits: list[list[float]] | None = None, halts: tuple[float, ...] = ()):
@@ -19,7 +25,7 @@ def run(rule: Exit, states: list[list[float]], logits: list[list[float]] | None 
         answer = torch.tensor([logits[count - 1]]) if logits else None
         halt = torch.tensor([halts[count - 1]]) if halts else None
         thought = Thought(count, state, previous, lambda answer=answer: answer, lambda halt=halt: halt, memory)
-        values.append(rule.leaves(thought)[1].item())
+        values.append(rule.value(thought).item())
     return values
 
 
@@ -108,15 +114,15 @@ def test_calibrate_finds_the_threshold(name: str) -> None:
 
     def measure(rule: Exit) -> Measured:
         asked.append(rule.threshold)
-        return Measured(iterations=32 * (1 - share(rule)), accuracy=0.9 - 0.1 * share(rule))
+        return Measured(mean_iterations=32 * (1 - share(rule)), accuracy=0.9 - 0.1 * share(rule))
 
     rule, measured = calibrate(EXITS[name](0.5), measure, mean_iterations=12)
-    assert 12 <= measured.iterations < 12.05 and measure(rule) == measured
+    assert 12 <= measured.mean_iterations < 12.05 and measure(rule) == measured
     rule, measured = calibrate(EXITS[name](0.5, minimum=3), measure, tolerated_loss=0.02)
     assert 0.88 <= measured.accuracy < 0.8801 and rule.minimum == 3
     assert len(asked) < 30
     rule, measured = calibrate(EXITS[name](0.5), measure, mean_iterations=40)  # more than there are
-    assert rule.threshold == -math.inf and measured.iterations == 32
+    assert rule.threshold == -math.inf and measured.mean_iterations == 32
 
 
 def test_calibrate_refuses_what_it_cannot_do() -> None:

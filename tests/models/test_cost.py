@@ -21,7 +21,7 @@ from mull.models import (
     Transformer,
     TransformerConfig,
 )
-from mull.models.inner_thinking import BLOCK
+from mull.models.routed_layer import BLOCK
 from mull.models.rules import RULES
 
 Build = Callable[..., LanguageModel]
@@ -88,8 +88,7 @@ def test_cache_bytes_are_those_of_the_tensors(
     model(torch.zeros(3, 5, dtype=torch.int64), cache=cache, **({"iterations": iterations} if looped else {}))
     claimed = config.cache_bytes_per_token(iterations if looped else None, dtype.itemsize)
     held = sum(tensor.untyped_storage().nbytes() for tensor in cache.layers.values())
-    assert claimed == cache.bytes_per_token
-    assert claimed * 3 * (8 + 1) == cache.nbytes == held  # one column to spare: see Cache.grow
+    assert claimed * 3 * (8 + 1) == held  # one column to spare: see Cache.grow
 
 
 ROUTED = {

@@ -1,4 +1,4 @@
-"""Injections: the built-in ones against their equations, and one of a user's own whose `prepare` makes what it likes."""
+"""Injections: the built-in ones against their equations, and one of a user's own that prepares what it likes."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -75,7 +75,7 @@ def gradients(model: LanguageModel) -> list[Tensor]:
 def test_an_injection_of_ones_own_is_a_word_of_the_configuration(odd: RecurrentDepthTransformer) -> None:
     assert isinstance(odd.injection, OddInjection) and odd.config.injection == "odd"
     assert odd.config.parameters == sum(p.numel() for p in odd.parameters())
-    with pytest.raises(ValueError, match="injection must be one of .*'odd', not 'even'"):
+    with pytest.raises(ValueError, match=r"injection must be one of .*'odd', not 'even'"):
         RecurrentDepthConfig(vocab_size=5, injection="even")
 
 

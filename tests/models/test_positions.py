@@ -84,7 +84,7 @@ def assert_part_of(some: Context, call: Call, among: Tensor) -> None:
     assert torch.equal(written[~among], x[~among])
     assert torch.equal(some.gather(written)[:, : some.taken], new[:, : some.taken])
     in_place = x.clone()
-    assert some.scatter_(in_place, new) is in_place and torch.equal(in_place, written)
+    assert torch.equal(some.scatter(in_place, new, in_place=True), written) and torch.equal(in_place, written)
     assert some.scatter(x.float(), new).dtype == torch.float32  # in the type of what is written to
 
     queries = torch.randn(rows, length, 2, WIDTH, dtype=torch.float64)

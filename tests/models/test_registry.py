@@ -30,12 +30,12 @@ def test_a_word_stands_for_what_was_registered_in_that_order() -> None:
 def test_a_word_that_is_taken_is_refused_and_what_has_it_keeps_it() -> None:
     fruits: Registry[object] = Registry("fruit")
     fruits.register("pear")(int)
-    with pytest.raises(ValueError, match=r"there is a fruit 'pear' already, .*int.*; choose another name"):
+    with pytest.raises(ValueError, match=r"fruit 'pear' .*already, .*int.*; choose another name"):
         fruits.register("pear")(float)
     assert fruits["pear"] is int
-    with pytest.raises(ValueError, match="there is a rule 'paper' already"):
+    with pytest.raises(ValueError, match=r"rule 'paper' .*already"):
         RULES.register("paper")(RULES["update"])
-    with pytest.raises(ValueError, match="there is a injection 'add' already"):
+    with pytest.raises(ValueError, match=r"injection 'add' .*already"):
         INJECTIONS.register("add")(INJECTIONS["concat"])
 
 
@@ -82,7 +82,7 @@ def test_a_class_that_nobody_registered_is_no_family() -> None:
 
     with pytest.raises(ValueError, match=r"a Mine cannot be saved as a folder.*transformer.*@family"):
         family_of(Mine(TransformerConfig(vocab_size=3, d_model=8, n_heads=2)))
-    with pytest.raises(ValueError, match="there is a model_type 'transformer' already"):
+    with pytest.raises(ValueError, match=r"model_type 'transformer' .*already"):
         family(Mine)
     assert FAMILIES["transformer"] is Transformer
 

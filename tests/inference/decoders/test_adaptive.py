@@ -1,9 +1,8 @@
 """Adaptive decoding, and an exit rule of one's own. The rules themselves are tested one folder up."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import pytest
 import torch
@@ -64,11 +63,10 @@ def test_a_rule_of_ones_own_is_known_once_it_is_registered(make_model: MakeModel
         share: float = 0.5  # of the mean that stays
 
         name, example = "calm", "calm:0.2"
-        neutral: ClassVar[Mapping[str, float]] = {"mean": math.inf}
 
         def value(self, thought: Thought) -> Tensor:
             change = norm(thought.state - thought.previous) / norm(thought.state)
-            before = self.recall(thought, "mean", change)
+            before = self.recall(thought, "mean", change, math.inf)
             mean = torch.where(before.isinf(), change, torch.lerp(change, before, self.share))
             thought.memory["mean"] = mean
             return mean

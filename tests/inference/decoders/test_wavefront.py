@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mull.inference.decoders.wavefront import Wavefront, Window, move
+from mull.inference.decoders.wavefront import Wavefront, Window
 from mull.inference.generate import generate, stream
 from mull.inference.sampling import Draw
 from mull.models import LanguageModel, RecurrentDepthTransformer
@@ -205,7 +205,7 @@ def test_every_row_moves_by_what_it_froze() -> None:
     )
     guesses, frozen = torch.tensor([[8, 0, 0], [2, 3, 9], [6, 10, 0]]), torch.tensor([0, 2, 0])
     how, left = Wavefront(width=4, headway=3), torch.tensor([9, 2, 2])
-    moved = move(window, guesses, frozen, left, 4, how, Draw(None, 0.0))
+    moved = how.move(window, guesses, frozen, left, 4, Draw(None, 0.0))
     assert moved.widths.tolist() == [4, 2, 2]
     rows = zip(moved.tokens.tolist(), moved.widths.tolist(), strict=True)
     assert [row[:width] for row, width in rows] == [[7, 8, 8, 8], [3, 9], [4, 6]]

@@ -194,8 +194,8 @@ def test_a_position_without_a_number_is_not_right(make_model: MakeModel) -> None
             "the batches have no scored token",
         ),
         ({"batches": {None: [(torch.ones(2, 3).long(), torch.ones(2, 4).long())]}}, "(2, 3) and labels (2, 4)"),
-        ({"batches": {None: [(torch.full((2, 3), 11), torch.ones(2, 3).long())]}}, "input_ids has token 11, outside"),
-        ({"batches": {None: [(torch.ones(2, 3).long(), torch.full((2, 3), 12))]}}, "labels has token 12, outside"),
+        ({"batches": {None: [(torch.full((2, 3), 11), torch.ones(2, 3).long())]}}, "input_ids: token id 11 lies"),
+        ({"batches": {None: [(torch.ones(2, 3).long(), torch.full((2, 3), 12))]}}, "labels: token id 12 lies"),
     ],
 )
 def test_bad_values_are_refused_in_one_line(make_model: MakeModel, options: dict[str, Any], message: str) -> None:

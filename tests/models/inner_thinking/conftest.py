@@ -5,6 +5,8 @@ the folder above. fp64; bit for bit where nothing may change at all.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import pytest
@@ -54,11 +56,15 @@ def make_config() -> Callable[..., InnerThinkingConfig]:
 def make(build: Callable[..., LanguageModel], tokens: Callable[..., Tensor]) -> Make:
     """(options) -> a calibrated model in fp64 and eval mode whose every weight matters."""
 
-    def make(**changes: Any) -> InnerThinkingTransformer:
-        model = build(InnerThinkingConfig(**SHAPE | changes))
+    @cache
+    def calibrated(config: InnerThinkingConfig) -> InnerThinkingTransformer:
+        model = build(config)
         assert isinstance(model, InnerThinkingTransformer)
-        model.calibrate(tokens(model.config, 8, 100, seed=7))
+        model.calibrate(tokens(config, 8, 100, seed=7))
         return model
+
+    def make(**changes: Any) -> InnerThinkingTransformer:
+        return deepcopy(calibrated(InnerThinkingConfig(**SHAPE | changes)))
 
     return make
 

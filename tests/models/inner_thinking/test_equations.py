@@ -81,12 +81,12 @@ def test_gathering_equals_computing_everything(
 
 
 def test_more_passes_than_trained_use_the_last_router(
-    make: Make, tokens: Tokens, slow_twin: Twin, variant: Fields
+    build: Build, make_config: MakeConfig, tokens: Tokens, slow_twin: Twin, variant: Fields
 ) -> None:
     """And the last thresholds and phi; a model of no more than one pass has no second row of anything."""
     for trained in (1, 2):
         changes = {"thinking_layers": (1,), **variant, "mean_iterations": trained}
-        model = make(**changes)
+        model = build(make_config(**changes))
         ids = tokens(model.config, 2, 9)
         fast = model(ids, 5, capacity=0.5 if model.config.routing else None).logits
         twin = slow_twin(

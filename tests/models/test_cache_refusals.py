@@ -1,0 +1,88 @@
+"""What a cache refuses: wrong policies, depths, sizes and cuts, by name; and what a refused call leaves behind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer
+
+Build = Callable[..., LanguageModel]
+Small = Callable[..., RecurrentDepthConfig]
+Tokens = Callable[..., Tensor]
+
+
+@pytest.fixture
+def model(build: Build, small: Small) -> LanguageModel:
+    return build(small())
+
+
+def test_wrong_uses_are_named(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
+    with pytest.raises(ValueError, match="policy must be one of full, deepest, shared, not 'latest'"):
+        model.new_cache(1, 8, "latest")
+    with pytest.raises(ValueError, match="ring must be at least 1, not 0"):
+        model.new_cache(1, 8, "shared", 0)
+    cache = model.new_cache(2, 8, "deepest")
+    ids = tokens(model.config, 2, 3)
+    with pytest.raises(ValueError, match="one count per row needs a cache of policy full, not deepest"):
+        model(ids, torch.tensor([1, 2]), cache=cache)
+    model(ids, 2, cache=cache)
+    with pytest.raises(ValueError, match="row 1 holds 3 positions and cannot be cut to 4"):
+        cache.rollback([3, 4])
+
+
+def test_too_many_tokens_are_refused_with_the_remedy_and_nothing_is_stored(
+    model: RecurrentDepthTransformer, tokens: Tokens
+) -> None:
+    ids = tokens(model.config, 1, 6)
+    cache = model.new_cache(1, 5)
+    first = model(ids[:, :4], 2, cache=cache)
+    with pytest.raises(ValueError, match="holds 5 positions and 6 are needed; ask new_cache for max_length=6 or more"):
+        model(ids[:, 4:], 2, cache=cache)
+    assert cache.length == 4
+    last = model(ids[:, 4:5], 2, cache=cache)
+    torch.testing.assert_close(torch.cat([first.logits, last.logits], 1), model(ids[:, :5], 2).logits)
+
+
+def test_a_cache_beyond_the_models_limit_is_refused(model: RecurrentDepthTransformer) -> None:
+    with pytest.raises(ValueError, match="max_length 65 is more than the model's limit of 64 positions"):
+        model.new_cache(1, 65)
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    (2, 3), (2, torch.tensor([2, 2])), (torch.tensor([1, 2]), 2), (torch.tensor([1, 2]), torch.tensor([2, 1])),
+], ids=str)  # fmt: skip
+def test_another_depth_is_refused(model: RecurrentDepthTransformer, tokens: Tokens, first: Any, second: Any) -> None:
+    """Keys of one depth cannot stand in for those of another: a deeper call would see tokens without keys."""
+    ids = tokens(model.config, 2, 4)
+    cache = model.new_cache(2, 8)
+    model(ids, first, cache=cache)
+    with pytest.raises(ValueError, match=r"the cache was filled at iterations=.* and cannot continue at"):
+        model(ids, second, cache=cache)
+    model(ids, first, cache=cache)
+
+
+def test_another_batch_size_is_refused(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
+    """One row would otherwise be copied over all rows of the cache, silently."""
+    cache = model.new_cache(2, 8)
+    for rows in (1, 3):
+        with pytest.raises(ValueError, match=f"the cache holds 2 sequences, input_ids has {rows}"):
+            model(tokens(model.config, rows, 4), 2, cache=cache)
+
+
+def test_readings_are_refused_beside_a_cache(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
+    """The coda's keys of older tokens belong to the last iteration; a reading at an earlier one would mix the two."""
+    with pytest.raises(ValueError, match="read_at cannot be used with a cache"):
+        model(tokens(model.config, 1, 4), 4, cache=model.new_cache(1, 8), read_at=[1])
+
+
+def test_a_refused_call_leaves_the_cache_usable(model: RecurrentDepthTransformer, tokens: Tokens) -> None:
+    ids = tokens(model.config, 1, 5)
+    cache = model.new_cache(1, 8)
+    first = model(ids[:, :3], 2, cache=cache)
+    with pytest.raises(ValueError, match="state must have shape"):
+        model(ids[:, 3:], 2, cache=cache, state=torch.zeros(1, 1, 24))
+    rest = model(ids[:, 3:], 2, cache=cache)
+    torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), model(ids, 2).logits)
