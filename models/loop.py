@@ -80,7 +80,7 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
             )
         if int(iterations.min()) < 1:
             raise ValueError(f"iterations must be at least 1 in every row, not {int(iterations.min())}")
-        return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
+        return iterations.to(torch.int64)
     return check_count("iterations", iterations)
 
 
