@@ -75,7 +75,7 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
             f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
         )
     check_count("iterations", int(iterations.min()))
-    return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
+    return iterations.to(torch.int64)
 
 
 def check_count(name: str, value: int) -> int:

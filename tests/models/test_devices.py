@@ -180,7 +180,7 @@ def cached(model: LanguageModel, ids: Tensor, to: To) -> Said:
     mask, counts = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]), torch.tensor([1, 3])
     for policy in get_args(Policy):
         for rows, given in ((2, to(mask)), (1, None)):
-            cache, some = model.new_cache(rows, 16, policy, ring=2), ids[:rows]
+            cache, some = model.new_cache(rows, 16, policy, ring=2 if policy == "shared" else 1), ids[:rows]
             for start, end in ((0, 4), (4, 6), (2, 3)):
                 now = given if start == 0 else None
                 yield from said(
