@@ -1,7 +1,7 @@
 """One training run, first line to last: read the configuration, go on where the folder left off, fit, save, measure.
 
 FOLDER/                 the checkpoint folder (see checkpoints/store.py), written when training ends
-FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), logs/
+FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), threads.txt, logs/
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mull.training.cli import TrainingCLI, quiet, read_configuration
 from mull.training.export import export, measure
 from mull.training.identity import is_finished, resumable_state
 from mull.training.module import NonFiniteLossError
+from mull.training.threads import choose_threads
 
 
 def train(args: list[str]) -> Path:
@@ -34,6 +35,7 @@ def train(args: list[str]) -> Path:
         run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
         state = resumable_state(run.last)
         write_configuration(run)
+        choose_threads(run)
         announce(run, resumed=state is not None)
         fit(run, state)
         if run.trainer.is_global_zero:
