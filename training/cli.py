@@ -98,7 +98,9 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--output", type=str, default=None, help="folder of the run (checkpoints/<config>)")
-        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads of torch (its own choice)")
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="CPU threads of torch (measured at the start)"
+        )
         parser.add_argument(
             "--plugin", type=str | None, default=None, help="module or .py file of your own to import first; repeatable"
         )

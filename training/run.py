@@ -1,7 +1,8 @@
 """One training run, first line to last: read the configuration, go on where the folder left off, fit, save, measure.
 
 FOLDER/                 the checkpoint folder (see checkpoints/store.py), written when training ends
-FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), previous.ckpt, logs/
+FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), previous.ckpt,
+                        threads.txt, logs/
 
 A run is finished when all its optimizer steps are taken, or when a callback of its configuration has ended it. However
 else it stops, its state is kept, and the same command line goes on, to the same weights as without the stop.
@@ -25,6 +26,7 @@ from mull.training.log import MetricsLog
 from mull.training.module import NonFiniteLossError
 from mull.training.saving import Stopped
 from mull.training.states import LAST, PREVIOUS, read_state, settle
+from mull.training.threads import choose_threads
 
 
 def train(args: list[str]) -> Path:
@@ -90,6 +92,7 @@ def identify(run: TrainingCLI) -> Identity:
 def go_on(run: TrainingCLI, there: Standing) -> bool:
     """Train from the state that is there, or from the start; return whether the run has come to its end."""
     write_configuration(run)
+    choose_threads(run)
     announce(run, there)
     fit(run, there)
     step = run.trainer.global_step

@@ -164,10 +164,10 @@ def test_the_state_loads_without_running_code(runs):
 
 
 def test_the_trainer_folder_holds_one_state(runs):
-    """Guards the disk: nothing but the state, the configuration and the logs is written beside the checkpoint."""
+    """Guards the disk: nothing but state, configuration, threads and logs is written beside the checkpoint."""
     found = {str(path.relative_to(runs.whole)) for path in runs.whole.rglob("*") if path.is_file()}
     assert {path for path in found if path.startswith("trainer/")} == {
-        "trainer/config.yaml", "trainer/last.ckpt", "trainer/logs/version_0/metrics.csv"
+        "trainer/config.yaml", "trainer/last.ckpt", "trainer/threads.txt", "trainer/logs/version_0/metrics.csv"
     }  # fmt: skip
     left = {path.name for path in (runs.unfinished / "trainer").glob("*") if path.is_file()}
     assert left == {"config.yaml", "last.ckpt", "previous.ckpt"}
