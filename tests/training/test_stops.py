@@ -126,6 +126,21 @@ def test_a_time_limit_leaves_the_run_unfinished(whole, reliability, tmp_path, ca
     assert reliability.outcome(folder) == expected
 
 
+def test_a_reader_who_has_gone_ends_no_run(whole, reliability, tmp_path):
+    """Guards `mull train ... | head -1`: what nobody reads is not a reason to stop."""
+    args, expected = whole("plain")
+
+    def work():
+        reading, writing = os.pipe()
+        os.close(reading)
+        with pytest.MonkeyPatch.context() as patch, open(writing, "w") as said:
+            patch.setattr(sys, "stdout", said)
+            train([*args, str(tmp_path / "out")])
+
+    assert reliability.in_child(work, tmp_path) == 0
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
 def test_a_trial_leaves_nothing(whole, tmp_path, capsys):
     """Guards fast_dev_run: it is no run, so there is no state that another schedule would go on from."""
     args, _ = whole("plain")
