@@ -276,7 +276,7 @@ def convert(args: list[str]) -> None:
     from mull.checkpoints import huginn, load_tokenizer
     from mull.checkpoints.files import read_json
 
-    source, destination = Path(options.source), Path(options.destination)
+    source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} is there already; name a folder that is new or empty")
     model = mull.load(source)

@@ -1,6 +1,6 @@
 """How often a run or a save can be killed: every file operation, and random moments, in several kinds of runs.
 
-    python benchmarks/reliability.py [--kills 50]
+    python benchmarks/reliability.py [--kills 50] [--runs plain muon ...]
 
 Each run is tiny (6 optimizer steps, a state every 2). It is trained once without a stop; then again in child processes
 that are killed, each of which goes on where the one before was killed: child n before its n-th operation on files, and
@@ -258,11 +258,12 @@ def row(place: Path, name: str, kills: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50, help="SIGKILLs at random moments, for each variant")
+    parser.add_argument("--runs", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="variants (all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| run | a fresh run for each operation | start n dies before operation n | random SIGKILLs | equal |")
     print("|---|---|---|---|---|")
-    for name in VARIANTS:
+    for name in options.runs:
         with tempfile.TemporaryDirectory() as place:
             print(f"| {name} | {row(Path(place), name, options.kills)} | all |", flush=True)
     with tempfile.TemporaryDirectory() as place:

@@ -204,7 +204,7 @@ def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None
     if tokenizer is not None:
         contents["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
     contents[CONFIG] = (json.dumps(their_config(config, next(model.parameters()).dtype), indent=2) + "\n").encode()
-    replace_all(folder, contents)
+    replace_all(Path(folder).expanduser(), contents)
 
 
 def allowed_values() -> str:

@@ -31,7 +31,7 @@ def import_plugins(names: Iterable[str]) -> None:
 
 def import_plugin(name: str) -> str:
     """Import one module; return the name under which its classes are found."""
-    file = Path(name).resolve() if name.endswith(".py") else None
+    file = Path(name).expanduser().resolve() if name.endswith(".py") else None
     if file is not None and not file.is_file():
         raise ValueError(f"plugin {name} is no file; give the path of a .py file, or the name of a module")
     folder, module = (Path.cwd(), name) if file is None else (file.parent, file.stem)

@@ -21,7 +21,7 @@ from mull.inference.measure.table import print_table
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
 from mull.training.callbacks import calibrate
-from mull.training.progress import measuring
+from mull.training.progress import measuring, say
 
 
 def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
@@ -34,12 +34,12 @@ def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
         training: the resolved configuration, as YAML text.
     """
     if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
-        print(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
+        say(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
         return
     network.eval()
     calibrate(network, data.val_dataloader())
     save(network, folder, tokenizer=getattr(data, "tokenizer", None), training=training)
-    print(f"wrote {folder}")
+    say(f"wrote {folder}")
 
 
 def measured_examples(data: Any, batches: int | None) -> int:

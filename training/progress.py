@@ -6,6 +6,7 @@ processes only the first one shows anything.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,6 +25,14 @@ Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
 def on_terminal() -> bool:
     """Whether a person watches."""
     return sys.stdout.isatty()
+
+
+def say(text: str) -> None:
+    """Print a line at once. A reader who has gone, as `| head -1` does, ends no run: the rest goes nowhere."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_progress() -> ProgressBar:
@@ -86,7 +95,7 @@ class Lines(ProgressBar):
             said.append(f"{float(values['train/tokens_per_second']):,.0f} tokens/s")
         if step > self.began_at and not last:
             said.append(f"{duration((now - self.began) / (step - self.began_at) * (total - step))} left")
-        print(", ".join(said), flush=True)
+        say(", ".join(said))
 
 
 def duration(seconds: float) -> str:
@@ -105,7 +114,7 @@ def measuring(batches: Batches, examples: int) -> Iterator[Batches]:
         examples: most examples of a difficulty.
     """
     if not on_terminal():
-        print(f"measuring on at most {examples} examples of each difficulty", flush=True)
+        say(f"measuring on at most {examples} examples of each difficulty")
         yield batches
         return
     from rich.progress import Progress

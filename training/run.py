@@ -10,7 +10,6 @@ else it stops, its state is kept, and the same command line goes on, to the same
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mull.training.identity import Identity, Standing, check_place, identity_of,
 from mull.training.lock import only_run
 from mull.training.log import MetricsLog
 from mull.training.module import NonFiniteLossError
+from mull.training.progress import say
 from mull.training.saving import Stopped
 from mull.training.states import LAST, PREVIOUS, read_state, settle
 from mull.training.threads import choose_threads
@@ -60,7 +60,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     run.identity = identify(run)
     there = standing(run.folder, run.identity)
     if there.exported:
-        print(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
+        say(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
     elif there.ended or go_on(run, there):
         restore_final_weights(run)
         export(run.model.network, run.datamodule, run.folder, configuration_text(run))
@@ -79,7 +79,7 @@ def try_out(run: TrainingCLI) -> None:
     """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
     run.trainer.fit(run.model, run.datamodule)
     if run.trainer.is_global_zero:
-        print(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")
+        say(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")
 
 
 def identify(run: TrainingCLI) -> Identity:
@@ -98,7 +98,7 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
     step = run.trainer.global_step
     if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
         return True
-    print(f"{run.folder} is unfinished: stopped at step {step} of {run.model.total_steps}; the same line goes on")
+    say(f"{run.folder} is unfinished: stopped at step {step} of {run.model.total_steps}; the same line goes on")
     return False
 
 
@@ -120,10 +120,9 @@ def announce(run: TrainingCLI, there: Standing) -> None:
     parameters = sum(p.numel() for p in run.model.network.parameters())
     done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
     start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
-    print(
+    say(
         f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
-        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}",
-        flush=True,
+        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}"
     )
 
 
@@ -149,8 +148,7 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         ) from None
     except Stopped as stopped:
         if run.trainer.is_global_zero:
-            with contextlib.suppress(BrokenPipeError):
-                print(f"{stopped.name}: {run.folder} stopped, step {stopped.step} is saved; the same line goes on")
+            say(f"{stopped.name}: {run.folder} stopped, step {stopped.step} is saved; the same line goes on")
         raise
 
 

@@ -21,6 +21,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from mull.checkpoints.replacing import sync_folder
+from mull.training.progress import say
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 PART = ".part"  # ends the name of a state that is being written
@@ -37,14 +38,13 @@ class StateFiles(CheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + PART)
-        with open(part, "w+b") as file:
-            hashing = HashedFile(file)
-            torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # torch asks for no more of it
-            comment = MARK + hashing.digest.hexdigest().encode()
-            file.seek(-2, os.SEEK_END)  # the length of the comment, which ends the archive and has been 0
-            file.write(COMMENT.to_bytes(2, "little") + comment)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            write_checked(checkpoint, part)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write in its own words
+            part.unlink(missing_ok=True)
+            raise OSError(
+                f"{path} cannot be written ({error}); the state before stays: make room, and type the same line again"
+            ) from error
         os.replace(part, path)
         sync_folder(path.parent)
 
@@ -58,6 +58,18 @@ class StateFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def write_checked(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a state with its checksum, and wait until it is on the disk."""
+    with open(path, "w+b") as file:
+        hashing = HashedFile(file)
+        torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # torch asks for no more of it
+        comment = MARK + hashing.digest.hexdigest().encode()
+        file.seek(-2, os.SEEK_END)  # the length of the comment, which ends the archive and has been 0
+        file.write(COMMENT.to_bytes(2, "little") + comment)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class HashedFile:
@@ -106,7 +118,7 @@ def settle(folder: Path) -> None:
     if also is not None:
         raise ValueError(f"{folder / LAST} is damaged ({wrong}), and so is {PREVIOUS} ({also}); {remedy}")
     os.replace(folder / PREVIOUS, folder / LAST)
-    print(f"{folder / LAST} was damaged ({wrong}): going on from the state before it")
+    say(f"{folder / LAST} was damaged ({wrong}): going on from the state before it")
 
 
 def damage(path: Path) -> str | None:

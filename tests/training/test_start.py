@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 import mull
 from mull.checkpoints import huginn
+from mull.cli import main
 from mull.training.callbacks import Throughput
 from mull.training.data import Parity, TaskData
 from mull.training.module import TrainingModule
@@ -176,6 +177,18 @@ def shifted(vocabulary):
     from tokenizers.models import WordLevel
 
     return WordLevel(vocabulary, unk_token="<unk>")
+
+
+def test_a_tilde_is_the_home_folder_everywhere(constant, tmp_path, monkeypatch):
+    """Guards --output=~/x, which a shell leaves as it is: one folder for everything, and the others follow."""
+    args, folder = constant
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train([*args[:-1], "--output=~/out", "--from", str(folder)])
+    assert {"config.json", "depth.json", "trainer"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    mull.save(mull.load("~/out"), "~/copy")
+    assert main(["convert", "~/copy", "~/public"]) == 0 and (tmp_path / "public" / "config.json").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "copy", "public"}
 
 
 class Ending(pl.LightningDataModule):

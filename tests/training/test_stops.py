@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from mull.training import run as run_module
-from mull.training.callbacks import Throughput
+from mull.training.callbacks import DepthValidation, Throughput
 from mull.training.data import TaskData
 from mull.training.lock import only_run, take_by_name
 from mull.training.run import train
@@ -91,6 +91,22 @@ def test_kills_before_file_operations_change_nothing(whole, reliability, tmp_pat
     assert reliability.outcome(folder) == expected
 
 
+def test_a_state_does_not_count_before_its_validation_is_logged(whole, reliability, tmp_path, monkeypatch):
+    """Guards the log: a break inside the validation of the last step, whose state is written by then, loses no row."""
+    args, expected = whole("plain")
+    with monkeypatch.context() as patch:
+        real = DepthValidation.on_validation_epoch_start
+        patch.setattr(
+            DepthValidation,
+            "on_validation_epoch_start",
+            lambda self, trainer, module: fail() if trainer.global_step == 6 else real(self, trainer, module),
+        )
+        with pytest.raises(Broken):
+            train([*args, str(tmp_path / "out")])
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, number):
     """Guards 143 and 130: the step that the signal falls in is finished and saved, and one line says so."""
@@ -121,9 +137,25 @@ def test_a_time_limit_leaves_the_run_unfinished(whole, reliability, tmp_path, ca
         train([*args, str(folder), "--trainer.max_time", "00:10:00:00"])
     assert f"{folder} is unfinished: stopped at step 3 of 6; the same line goes on" in capsys.readouterr().out
     assert [path.name for path in folder.iterdir()] == ["trainer"] and step_of(folder) == 3
+    assert "Timer" not in torch.load(folder / "trainer" / LAST, weights_only=True)["callbacks"]
     passed.clear()
     train([*args, str(folder), "--trainer.max_time", "00:10:00:00"])
     assert reliability.outcome(folder) == expected
+
+
+def test_a_reader_who_has_gone_ends_no_run(whole, reliability, tmp_path):
+    """Guards `mull train ... | head -1`: what nobody reads is not a reason to stop."""
+    args, expected = whole("plain")
+
+    def work():
+        reading, writing = os.pipe()
+        os.close(reading)
+        with pytest.MonkeyPatch.context() as patch, open(writing, "w") as said:
+            patch.setattr(sys, "stdout", said)
+            train([*args, str(tmp_path / "out")])
+
+    assert reliability.in_child(work, tmp_path) == 0
+    assert reliability.outcome(tmp_path / "out") == expected
 
 
 def test_a_trial_leaves_nothing(whole, tmp_path, capsys):
