@@ -113,12 +113,12 @@ class IteratedModel(LanguageModel, ABC):
             last = readings[count] if count in readings else self.read(thought, context)
             if cache is not None:
                 context.commit(depth if isinstance(depth, int) else None)
-        used = torch.as_tensor(depth, dtype=torch.int64, device=input_ids.device).view(-1, 1)
+        used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
         return ModelOutput(
             logits=last.logits,
             exit_logit=last.exit_logit,
             state=thought,
-            iterations=used.expand(input_ids.shape),
+            iterations=used.expand(input_ids.shape).to(torch.int64),
             readings=readings,
         )
 

@@ -83,7 +83,7 @@ def configure(folder, changes):
     return ["--config", str(folder / "run.yaml"), "--output"]
 
 
-def fail(*_):
+def fail(*_, **__):
     raise Broken
 
 
