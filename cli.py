@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the others
     if not args or args[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if args[0] == "--version":
+        print(f"mull {import_module('mull').__version__}")
         return 0
     try:
         if args[0] not in COMMANDS:
@@ -63,7 +67,7 @@ def is_users(error: BaseException) -> bool:
 
 def usage() -> str:
     lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "usage: mull COMMAND ... (each has --help)\n\n" + "\n".join(lines)
+    return "usage: mull COMMAND ... (each has --help), or mull --version\n\n" + "\n".join(lines)
 
 
 def train(args: list[str]) -> None:
@@ -392,7 +396,3 @@ def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) 
         return [len(capacity) + 1]
     mean = model.config.default_iterations
     return asked if asked is not None or mean is None else counts_around(mean)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

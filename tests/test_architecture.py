@@ -45,8 +45,8 @@ def module_name(path: Path) -> str:
 
 
 def layer_of(module: str) -> str:
-    """The layer of a module of ours: `mull.models.loop` -> models, `mull` itself -> face."""
-    return [*module.split("."), "face"][1]
+    """The layer of a module of ours: `mull.models.loop` -> models, `mull` itself -> face, `mull.__main__` -> cli."""
+    return [*module.split("."), "face"][1].replace("__main__", "cli")
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

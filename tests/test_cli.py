@@ -6,6 +6,8 @@ half-written (design: contracts of the command line).
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -272,3 +274,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "usage" in said and ("--plugin" in said or command == "data")  # which reads no folder
     assert main(["--help"]) == 0
+
+
+def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
+    """`mull --version` says the version, `python -m mull` is the same command, and `dir(mull)` shows the face."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mull {mull.__version__}\n"
+    said = subprocess.run([sys.executable, "-m", "mull", "--version"], capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (0, f"mull {mull.__version__}\n")
+    assert {"load", "save", "generate"} <= set(dir(mull))

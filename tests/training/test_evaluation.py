@@ -167,6 +167,6 @@ def test_python_files_in_a_folder_are_not_run(command: list[str], place: Path) -
     shutil.copy("own.txt", folder)
     for name in ("evil", "sitecustomize", "modeling", "config", "tokenizer", "training", "rich_", "yaml_"):
         (folder / f"{name}.py").write_text("raise SystemExit(99)")
-    run = [sys.executable, "-P", "-m", "mull.cli", command[0], ".", *command[1:]]
+    run = [sys.executable, "-P", "-m", "mull", command[0], ".", *command[1:]]
     done = subprocess.run(run, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

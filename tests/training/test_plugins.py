@@ -93,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "run.yaml").write_text(yaml.safe_dump(RUN))
     line = ["train", "--plugin", "mine", "--config", "run.yaml", "--output", "run"]
     # -P: Python itself does not look for modules in the working directory
-    done = subprocess.run([sys.executable, "-P", "-m", "mull.cli", *line], cwd=place, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-m", "mull", *line], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (place / "imported").unlink()  # it was imported: there is a mark to look for
     return place

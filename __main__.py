@@ -1,0 +1,7 @@
+"""`python -m mull` is the `mull` command."""
+
+import sys
+
+from mull.cli import main
+
+sys.exit(main())
