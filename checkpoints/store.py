@@ -11,8 +11,8 @@ Saving puts all files in place or none (replacing.py), also where the process is
 tell a flipped bit from a value: weights_sha256 and tokenizer_sha256 of those files, and config_sha256 of the other
 fields of config.json. Folders of earlier versions have the first only, folders of the public layout none.
 
-Loading compares before it builds: sizes in config.json with the sizes of the files, the layers of the model with the
-header of the weights, and only then numbers are read. So a folder that asks for the impossible costs nothing.
+Loading compares before it builds: first the size of the weights file with config.json, then its checksum, then its
+header with the layers of the model; memory for weights is taken last.
 """
 
 from __future__ import annotations
@@ -223,12 +223,12 @@ def check_size(config: ModelConfig, tensors: Mapping[str, Stored], folder: Path)
 
 
 class Shapes(TorchFunctionMode):
-    """Builds a model for the shapes of its tensors, under torch.device("meta"), and not for ever.
+    """While active, builds models without memory (with torch.device("meta")), and raises after `calls` torch calls.
 
     `init.normal_` is left out: without memory to fill it does nothing, yet torch would import its compiler (2 s).
 
     Args:
-        calls: of torch that building may take.
+        calls: the most torch calls that building may take.
     """
 
     def __init__(self, calls: int) -> None:
@@ -273,7 +273,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     complete(folder)
     said = read_json(folder / CONFIG)
     found = dict(said)
-    check_counts(found, folder)
+    check_limits(found, folder)
     if huginn.is_huginn(found):
         return huginn.read_config(folder), None
     model_type = found.pop("model_type", None)
@@ -303,10 +303,11 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     return config, checksum
 
 
-def check_counts(found: Mapping[str, Any], folder: Path) -> None:
+def check_limits(found: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError for a size in config.json that no model has, before anything is made of that size."""
     for name, value in found.items():
-        limit = MAX_COUNT if name.startswith(("n_", "mean_")) and name != "n_embd" else MAX_SIZE
+        counts = name.startswith(("n_", "mean_")) and name != "n_embd"  # which, of the public layout, is a width
+        limit = MAX_COUNT if counts else MAX_SIZE
         if isinstance(value, int) and value > limit:
             raise damaged(folder / CONFIG, f"describes no possible model: {name} {value} is above {limit:,}")
 

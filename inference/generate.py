@@ -1,6 +1,7 @@
 """Writing on: prompts in, tokens out, with the iteration count as the knob.
 
-    check what is asked;  session.read(prompt);  the decoder yields rounds;  rounds become positions
+    check the arguments;  a session reads the prompt;  a decoder yields rounds (some new tokens of each row);
+    rounds are cut into positions
 
 `stream` hands on one position of all rows at a time, `generate` collects them. Prompts of different lengths come padded
 on either side with an attention mask. A greedy row depends on nothing but itself; draws share one generator.
@@ -29,7 +30,7 @@ from mull.inference.text import StopStrings, continuation, stop_strings
 from mull.models import LanguageModel
 from mull.models.loop import Iterations, check_count
 
-P = ParamSpec("P")
+Args = ParamSpec("Args")
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Generation:
     """Prompts and their answers.
 
     Attributes:
-        tokens: (B, P + N) int64, the prompt as given (padding where it was), then the new tokens. A row that stopped
-            before the others is filled up with the stop token it met.
+        tokens: (B, P + N) int64, the prompt as given (padding where it was), then the new tokens. A row that ended
+            before the others is filled up with its last token.
         iterations: (B, N) int64, iterations spent on each new token; 0 where a row is only filled up, so
-            `(iterations > 0).sum(dim=1)` is the length of each answer, its stop token included.
+            `(iterations > 0).sum(dim=1)` is the length of each answer, the token that ended it included.
         text: the answers as text, without their prompts: one for a prompt that was one text, otherwise a list of B;
             None for a model without a tokenizer.
     """
@@ -56,12 +57,12 @@ class Generation:
 
 
 def collected(
-    stream: Callable[Concatenate[LanguageModel, PromptLike, P], Iterator[NewTokens]],
-) -> Callable[Concatenate[LanguageModel, PromptLike, P], Generation]:
+    stream: Callable[Concatenate[LanguageModel, PromptLike, Args], Iterator[NewTokens]],
+) -> Callable[Concatenate[LanguageModel, PromptLike, Args], Generation]:
     """A function with the arguments of `stream` that waits for the whole answer."""
 
     @wraps(stream)
-    def generate(model: LanguageModel, prompt_ids: PromptLike, *args: P.args, **kwargs: P.kwargs) -> Generation:
+    def generate(model: LanguageModel, prompt_ids: PromptLike, *args: Args.args, **kwargs: Args.kwargs) -> Generation:
         ids, mask = as_prompts(model, prompt_ids, kwargs.get("attention_mask"))
         asked: Any = {**kwargs, "attention_mask": mask}
         positions = list(stream(model, ids, *args, **asked))
@@ -120,7 +121,7 @@ def stream(
         iterations: how long to think at every position, one count or (B,) with one per row; None is the config's (a
             Transformer has no loop and takes nothing but None). With an exit rule, the most that any position gets.
         exit: rule that ends thinking early, `latent:0.03` or of mull.inference.exits; short for decode="adaptive:...".
-        max_new_tokens: most new tokens of a row, whose text ends at the model's max_length too, padding not counted.
+        max_new_tokens: most new tokens of a row; a row also ends at the model's max_length, padding not counted.
         temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
@@ -166,7 +167,8 @@ def rounds_after(prompt: Tensor, mask: Tensor | None, session: Session, decoder:
     """The token after the prompt (B, P), which every row has at once, then the rounds of the decoder."""
     answer = session.read(prompt, mask)
     last = request.draw.choose(answer.logits)
-    keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
+    # what comes back says which rows go on: their indices, or None for all
+    keep = yield Round(tokens=last[:, None], counts=torch.ones_like(last), iterations=answer.iterations[:, None])
     left = request.limits - 1
     if keep is not None:
         session, last, left = session.fork(keep), last[keep], left[keep]

@@ -14,7 +14,7 @@ Shapes: B batch, T positions, D model width.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,13 @@ from mull.models.cost import Cost, matrix, vector
 from mull.models.layers import RMSNorm
 from mull.models.registry import Registry
 from mull.models.roles import Role
+
+
+class InjectionCost(NamedTuple):
+    """What an injection costs once, on e, and in every iteration, on the state."""
+
+    once: Cost = Cost()
+    iteration: Cost = Cost()
 
 
 class Injection(nn.Module, ABC):
@@ -42,9 +49,9 @@ class Injection(nn.Module, ABC):
         """State (B, T, D) and what was prepared -> the input of the core, (B, T, D)."""
 
     @staticmethod
-    def cost(config: ModelConfig) -> tuple[Cost, Cost]:
-        """What it costs once, on e, and in every iteration, on the state."""
-        return Cost(), Cost()
+    def cost(config: ModelConfig) -> InjectionCost:
+        """What it costs; nothing, where the class does not say."""
+        return InjectionCost()
 
 
 INJECTIONS: Registry[type[Injection]] = Registry("injection")
@@ -66,9 +73,9 @@ class ConcatInjection(Injection):
         return (F.linear(state, on_state) + prepared).to(state.dtype)  # autocast must not narrow the state
 
     @staticmethod
-    def cost(config: ModelConfig) -> tuple[Cost, Cost]:
+    def cost(config: ModelConfig) -> InjectionCost:
         square = matrix(config.d_model, config.d_model)
-        return square, square
+        return InjectionCost(square, square)
 
 
 @INJECTIONS.register("add")
@@ -104,5 +111,5 @@ class DiagonalInjection(Injection):
         return decay * state + prepared
 
     @staticmethod
-    def cost(config: ModelConfig) -> tuple[Cost, Cost]:
-        return matrix(config.d_model, config.d_model) + 3 * vector(config.d_model), Cost()
+    def cost(config: ModelConfig) -> InjectionCost:
+        return InjectionCost(once=matrix(config.d_model, config.d_model) + 3 * vector(config.d_model))

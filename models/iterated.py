@@ -1,12 +1,13 @@
-"""IteratedModel: what a model with a loop is, in four verbs; everything that iterates it follows from them.
+"""IteratedModel: what a model with a loop is, in five verbs; everything that iterates it follows from them.
 
-    e   = enter(tokens)                 what is injected into every iteration
-    s_0 = start(e)                      the state before the first
-    s_i = think(s_{i-1}, e),  i = 1 .. R
-    logits = read(s_R)
+    e      = enter(tokens)                 what is injected into every iteration
+    p      = prepare(e)                    what all iterations need of e, computed once; e itself by default
+    s_0    = start(e)                      the state before the first iteration; zero by default
+    s_i    = think(s_{i-1}, p),  i = 1 .. R
+    answer = read(s_R)                     logits, and the exit gate's logit where there is a gate
 
-A family writes these four. Forward, the sweep over iteration counts, exit rules, drafts and wavefronts
-(inference/decoders/) call them and nothing else of the family.
+A family writes enter, think and read, and start and prepare where the defaults do not do. Forward, the sweep over
+iteration counts, exit rules, drafts and wavefronts (inference/decoders/) use these, and `halt` where there is a gate.
 
 Shapes: B batch, T positions of this call, D model width, V vocabulary.
 """
@@ -48,7 +49,7 @@ class IteratedModel(LanguageModel, ABC):
 
     @abstractmethod
     def think(self, state: Tensor, prepared: Prepared, context: Context, iteration: int) -> Tensor:
-        """One iteration: state (B, T, D) -> state. Its number, from 0, only says where keys and values are kept."""
+        """One iteration: state (B, T, D) -> state. `iteration`, from 0, only says where keys and values are kept."""
 
     @abstractmethod
     def read(self, state: Tensor, context: Context) -> Reading:
@@ -146,7 +147,7 @@ class IteratedModel(LanguageModel, ABC):
             raise ValueError("state is the initial state, and generator draws one: give one of them")
         elif state.shape != injected.shape:
             raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
-        cache = context.cache
+        cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
         yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins)

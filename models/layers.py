@@ -3,6 +3,9 @@
     sandwich:  u = norm(x + Attention(norm(x)));  y = norm(u + MLP(norm(u)))     (Huginn, arXiv 2502.05171, section 3.2)
     pre_norm:  u = x + Attention(norm(x));        y = u + MLP(norm(u))
 
+A `Context` (positions.py) says where the tokens of a call stand: their rotation, which keys each sees, and the cache. A
+`Slot` is (layer, iteration): where `Context.keep` stores a layer's keys and values; it returns all that are seen.
+
 Shapes: B batch, T positions of this call, S positions attended to, D model width, H query heads, K key/value heads,
 W head width.
 """
@@ -19,7 +22,7 @@ from mull.models.config import ModelConfig, RotaryLayout
 from mull.models.positions import Context
 from mull.models.roles import Role
 
-Join = tuple[nn.Module, Any]  # a module, and what it joins to a state; see `through`
+Join = tuple[nn.Module, Any]  # (module, what): x becomes module(x, what) before the first layer; see `through`
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Tensor:
-    """cos and sin of position * base^(-2j / W), j = 0 .. W/2 - 1: (..., T, 1, W/2, 2).
+    """cos and sin of position * base^(-j / W), j = 0, 2 .. W - 2: (..., T, 1, W/2, 2).
 
     Computed in every forward: it costs next to nothing, and a stored table comes back as garbage from some loaders.
     """
@@ -119,7 +122,7 @@ class Attention(nn.Module):
         return self.turn(F.linear(x, weight), rotation, self.heads, self.heads + self.kv_heads)
 
     def turn(self, projected: Tensor, rotation: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
-        """Bias, then norm, then rotation on the heads that have them: queries and keys, numbered from 0 to H + K.
+        """Bias, then norm, then rotation on the heads that have them: queries and keys, numbered from 0 to H + K - 1.
 
         `projected`, (B, T, n W), is what some rows of `qkv` give: heads `first` to `last` - 1, then values or nothing.
         Returns those heads, (B, T, last - first, W), and the values, (B, T, K or 0, W).
@@ -176,7 +179,8 @@ class Layer(nn.Module):
 def through(
     layers: Iterable[nn.Module], x: Tensor, context: Context, first: int, iteration: int, join: Join | None = None
 ) -> Tensor:
-    """x (B, T, D) through layers, numbered from `first` in the cache; before them `join`, if given, joins its own."""
+    """x (B, T, D), joined where there is a `join`, through layers; the n-th keeps its keys in slot (first + n,
+    iteration), n from 0."""
     if join is not None:
         x = join[0](x, join[1])
     for index, layer in enumerate(layers, start=first):

@@ -2,7 +2,8 @@
 
     s_i = think(s_{i-1}),  i = 1 .. R                          (Huginn, arXiv 2502.05171, section 3)
 
-Depth is data: R is an argument. Whoever drives the loop, a generator, reads answers out at any count or stops early.
+Depth is data: R is an argument. `iterate` is a Python generator: its caller may read an answer at any count, or stop
+early.
 
 Two things it does besides counting:
 
@@ -75,7 +76,7 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
             f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
         )
     check_count("iterations", int(iterations.min()))
-    return iterations.to(torch.int64)
+    return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
 
 
 def check_count(name: str, value: int) -> int:

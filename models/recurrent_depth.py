@@ -1,12 +1,12 @@
 """RecurrentDepthTransformer: prelude, looped core, coda (Huginn; Geiping et al., arXiv 2502.05171, section 3).
 
     e   = Prelude( sqrt(D) E[x] )                        injected into every iteration
-    s_0 ~ TruncatedNormal(0, 2/5), cut at 3 sigma        or zero, the mean, which is the default
+    s_0 = 0, or, where forward is given a generator, a draw of TruncatedNormal(mean 0, variance 2/5), cut at 3 sigma
     s_i = Core( Inject(s_{i-1}, e) ),   i = 1 .. R       injection.py has the choices
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
-Deliberate deviations from the public reference: depth and randomness are arguments of forward (never drawn inside);
-padding is honoured; the up-projection starts like every other matrix, as in the reference's training code.
+Deliberate deviations from the public reference: the count and the random generator are arguments of forward; padding is
+honoured; the MLP's up-projection starts like every other matrix, as in the reference's training code.
 
 The loop, the cache and reading on the way are those of every `IteratedModel` (iterated.py).
 """
@@ -37,9 +37,9 @@ class RecurrentDepthConfig(ModelConfig):
 
     Args:
         n_prelude, n_core, n_coda: layers before, inside and after the loop.
-        mean_iterations: mean depth of training; scales the initialisation, and is the default depth of forward.
+        mean_iterations: forward's default count; also scales the initialisation. What training draws is the sampler's.
         injection: how the prelude's output re-enters every iteration: concat, add or diagonal (injection.py).
-        initial_state: distribution of s_0 when a generator asks for a random one.
+        initial_state: what a generator draws as s_0: normal, or zero (the generator then changes nothing).
         exit_gate: a learned halt, sigmoid(w . norm(s) + b), read out beside the logits (Ouro, arXiv 2510.25741).
     """
 
@@ -62,10 +62,10 @@ class RecurrentDepthConfig(ModelConfig):
     def once(self) -> Cost:
         gate = Cost(parameters=self.d_model + 1, weights=self.d_model) if self.exit_gate else Cost()
         layers = (self.n_prelude + self.n_coda) * self.layer()
-        return self.ends() + layers + INJECTIONS[self.injection].cost(self)[0] + gate
+        return self.ends() + layers + INJECTIONS[self.injection].cost(self).once + gate
 
     def iteration(self) -> Cost:
-        return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self)[1]
+        return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self).iteration
 
 
 @family
@@ -74,7 +74,7 @@ class RecurrentDepthTransformer(IteratedModel):
 
     config_class: ClassVar[type[ModelConfig]] = RecurrentDepthConfig
     config: RecurrentDepthConfig
-    roles: ClassVar[dict[str, Role]] = {"exit_gate.weight": "table"}
+    roles: ClassVar[dict[str, Role]] = {"exit_gate.weight": "table"}  # how it starts, and whose optimizer it is for
 
     def __init__(self, config: RecurrentDepthConfig) -> None:
         super().__init__(config)

@@ -1,12 +1,13 @@
 """The LightningModule: one training batch, one validation sweep, and the optimizer. Lightning's Trainer does the rest.
 
-Depth and randomness are data. For training batch i of a run with seed s, the module draws
+Depth and randomness are data. For training batch i, of B sequences, of a run with the seed `seed`, the module draws
 
-    R   = iterations(s, i)        iteration count: an integer, or one for each sequence, (B,)
-    c   = capacity(s, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
-    s_0 = a random initial state, from a generator whose seed is a function of (s, rank, i)
+    R   = iterations(seed, i, B)     iteration count: an integer, or one for each sequence, (B,)
+    c   = capacity(seed, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
+    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i)
 
-and hands them to the network, so that every rank and every resumed run sees the same draws.
+and hands them to the network. R and c are the same on every rank, s_0 is each rank's own; a resumed run sees the same
+draws.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ class TrainingModule(pl.LightningModule):
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
+        if iterations is None and validate_at:
+            raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
 
@@ -113,7 +116,7 @@ class TrainingModule(pl.LightningModule):
             NonFiniteLossError: the loss is not a finite number.
         """
         index = self.batch_index(batch_idx)
-        output = self.think(batch["input_ids"], index)
+        output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
         anything = bool(scored(batch["labels"]).any())
         if not anything:
@@ -134,7 +137,7 @@ class TrainingModule(pl.LightningModule):
         accumulated = self.trainer.accumulate_grad_batches
         return self.global_step * accumulated + batch_idx % accumulated
 
-    def think(self, input_ids: Tensor, index: int) -> ModelOutput:
+    def output_for(self, input_ids: Tensor, index: int) -> ModelOutput:
         """The network's output for input_ids (B, T), with the depth and the initial state of training batch `index`."""
         if self.iterations is None:
             return self.network(input_ids)

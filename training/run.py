@@ -1,11 +1,16 @@
 """One training run, first line to last: read the configuration, go on where the folder left off, fit, save, measure.
 
 FOLDER/                 the checkpoint folder (see checkpoints/store.py), written when training ends
-FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), previous.ckpt,
-                        threads.txt, logs/
+FOLDER/trainer/         config.yaml, last.ckpt (everything needed to resume), previous.ckpt, threads.txt, logs/
 
 A run is finished when all its optimizer steps are taken, or when a callback of its configuration has ended it. However
 else it stops, its state is kept, and the same command line goes on, to the same weights as without the stop.
+
+`run` (cli.py) is the configuration and what it builds: model, datamodule, trainer; folder; states, which is
+FOLDER/trainer; saving, the callback that writes states; start, the checkpoint named by --from; resolved, every field
+with its value; identity, what decides the weights. `there` (identity.py) is what the folder holds of this run:
+exported, the finished checkpoint; state, the file to go on from; ended, training is over and only the export is
+missing.
 """
 
 from __future__ import annotations
@@ -53,9 +58,9 @@ def train(args: list[str]) -> Path:
 
 
 def train_alone(run: TrainingCLI, command: str) -> None:
-    """Take what the folder holds of the run to its end."""
-    complete(run.folder)
-    settle(run.states)
+    """Finish the run, from whatever the folder holds of it; this process has the lock."""
+    complete(run.folder)  # finishes a save that was killed
+    settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
     there = standing(run.folder, run.identity)
@@ -67,7 +72,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
-    batches = None
+    batches = None  # measuring shall cost less than training did, so it depends on how many batches were trained on
     if (run.states / LAST).exists():
         steps = read_state(run.states / LAST)["global_step"]
         batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size

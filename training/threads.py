@@ -13,6 +13,7 @@ import torch
 
 from mull.checkpoints.replacing import replace_all
 from mull.training.cli import TrainingCLI
+from mull.training.progress import say
 from mull.training.states import LAST
 
 RECORD = "threads.txt"  # in the folder of the trainer's state
@@ -35,7 +36,7 @@ def choose_threads(run: TrainingCLI) -> None:
             seconds = measured(run, sorted({1, 2, threads}))
             threads = fastest(seconds)
             said = ", ".join(f"{each:.3f} s with {count}" for count, each in seconds.items())
-            print(f"threads: {threads} (a batch takes {said})")
+            say(f"threads: {threads} (a batch takes {said})")
         torch.set_num_threads(threads)
     if run.trainer.is_global_zero:
         replace_all(run.states, {RECORD: f"{threads}\n".encode()})
@@ -64,7 +65,7 @@ def measured(run: TrainingCLI, counts: list[int]) -> dict[int, float]:
                 torch.set_num_threads(count)
                 start = time.perf_counter()
                 with run.trainer.precision_plugin.train_step_context():
-                    loss = module.loss(module.think(batch["input_ids"], last), batch["labels"])
+                    loss = module.loss(module.output_for(batch["input_ids"], last), batch["labels"])
                 loss.backward()
                 if turn:
                     seconds[count] = min(seconds[count], time.perf_counter() - start)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mull.models import LanguageModel, ModelConfig, RecurrentDepthConfig, RecurrentDepthTransformer
-from mull.models.cost import Cost, matrix, vector
-from mull.models.injection import INJECTIONS, DiagonalInjection, Injection
+from mull.models.cost import matrix, vector
+from mull.models.injection import INJECTIONS, DiagonalInjection, Injection, InjectionCost
 from mull.models.loop import last_state
 
 Build = Callable[..., LanguageModel]
@@ -41,8 +41,8 @@ class OddInjection(Injection):
         return decay * state + self.widen(narrow) + mean[..., None]
 
     @staticmethod
-    def cost(config: ModelConfig) -> tuple[Cost, Cost]:
-        return matrix(config.d_model, 3) + vector(config.d_model), matrix(3, config.d_model)
+    def cost(config: ModelConfig) -> InjectionCost:
+        return InjectionCost(matrix(config.d_model, 3) + vector(config.d_model), matrix(3, config.d_model))
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_the_auxiliary_loss_reaches_the_training_loss(monkeypatch):
         monkeypatch.setattr(module, "log", lambda *_, **__: None)
         monkeypatch.setattr(module, "batch_index", lambda _: 0)
         losses[weight] = module.training_step(batch, 0)
-        auxiliary = module.think(batch["input_ids"], 0).auxiliary_loss
+        auxiliary = module.output_for(batch["input_ids"], 0).auxiliary_loss
     assert (losses[10.0] - losses[0.0]).item() == pytest.approx(10 * auxiliary.item(), rel=1e-4)
     with pytest.raises(ValueError, match="auxiliary_weight must be a number of at least 0, not -1"):
         inner_thinking_run(-1)

@@ -57,7 +57,7 @@ def test_bad_limits_are_named(make, message):
 def test_a_training_step_routes_what_the_sampler_says():
     network = InnerThinkingTransformer(InnerThinkingConfig(n_layers=2, mean_iterations=3, **SHAPE)).train()
     module = TrainingModule(network, Fixed(3), capacity=Constant([0.5, 0.25]))
-    selected = module.think(torch.randint(7, (2, 8)), 0).selected
+    selected = module.output_for(torch.randint(7, (2, 8)), 0).selected
     assert selected.sum(dim=1).flatten(1).tolist() == [[4, 2], [4, 2]]
 
 

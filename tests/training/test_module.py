@@ -46,7 +46,7 @@ def gradients(loss, network):
 def test_the_window_reaches_the_network(ids):
     """Guards the gradient contract: the module's gradients are those of the last k iterations, and not those of all."""
     module = TrainingModule(build(initial_state="zero"), Fixed(5), backprop_iterations=2)
-    found = gradients(module.think(ids, 0).logits.square().mean(), module.network)
+    found = gradients(module.output_for(ids, 0).logits.square().mean(), module.network)
     windowed = module.network(ids, iterations=5, backprop_iterations=2).logits.square().mean()
     expected = gradients(windowed, module.network)
     full = gradients(module.network(ids, iterations=5).logits.square().mean(), module.network)
@@ -61,7 +61,7 @@ def test_memory_does_not_grow_with_depth(ids):
         sizes = []
         module = TrainingModule(build(), Fixed(iterations), backprop_iterations=2)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
-            module.think(ids, 0)
+            module.output_for(ids, 0)
         return sum(sizes)
 
     assert kept(40) == kept(4) > kept(1)
@@ -132,7 +132,7 @@ def test_accumulated_batches_count_alike(tmp_path):
     parts = []
     for number in range(2):
         batch = data.training_batch(number)
-        parts.append(gradients(module.loss(module.think(batch["input_ids"], 0), batch["labels"]), module.network))
+        parts.append(gradients(module.loss(module.output_for(batch["input_ids"], 0), batch["labels"]), module.network))
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path, callbacks=[seen], limit_val_batches=0,
@@ -234,7 +234,7 @@ def test_a_batch_is_a_function_of_seed_and_index(ids):
     network = build()
 
     def answer(seed, index):
-        return TrainingModule(network, LogNormalPoisson(3), seed=seed).think(ids, index)
+        return TrainingModule(network, LogNormalPoisson(3), seed=seed).output_for(ids, index)
 
     first = answer(0, 4)
     torch.manual_seed(99)
@@ -247,12 +247,12 @@ def test_a_batch_is_a_function_of_seed_and_index(ids):
 def test_the_initial_state_is_random_in_training(ids):
     """Guards generator=: at equal depth two batches start from different states."""
     module = TrainingModule(build(), Fixed(2))
-    assert not torch.equal(module.think(ids, 0).logits, module.think(ids, 1).logits)
+    assert not torch.equal(module.output_for(ids, 0).logits, module.output_for(ids, 1).logits)
 
 
 def test_counts_per_sequence_reach_the_network(ids):
     """Guards (B,) counts: each row is run at its own."""
-    used = TrainingModule(build(), PoissonPerSequence(4)).think(ids, 0).iterations[:, 0]
+    used = TrainingModule(build(), PoissonPerSequence(4)).output_for(ids, 0).iterations[:, 0]
     assert used.tolist() == PoissonPerSequence(4)(0, 0, 3).tolist()
 
 

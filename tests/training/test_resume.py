@@ -170,7 +170,7 @@ def test_the_trainer_folder_holds_one_state(runs):
         "trainer/config.yaml", "trainer/last.ckpt", "trainer/threads.txt", "trainer/logs/version_0/metrics.csv"
     }  # fmt: skip
     left = {path.name for path in (runs.unfinished / "trainer").glob("*") if path.is_file()}
-    assert left == {"config.yaml", "last.ckpt", "previous.ckpt"}
+    assert left == {"config.yaml", "last.ckpt", "previous.ckpt", "threads.txt"}
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(runs, capsys):
