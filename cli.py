@@ -79,6 +79,7 @@ def train(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
+    from mull.inference.early_exit import choose_exit
     from mull.inference.measure.evaluate import evaluate as measure
     from mull.inference.measure.plots import write_plot
     from mull.inference.measure.results import to_csv, to_json
@@ -111,10 +112,11 @@ def evaluate(args: list[str]) -> None:
         min(options.batch_size, options.examples),
         **({} if options.seed is None else {"seed": options.seed}),
     )
-    if options.output:
-        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
+    choose_exit(model, options.exit)
+    if options.output:
+        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
         return show_tokens(model, data, batches, options)
     results = measure(

@@ -4,7 +4,9 @@
 
 What is iterated shrinks to the positions that stay (`Context.narrow`). The positions that left answer the others with
 their deepest keys (the `deepest` policy of the cache). A position's count depends on itself and on positions before it,
-so it is the same in a batch, with padding, in one prompt or token by token (but for rules that read logits: exits.py).
+so under the policy `deepest` it is the same in a batch, with padding, in one prompt or token by token (but for rules
+that
+read logits: exits.py). Under `shared` a prompt and its tokens one by one differ.
 
 Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
 """
@@ -65,26 +67,34 @@ def think_until(
         thinking = torch.arange(input_ids.numel(), device=input_ids.device)
     else:
         thinking = attention_mask.to(input_ids.device).flatten().nonzero().flatten()
-    state, used = settle(model, injected, state, context, thinking, limit, exit)
+    if not len(thinking):
+        raise ValueError("attention_mask hides every token; give at least one")
+    state, used, looks = settle(model, injected, state, context, thinking, limit, exit)
     reading = model.read(state, context)
     context.commit(None)  # each position is held at its own depth already
     return ModelOutput(
-        logits=reading.logits, exit_logit=reading.exit_logit, state=state, iterations=used.view(input_ids.shape)
+        logits=reading.logits,
+        exit_logit=reading.exit_logit,
+        state=state,
+        iterations=used.view(input_ids.shape),
+        looks=looks.view(input_ids.shape) if exit.reads_logits else None,
     )
 
 
 def settle(
     model: IteratedModel, injected: Tensor, state: Tensor, context: Context, thinking: Tensor, limit: int, exit: Exit
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Iterate the positions `thinking`, (N,) ascending indices into B * T, until each has left or reached the limit.
 
-    Returns the states (B, T, D), and the iterations of every position (B * T,), 0 for those that never ran.
+    Returns the states (B, T, D), and of every position (B * T,) its iterations, 0 for those that never ran, and how
+    many answers the rule had read out of it, if it reads any.
     """
     cache = context.cache
     assert isinstance(cache, Cache)
     prepared = model.prepare(injected)
     settled = rearrange(state, "b t d -> (b t) d").clone()
     used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
+    looks = torch.zeros_like(used)
     now, now_prepared, current = context, prepared, state  # nothing is gathered while all positions think
     if len(thinking) < len(settled):
         now = context.narrow(thinking)
@@ -106,6 +116,7 @@ def settle(
                 memory=memory,
             )
             leaves = exit.leaves(thought)
+            looks[thinking] += 1
             if not exit.checks(count) or not bool(leaves.any()):
                 continue
         rows, columns = now.cells()
@@ -119,4 +130,4 @@ def settle(
         memory = {name: kept[stays] for name, kept in memory.items()}
         now = context.narrow(thinking)
         now_prepared, current = now.gather(prepared), by_position[stays][None]
-    return settled.view(state.shape), used
+    return settled.view(state.shape), used, looks

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from operator import index
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
@@ -143,7 +144,11 @@ class Session:
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
         """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises
         ValueError for rows that are not there."""
-        chosen = rows.tolist() if isinstance(rows, Tensor) else list(rows)
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            raise ValueError("fork takes the numbers of rows, not a mask; give mask.nonzero().flatten()")
+        chosen = [index(row) for row in (rows.tolist() if isinstance(rows, Tensor) else rows)]
+        if not chosen:
+            raise ValueError("fork got no row; give at least one")
         outside = [row for row in chosen if not 0 <= row < self.batch_size]
         if outside:
             raise ValueError(f"there is no row {outside[0]}: the session has {self.batch_size} rows, counted from 0")
@@ -158,10 +163,11 @@ class Session:
     def cut(self, lengths: Sequence[int]) -> None:
         """Forget the tokens of each row from `lengths` (B,) on. Raises ValueError where a row holds fewer, and where
         the session starts warm, from states that would have to be forgotten too."""
-        if len(lengths) != self.batch_size:
-            raise ValueError(f"cut got {len(lengths)} lengths for {self.batch_size} rows; give one for each row")
-        if list(lengths) == self.lengths:
+        kept = [index(length) for length in lengths]
+        if len(kept) != self.batch_size:
+            raise ValueError(f"cut got {len(kept)} lengths for {self.batch_size} rows; give one for each row")
+        if kept == self.lengths:
             return
         if self.warm_start:
             raise ValueError("a session with warm_start cannot be cut: the states before its last are not kept")
-        self.cache.rollback(list(lengths))
+        self.cache.rollback(kept)

@@ -37,12 +37,13 @@ def outside(input_ids: Tensor, vocab_size: int) -> str:
     )
 
 
-def as_valid(attention_mask: Tensor) -> Tensor:
-    """A mask (B, T) of ones and zeros of any type as a boolean one.
+def as_valid(attention_mask: Any) -> Tensor:
+    """A mask (B, T) of ones and zeros of any type, a tensor or lists, as a boolean one.
 
     Raises:
         ValueError: a float mask with other values. Additive masks have the opposite meaning at 0.
     """
+    attention_mask = torch.as_tensor(attention_mask)
     if attention_mask.is_floating_point():  # integers and booleans are no additive masks, and need no look
         wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
         if wrong.numel():

@@ -110,11 +110,15 @@ class ModelConfig:
 
     def once(self) -> Cost:
         """Everything that a token runs through once, whatever the iteration count."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what it costs: write once()")
 
     def iteration(self) -> Cost:
         """One iteration; nothing in a model without a loop."""
         return Cost()
+
+    def reading(self) -> Cost:
+        """What it costs to read one more answer out of a state: the head, and what a family has before it."""
+        return Cost(weights=self.vocab_size * self.d_model)
 
     def ends(self) -> Cost:
         """Embedding, final norm and head: looking a token up costs nothing, the head is a product."""

@@ -37,7 +37,10 @@ FAMILIES: Registry[type[LanguageModel]] = Registry("model_type")  # by the model
 
 def family(model_class: type[LanguageModel]) -> type[LanguageModel]:
     """A decorator that registers a family: saving, loading, the command line and the tests know it from then on."""
-    return FAMILIES.register(model_class.config_class.model_type)(model_class)
+    word = getattr(model_class.config_class, "model_type", None)
+    if word is None:
+        raise ValueError(f"{model_class.__name__}: set config_class to a configuration that has a model_type")
+    return FAMILIES.register(word)(model_class)
 
 
 class LanguageModel(nn.Module):
@@ -90,9 +93,11 @@ class LanguageModel(nn.Module):
         """Set what inference needs to know of held-out text (B, T); nothing in a family without routed passes."""
 
     def executed_flops_per_token(self, output: ModelOutput) -> float:
-        """Forward FLOPs per token of the call that gave this output, with the iterations that its positions used."""
-        used = output.iterations.double().mean().item()
-        return self.config.flops_per_token(used, output.iterations.shape[1])
+        """Forward FLOPs per token of the call that gave this output: with the iterations that its positions used, and
+        the answers that an exit rule read out on the way."""
+        length, used = output.iterations.shape[1], output.iterations.double().mean().item()
+        looks = 0.0 if output.looks is None else output.looks.double().mean().item()
+        return self.config.flops_per_token(used, length) + looks * self.config.reading().flops(length)
 
     def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
         """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises
@@ -190,8 +195,11 @@ class LanguageModel(nn.Module):
 
 def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None, why_not: str) -> None:
     """Raise a ValueError unless answers can be read out on the way at these counts; `why_not` with a cache."""
-    if not read_at:
+    if len(read_at) == 0:
         return
+    broken = [count for count in read_at if not isinstance(count, int)]
+    if broken:
+        raise ValueError(f"read_at must name integers, not {broken[0]!r}")
     if cache is not None:
         raise ValueError(f"read_at cannot be used with a cache: {why_not}")
     if isinstance(iterations, Tensor):

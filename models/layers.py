@@ -86,7 +86,8 @@ class Attention(nn.Module):
         return self.attend(queries, *context.keep(slot, keys, values), context)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: Context) -> Tensor:
-        """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D)."""
+        """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D). Gathered queries
+        are laid out by row first, so it is the context that calls `look`, once for each group."""
         heads = context.attend(self.look, queries, keys, values)
         return self.out(heads.flatten(-2).to(queries.dtype))
 

@@ -25,7 +25,7 @@ Think = Callable[[Tensor, int], Tensor]  # (state, index) -> state
 
 
 def iterate(
-    think: Think, state: Tensor, iterations: int, backprop_iterations: int | None = None, start: Tensor | None = None
+    think: Think, state: Tensor, iterations: int, backprop_iterations: int | None = None, begins: Tensor | None = None
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (count, state) after each iteration, 1 .. R.
 
@@ -34,7 +34,7 @@ def iterate(
         state: s_0, (B, T, D).
         iterations: R >= 1.
         backprop_iterations: gradients flow through the last k iterations; None means through all.
-        start: index at which a state begins to change, int64 of a shape that broadcasts to the state's: (B, 1, 1) by
+        begins: index at which a state begins to change, int64 of a shape that broadcasts to the state's: (B, 1, 1) by
             row, (B, T, 1) by position; None means that all begin at 0.
     """
     window = iterations if backprop_iterations is None else min(backprop_iterations, iterations)
@@ -43,7 +43,7 @@ def iterate(
             torch.clear_autocast_cache()  # casts made without gradient would be reused, and cut the weights' gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= iterations - window):
             advanced = think(state, index)
-            state = advanced if start is None else torch.where(index >= start, advanced, state)
+            state = advanced if begins is None else torch.where(index >= begins, advanced, state)
         yield index + 1, state
 
 

@@ -26,6 +26,8 @@ class ModelOutput(Reading):
         readings: the answer at each count in `read_at`, from the same unroll.
         selected: (B, T, N, R - 1) bool, which routed passes of N thinking layers a position took; None without routing.
         router_logits: (B, T, N, R - 1), before the gate, -inf where a pass of capacity 0 did not ask; None without any.
+        looks: (B, T) int64, answers that an exit rule read out on the way, which the result does not hold; None where
+            no rule reads any.
         auxiliary_loss: scalar that training adds to its loss; None unless a training model with routers takes top_k.
     """
 
@@ -34,4 +36,5 @@ class ModelOutput(Reading):
     readings: dict[int, Reading] = field(default_factory=dict)
     selected: Tensor | None = None
     router_logits: Tensor | None = None
+    looks: Tensor | None = None
     auxiliary_loss: Tensor | None = None

@@ -278,7 +278,7 @@ def place(
         mask = (causal & valid[:, None, :]) | itself  # padding sees itself: a softmax over nothing is NaN
         return Context(positions, rotation(positions), n_tokens, mask[:, None])
     counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
-    end = max(1, *(length + count for length, count in zip(cache.lengths, counts, strict=True)))
+    end = max([1, *(length + count for length, count in zip(cache.lengths, counts, strict=True))])
     columns = torch.arange(end, device=device)
     if len(set(cache.lengths)) == 1 and min(counts) == n_tokens:
         held = cache.length

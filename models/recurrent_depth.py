@@ -64,6 +64,9 @@ class RecurrentDepthConfig(ModelConfig):
         layers = (self.n_prelude + self.n_coda) * self.layer()
         return self.ends() + layers + INJECTIONS[self.injection].cost(self).once + gate
 
+    def reading(self) -> Cost:
+        return super().reading() + self.n_coda * self.layer()
+
     def iteration(self) -> Cost:
         return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self).iteration
 

@@ -1,9 +1,9 @@
 """Registry: the things of one kind that can be chosen by a word.
 
-    EXITS: Registry[type[Exit]] = Registry("exit rule")
+    INJECTIONS: Registry[type[Injection]] = Registry("injection")
 
-    @EXITS.register("latent")
-    class Latent(Exit): ...
+    @INJECTIONS.register("add")
+    class AddInjection(Injection): ...
 
 Whoever adds one writes a file with the decorator in it; nobody else has to be told.
 """

@@ -72,7 +72,7 @@ class Transformer(LanguageModel):
             logits = self.logits(x)
             if cache is not None:
                 context.commit(None)
-        return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids))
+        return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids, dtype=torch.int64))
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         for count in counts:

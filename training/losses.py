@@ -14,6 +14,7 @@ Shapes: B batch, T positions, V vocabulary, R iterations.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from mull.training.data.task import IGNORE
 class Loss(ABC):
     """A loss names the counts it reads answers at, and turns the output into a scalar in nats per scored token."""
 
-    def read_at(self, iterations: Iterations | None) -> range:  # noqa: ARG002
+    def read_at(self, iterations: Iterations | None) -> Sequence[int]:  # noqa: ARG002
         """Counts at which forward must read answers out, besides the last."""
         return range(0)
 

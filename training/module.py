@@ -102,6 +102,10 @@ class TrainingModule(pl.LightningModule):
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
+        if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
+            raise ValueError(
+                f"this {type(network).__name__} has no gradient window: backprop_iterations is refused, leave it out"
+            )
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):

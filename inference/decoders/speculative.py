@@ -114,7 +114,7 @@ def accept(
     rows, k = tokens.shape
     index = tokens[..., None]
     ratio = (p[:, :k].gather(-1, index) / q.gather(-1, index)).squeeze(-1)
-    accepted = (uniform(rows, k) < ratio).long().cumprod(dim=1).sum(dim=1)
+    accepted = (uniform(rows, k).to(ratio.device) < ratio).long().cumprod(dim=1).sum(dim=1)
     everywhere = torch.arange(rows, device=tokens.device)
     wanted = p[everywhere, accepted]
     offered = torch.cat([q, torch.zeros_like(p[:, :1])], dim=1)[everywhere, accepted]

@@ -132,7 +132,7 @@ class Wavefront(Decoder):
         most = int(due.max())
         # positions that are due fewer iterations begin later, so that the keys of all are those of their last iteration
         begins = (most - due)[..., None]
-        state = last_state(iterate(model.thinker(injected, context), before, most, start=begins))
+        state = last_state(iterate(model.thinker(injected, context), before, most, begins=begins))
         deeper = replace(window, injected=injected, state=state, used=window.used + due)
         return deeper, norm(state - before) / norm(state)
 

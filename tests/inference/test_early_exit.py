@@ -8,11 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from mull.inference.decoders.speculative import accept
 from mull.inference.early_exit import think_until
 from mull.inference.exits import EXITS, Exit, parse
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
+from mull.inference.sampling import Draw
 from mull.models import LanguageModel, RecurrentDepthTransformer
 
 MakeModel = Callable[..., LanguageModel]
@@ -163,3 +167,27 @@ def test_models_that_cannot_follow_a_rule_say_so(make_model: MakeModel) -> None:
 
 def test_every_rule_is_at_work_here() -> None:
     assert {text.partition(":")[0] for text in RULES_AT_WORK} == set(EXITS)
+
+
+@pytest.mark.parametrize("rule", ["latent:-1", "kl:-1", "kl:-1,every=4", "confidence:-1,minimum=3"])
+def test_flops_count_the_answers_that_a_rule_reads(make_model: MakeModel, rule: str) -> None:
+    """What an exit rule reads on the way is paid for: coda and head, as torch's own counter has them. Nobody leaves."""
+    model = make_model("recurrent", n_kv_heads=3).float()
+    ids = torch.arange(10)[None].repeat(2, 1)
+    out = think_until(model, ids, 8, parse(rule))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # its own kernel is not counted
+        think_until(model, ids, 8, parse(rule))
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(model.executed_flops_per_token(out), rel=0.01)
+
+
+def test_drafts_are_accepted_where_they_are() -> None:
+    """The uniform draws of a greedy run come from the CPU; tokens and probabilities are on the model's device."""
+
+    def somewhere(*shape: int, **kind: Any) -> Tensor:
+        return torch.zeros(*shape, device="meta", **kind)
+
+    draw = Draw()
+    accepted, then = accept(
+        somewhere(1, 2, dtype=torch.long), somewhere(1, 2, 5), somewhere(1, 3, 5), draw.token, draw.uniform
+    )
+    assert accepted.device.type == then.device.type == "meta"

@@ -281,6 +281,8 @@ def test_an_exit_rule_is_refused_with_a_cache_of_one_depth(model: LanguageModel)
         (lambda session: session.fork([2]), "no row 2: .*2 rows"),
         (lambda session: session.fork([-1]), "no row -1: .*2 rows"),
         (lambda session: session.cut([5]), "1 .*2 rows"),
+        (lambda session: session.fork([]), "no row; give at least one"),
+        (lambda session: session.fork(torch.tensor([True, False])), "numbers of rows, not a mask"),
         (lambda session: session.read(ids_of(2, 2), torch.tensor([[1, 1], [0, 0]])), "row 1 .*empty"),
     ],
 )

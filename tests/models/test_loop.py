@@ -57,7 +57,7 @@ def test_a_step_is_called_exactly_once_per_iteration_with_its_index() -> None:
 
 def test_rows_hold_their_state_until_their_turn_and_all_end_together() -> None:
     start = (6 - COUNTS)[:, None, None]
-    loop = iterate(lambda s, _: s + 1, torch.zeros(3, 1, 1), 6, start=start)
+    loop = iterate(lambda s, _: s + 1, torch.zeros(3, 1, 1), 6, begins=start)
     states = [state.flatten().tolist() for _, state in loop]
     assert states == [[0, 0, 1], [0, 0, 2], [0, 0, 3], [1, 0, 4], [2, 0, 5], [3, 1, 6]]
 

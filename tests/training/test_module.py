@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from mull.models import ModelOutput, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
+    ModelOutput,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+    Transformer,
+    TransformerConfig,
+)
 from mull.training.data import Parity, TaskData
 from mull.training.iterations import Fixed, IterationSampler, LogNormalPoisson, PoissonPerSequence
 from mull.training.losses import LastIteration
@@ -330,3 +338,14 @@ def test_a_network_of_ones_own_trains_by_class_path(tmp_path, name, iterations, 
     assert state["state_dict"]["network.core.weight"].shape == (6, 6)
     assert "no folder format" in capsys.readouterr().out
     assert not (folder / "config.json").exists()
+
+
+def test_what_a_network_has_no_use_for_is_refused_when_the_module_is_made() -> None:
+    """Guards options that would be ignored, or fail after a folder is written."""
+    flat = Transformer(TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1))
+    routed = InnerThinkingTransformer(InnerThinkingConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=2))
+    for network, iterations in ((flat, None), (routed, Fixed(4))):
+        with pytest.raises(ValueError, match="no gradient window: backprop_iterations is refused"):
+            TrainingModule(network, iterations, backprop_iterations=2)
+    with pytest.raises(ValueError, match="needs a sampler of iterations"):
+        TrainingModule(flat, validate_at=[4])
