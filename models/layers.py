@@ -129,10 +129,12 @@ class Attention(nn.Module):
         Returns those heads, (B, T, last - first, W), and the values, (B, T, K or 0, W).
         """
         heads = projected.unflatten(-1, (-1, self.head_dim))
-        turned, values = heads.split([last - first, heads.shape[2] - (last - first)], dim=2)
+        count = last - first
+        turned, values = heads.split([count, heads.shape[2] - count], dim=2)
         bias, q_norm, k_norm = self.qk_bias, self.q_norm, self.k_norm
-        if bias is not None:
-            turned = turned + bias[first:last].to(turned.dtype)
+        if bias is not None:  # to slice what is taken whole would cost one part in a hundred of decoding
+            own = bias if count == self.heads + self.kv_heads else bias[first:last]
+            turned = turned + own.to(turned.dtype)
         if q_norm is not None and k_norm is not None:
             n_queries = max(0, self.heads - first)
             parts = [(q_norm, turned[:, :, :n_queries]), (k_norm, turned[:, :, n_queries:])]
