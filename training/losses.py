@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,7 +85,8 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    by_position = rearrange(logits, "b t v -> (b t) v").float()
+    flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view_as(labels)
 
 

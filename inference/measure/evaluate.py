@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -178,5 +179,5 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Loss in nats of every position, (B, T) in fp32 or better; 0 where none is scored."""
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    nats = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    nats = F.cross_entropy(rearrange(wide, "b t v -> (b t) v"), labels.flatten(), ignore_index=IGNORE, reduction="none")
     return nats.view(labels.shape)
