@@ -27,13 +27,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from mull.inference.measure.results import Result
 from mull.inference.written import filled
 from mull.inference.written import parse as parse_written
 from mull.models.registry import Registry
@@ -79,7 +78,7 @@ class Exit(ABC):
     example: ClassVar[str]  # how it is written
     needs_gate: ClassVar[bool] = False  # asks the model's exit gate
     reads_logits: ClassVar[bool] = False  # costs a coda and a head per check, and is asked at checks only
-    span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where `calibrate` looks for the threshold
+    span: ClassVar[tuple[float, float] | None] = (1e-6, 10.0)  # where measure/calibrate.py looks for the threshold
 
     @classmethod
     def from_text(cls, text: str) -> Exit:
@@ -226,45 +225,3 @@ def norm(x: Tensor) -> Tensor:
 def parse(text: str) -> Exit:
     """`latent:0.03` or `kl:0.001,minimum=2,every=2` -> the rule. Raises ValueError that names what is known."""
     return parse_written(text, EXITS)
-
-
-def calibrate(
-    exit: Exit,
-    measure: Callable[[Exit], Result],
-    *,
-    mean_iterations: float | None = None,
-    tolerated_loss: float | None = None,
-    rounds: int = 12,
-) -> tuple[Exit, Result]:
-    """The rule with the highest threshold that keeps to a limit, by bisection: a higher one leaves sooner.
-
-    Args:
-        exit: the rule; its threshold does not matter.
-        measure: runs a rule on held-out data: `lambda rule: evaluate(model, {None: batches}, [16], exit=rule)[0]`.
-        mean_iterations: fewest iterations a position shall get on average.
-        tolerated_loss: how much accuracy may fall below that of never leaving, as a share (0.005: half a point).
-        rounds: of bisection; each measures once.
-
-    Returns:
-        The rule, and its result. Where no threshold keeps to the limit, the rule that never leaves.
-
-    Raises:
-        ValueError: not exactly one limit is given, or the rule has nothing to find.
-    """
-    if (mean_iterations is None) == (tolerated_loss is None):
-        raise ValueError("give calibrate either mean_iterations or tolerated_loss")
-    if exit.span is None:
-        raise ValueError(f"exit {exit.name!r} has no threshold to find: it is the number of iterations itself")
-    never = replace(exit, threshold=-math.inf)
-    best, found = never, measure(never)
-    least_accuracy = -math.inf if tolerated_loss is None else found.accuracy - tolerated_loss
-    low, high = exit.span
-    for _ in range(rounds):
-        middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
-        rule = replace(exit, threshold=middle)
-        measured = measure(rule)
-        if (measured.mean_iterations or 0) >= (mean_iterations or 0) and measured.accuracy >= least_accuracy:
-            low, best, found = middle, rule, measured
-        else:
-            high = middle
-    return best, found

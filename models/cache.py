@@ -100,8 +100,9 @@ class Cache:
         """Positions of the longest row."""
         return max(self.lengths, default=0)
 
-    def check(self, counts: list[int], iterations: Iterations | None) -> None:
-        """Raise a ValueError unless `counts` more positions, by row, at this depth fit behind what is stored."""
+    def admit(self, counts: list[int], iterations: Iterations | None) -> None:
+        """Take a call of `counts` more positions, by row, at this depth, or raise a ValueError that says why it does
+        not fit behind what is stored."""
         end = max(length + count for length, count in zip(self.lengths, counts, strict=True))
         if end > self.max_length:
             raise ValueError(

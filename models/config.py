@@ -104,7 +104,7 @@ class ModelConfig:
     @property
     def effective_depth(self) -> int:
         """Layers that a token passes through at the trained depth; scales the initialisation."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say its effective_depth")
 
     # What it costs ----------------------------------------------------------------------------------------------------
 

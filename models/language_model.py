@@ -181,7 +181,7 @@ class LanguageModel(nn.Module):
             )
         if cache is not None:
             assert context.counts is not None
-            cache.check(context.counts, iterations)
+            cache.admit(context.counts, iterations)
         return context
 
     def rotation(self, positions: Tensor) -> Tensor | None:

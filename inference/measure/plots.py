@@ -53,7 +53,7 @@ def draw(
         results: of a model with a loop, with at least one count; otherwise a ValueError.
         title: above both panels.
         chance: where guessing lands, in the unit of the vertical axis (0 .. 1 for accuracy); a dotted line.
-        trained_iterations: mean count in training; a vertical mark on the left.
+        trained_iterations: count of a call that names none; a vertical mark on the left.
         baselines: results of other models by name; one without a loop is a level line on the left, a point on the
             right. Their difficulties take the colours of `results`; those that `results` lacks are left out.
         difficulty_name: what the difficulty counts, for the legend, e.g. "length".
@@ -143,7 +143,7 @@ def dress(left: Axes, right: Axes, counts: Sequence[int], text: bool) -> None:
 
 
 def mark(left: Axes, right: Axes, chance: float | None, trained_iterations: float | None) -> None:
-    """The level of chance on both panels, and the mean trained count on the left one, each named where it stands."""
+    """The level of chance on both panels, and the default count on the left one, each named where it stands."""
     if chance is not None:
         for panel in (left, right):
             panel.axhline(chance, color="0.35", linestyle=":", linewidth=1.2)
@@ -154,7 +154,7 @@ def mark(left: Axes, right: Axes, chance: float | None, trained_iterations: floa
     if trained_iterations is not None:
         left.axvline(trained_iterations, color="0.35", linestyle="-", linewidth=0.9)
         left.annotate(
-            "trained mean", (trained_iterations, 1), xycoords=left.get_xaxis_transform(), xytext=(0, 2),
+            "default count", (trained_iterations, 1), xycoords=left.get_xaxis_transform(), xytext=(0, 2),
             textcoords="offset points", ha="center", color="0.35", fontsize=9,
         )  # fmt: skip
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mull.inference import exits
-from mull.inference.exits import EXITS, Exit, Thought, calibrate, parse
+from mull.inference.exits import EXITS, Exit, Thought, parse
+from mull.inference.measure.calibrate import calibrate
 
 
 class Measured(NamedTuple):

@@ -86,7 +86,7 @@ def test_policies_read_what_their_index_function_says(policy: str, ring: int) ->
     cache = Cache(1, 1, 8, 1, torch.device("cpu"), torch.float64, policy, ring)
     depths = [1, 4, 2, 3, 5]
     for column, depth in enumerate(depths):
-        cache.check([1], depth)
+        cache.admit([1], depth)
         place = torch.tensor([0]), torch.tensor([column])
         for iteration in range(depth):
             mark = torch.full((1, 1, 1), 10.0 * column + iteration, dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_iterations_of_a_call_never_shrink_while_positions_are_held(model: Recur
     cache = model.new_cache(3, 8)
     assert cache.iterations_of(4) == 4 and cache.iterations_of(None) == 0
     assert cache.iterations_of(torch.tensor([2, 5, 3])) == 5
-    cache.check([1, 1, 1], torch.tensor([2, 5, 3]))
+    cache.admit([1, 1, 1], torch.tensor([2, 5, 3]))
     cache.advance([1, 1, 1])
     assert cache.iterations_of(torch.tensor([2, 3, 3])) == cache.fork([0, 2]).iterations_of(torch.tensor([2, 3])) == 5
     cache.rollback([0, 0, 0])

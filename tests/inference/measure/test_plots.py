@@ -67,7 +67,7 @@ def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
 def test_chance_and_trained_depth_are_marked() -> None:
     plain, marked = draw(RESULTS), draw(RESULTS, chance=0.25, trained_iterations=5.5, title="a title")
     assert [len(axes.lines) for axes in marked.axes] == [len(plain.axes[0].lines) + 2, len(plain.axes[1].lines) + 1]
-    assert {text.get_text() for axes in marked.axes for text in axes.texts} == {"chance", "trained mean"}
+    assert {text.get_text() for axes in marked.axes for text in axes.texts} == {"chance", "default count"}
     assert any(set(line.get_xdata()) == {5.5} for line in marked.axes[0].lines)  # type: ignore[arg-type]
     assert all(any(set(line.get_ydata()) == {0.25} for line in axes.lines) for axes in marked.axes)  # type: ignore[arg-type]
 
