@@ -17,6 +17,7 @@ Shapes: B batch, T positions of this call, N tokens of this call, K key/value he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -31,12 +32,17 @@ Policy = Literal["full", "deepest", "shared"]
 FIRST_COLUMNS = 64  # columns taken at first; doubled by need
 
 
-def append(stored: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
-    """Store (B, T, K, W) from column `start` on; return all columns up to their end, (B, K, S, W) each."""
-    new = keys.shape[1]
-    stored[0].narrow(2, start, new).copy_(keys.transpose(1, 2))
-    stored[1].narrow(2, start, new).copy_(values.transpose(1, 2))
-    return stored[0].narrow(2, 0, start + new), stored[1].narrow(2, 0, start + new)
+def trail(slot: Slot) -> Slot:
+    """Where what the convolution of a layer joins is kept: beside the keys and values of the slot, as one tensor."""
+    return -1 - slot[0], slot[1]
+
+
+def append(stored: tuple[Tensor, ...], given: tuple[Tensor, ...], start: int) -> tuple[Tensor, ...]:
+    """Store (B, T, K, W) each from column `start` on; return all columns up to their end, (B, K, S, W) each."""
+    new = given[0].shape[1]
+    for held, part in zip(stored, given, strict=True):
+        held.narrow(2, start, new).copy_(part.transpose(1, 2))
+    return tuple([held.narrow(2, 0, start + new) for held in stored])
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,18 @@ class Block:
 
     Attributes:
         stored: keys and values of each layer, (B, K, columns, W) each.
+        trails: what the convolution of each layer joins, (B, 1, columns, C) alone; none without convolutions.
         length: columns that are filled.
     """
 
-    stored: list[tuple[Tensor, Tensor]]
+    stored: list[tuple[Tensor, ...]]
+    trails: list[tuple[Tensor, ...]]
     length: int
 
-    def append(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, slot: Slot, *given: Tensor) -> tuple[Tensor, ...]:
         """Like `Cache.append`; the layers count from 0, and the iteration is the block's own."""
-        return append(self.stored[slot[0]], keys, values, self.length)
+        layer = slot[0]
+        return append(self.stored[layer] if layer >= 0 else self.trails[-1 - layer], given, self.length)
 
 
 class Cache:
@@ -87,8 +96,9 @@ class Cache:
         self.lengths = [0] * batch_size  # positions held, by row
         self.depth: Iterations | None = None  # of everything stored, under `full`
         self.total = 0  # iterations of the deepest row that was here
-        self.layers: dict[int, Tensor] = {}  # layer -> (2, iterations, B, K, columns, W): keys, then values
-        self.views: dict[Slot, tuple[Tensor, Tensor]] = {}  # (layer, index) -> its part of `layers`: slicing takes time
+        # layer -> (2, iterations, B, K, columns, W), keys, then values; of a trail (1, iterations, B, 1, columns, C)
+        self.layers: dict[int, Tensor] = {}
+        self.views: dict[Slot, tuple[Tensor, ...]] = {}  # (layer, index) -> its part of `layers`: slicing takes time
         self.capacity: tuple[float, ...] | None = None  # of the routed passes of everything stored so far
 
     @property
@@ -137,15 +147,16 @@ class Cache:
             )
         self.capacity = capacity
 
-    def append(self, slot: Slot, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, T, K, W) behind what all rows, equally long, hold; return all columns up to there, (B, K, S, W)."""
+    def append(self, slot: Slot, *given: Tensor) -> tuple[Tensor, ...]:
+        """Store (B, T, K, W) behind what all rows, equally long, hold; return all columns up to there, (B, K, S, W).
+        What is given are keys and values, or what a convolution joins, at its `trail`."""
         start = self.length
-        return append(self.storage(slot, start + keys.shape[1]), keys, values, start)
+        return append(self.storage(slot, start + given[0].shape[1], given[0].shape[2:]), given, start)
 
-    def write(self, slot: Slot, rows: Tensor, columns: Tensor, keys: Tensor, values: Tensor, end: int) -> None:
+    def write(self, slot: Slot, rows: Tensor, columns: Tensor, end: int, *given: Tensor) -> None:
         """Store tokens, (N, K, W), each at its own row and column (N,), all of them before column `end`."""
-        for held, given in zip(self.storage(slot, end), (keys, values), strict=True):
-            held[rows, :, columns] = given.to(self.dtype)
+        for held, part in zip(self.storage(slot, end, given[0].shape[1:]), given, strict=True):
+            held[rows, :, columns] = part.to(self.dtype)
 
     def read(self, slot: Slot, end: int) -> tuple[Tensor, Tensor]:
         """Keys and values of the first `end` columns of all rows, (B, K, end, W) each."""
@@ -155,7 +166,13 @@ class Cache:
     def block(self, first: int, count: int, iteration: int) -> Block:
         """What the layers first .. first + count - 1 hold at an iteration, with room for one more position."""
         columns = self.length + 2  # one column more than is filled: all columns at once would have another layout
-        return Block([self.storage((first + i, iteration), columns) for i in range(count)], self.length)
+        slots = [(first + i, iteration) for i in range(count)]
+        trails = [trail(slot) for slot in slots if trail(slot)[0] in self.layers]
+        return Block(
+            [self.storage(slot, columns) for slot in slots],
+            [self.storage(slot, columns) for slot in trails],
+            self.length,
+        )
 
     def fill(self, layer: int, first: int, last: int, keys: Tensor, values: Tensor) -> None:
         """Store one position, (B, 1, K, W), behind what all rows hold, at the iterations first .. last - 1 of a layer:
@@ -165,19 +182,21 @@ class Cache:
         column = self.layers[layer][:, first:last, ..., start, :]
         column[0], column[1] = keys[:, 0], values[:, 0]
 
-    def storage(self, slot: Slot, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer at one iteration, (B, K, columns or more, W) each; makes room if there is none."""
+    def storage(self, slot: Slot, columns: int, shape: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Keys and values of a layer at one iteration, (B, K, columns or more, W) each, or what is kept at a trail;
+        makes room if there is none, for entries of this shape, (K, W)."""
         layer, index = slot
         if self.policy == "shared":
             index %= self.ring
         views = self.views.get((layer, index))
         if views is None or views[0].shape[2] < columns:
-            held = self.grow(layer, index, columns)
-            views = self.views[layer, index] = (held[0, index], held[1, index])
+            held = self.grow(layer, index, columns, shape)
+            views = self.views[layer, index] = tuple(held[:, index].unbind(0))
         return views
 
-    def grow(self, layer: int, index: int, columns: int) -> Tensor:
-        """The layer's tensor with room for so many columns at iterations up to this index."""
+    def grow(self, layer: int, index: int, columns: int, shape: Sequence[int] | None = None) -> Tensor:
+        """The layer's tensor with room for so many columns at iterations up to this index; entries have the shape
+        (K, W), those that are there where none is named."""
         held = self.layers.get(layer)
         if held is not None and index < held.shape[1] and columns <= held.shape[4]:
             return held
@@ -190,8 +209,13 @@ class Cache:
         while width <= columns:  # a prompt that just fits would be copied at its first new token
             width *= 2
         width = min(width, self.max_length + 1)  # a column more than is filled: see `block`
-        shape = (2, iterations, self.batch_size, self.kv_heads, width, self.head_dim)
-        grown = torch.empty(shape, dtype=self.dtype, device=self.device)
+        if held is not None:
+            shape = (held.shape[3], held.shape[5])
+        heads, entry = (self.kv_heads, self.head_dim) if shape is None else shape
+        streams = 2 if layer >= 0 else 1
+        grown = torch.empty(
+            (streams, iterations, self.batch_size, heads, width, entry), dtype=self.dtype, device=self.device
+        )
         known = 0 if held is None else held.shape[4]
         grown[..., known:, :] = 0  # what is masked must still be a number
         if held is not None:

@@ -16,6 +16,7 @@ Capacity = float | Sequence[float]  # share of the tokens that a routed pass tak
 Wiring = Literal["sandwich", "pre_norm"]
 RotaryLayout = Literal["interleaved", "half"]
 Positions = Literal["rotary", "none"]
+Convolution = Literal["none", "mlp", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class ModelConfig:
         rotary_layout: which dimensions of a head rotate together: neighbours, or the two halves.
         qk_norm: RMSNorm over each query and key head.
         qk_bias: a learned bias on queries and keys, before the rotation.
+        window: the latest tokens that a head of attention sees, its own included; 0 means all there are.
+        window_heads: query heads that look through the window, the others see everything; None means all of them.
+        convolution: a causal depthwise convolution over positions: inside the gated MLP, before attention, or none
+            (models/convolution.py).
+        kernel: positions that the convolution joins, its own included.
+        residual_scale: what attention and MLP are multiplied by before they join the residual stream.
         stop_tokens: token ids that end a generated text.
     """
 
@@ -58,6 +65,11 @@ class ModelConfig:
     rotary_layout: RotaryLayout = "interleaved"
     qk_norm: bool = False
     qk_bias: bool = True
+    window: int = 0
+    window_heads: int | None = None
+    convolution: Convolution = "none"
+    kernel: int = 4
+    residual_scale: float = 1.0
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,6 +81,8 @@ class ModelConfig:
                 object.__setattr__(self, "n_kv_heads", self.n_heads)
             if self.d_ff is None:
                 object.__setattr__(self, "d_ff", 8 * -(-self.d_model // 3))
+            if self.window_heads is None:
+                object.__setattr__(self, "window_heads", self.n_heads if self.window else 0)
             issues = self.issues()
         if issues:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(issues))
@@ -80,6 +94,17 @@ class ModelConfig:
     @property
     def kv_heads(self) -> int:
         return self.n_kv_heads or self.n_heads
+
+    @property
+    def near_heads(self) -> int:
+        """Query heads that look through the window."""
+        assert self.window_heads is not None  # resolved in __post_init__
+        return self.window_heads
+
+    @property
+    def reach(self) -> int:
+        """Positions that a convolution joins; 1 where there is none."""
+        return 1 if self.convolution == "none" else self.kernel
 
     @property
     def mlp_width(self) -> int:
@@ -127,14 +152,16 @@ class ModelConfig:
         return Cost(parameters=parameters, weights=table) + vector(self.d_model)
 
     def layer(self) -> Cost:
-        """One layer: attention, gated MLP, norms."""
+        """One layer: attention, gated MLP, norms. A window hides scores that are computed all the same, and counted."""
         keys_values = 2 * self.kv_heads * self.head_dim
         cost = matrix(self.d_model, self.d_model + keys_values) + matrix(self.d_model, self.d_model)
         cost += matrix(self.d_model, 3 * self.mlp_width)
         cost += (4 if self.wiring == "sandwich" else 2) * vector(self.d_model)
         cost += vector((self.n_heads + self.kv_heads) * self.head_dim if self.qk_bias else 0)
         cost += vector(2 * self.head_dim if self.qk_norm else 0)
-        return cost + Cost(attended=4 * self.d_model, kept=keys_values)
+        convolved = {"none": 0, "mlp": self.mlp_width, "attention": self.d_model}[self.convolution]
+        cost += vector(self.kernel * convolved)
+        return cost + Cost(attended=4 * self.d_model, kept=keys_values + convolved)
 
     @property
     def parameters(self) -> int:
@@ -168,7 +195,8 @@ class ModelConfig:
 
     def issues(self) -> list[str]:
         """Everything wrong with the values, one sentence each. Families add their own."""
-        positive = ("vocab_size", "d_model", "n_heads", "n_kv_heads", "d_ff", "max_length", "norm_eps", "rope_base")
+        positive = ["vocab_size", "d_model", "n_heads", "n_kv_heads", "d_ff", "max_length", "norm_eps", "rope_base"]
+        positive += ["kernel", "residual_scale"]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         found = [f"{name} must be positive, not {values[name]}" for name in positive if not 0 < values[name] < math.inf]
         if found:
@@ -181,6 +209,15 @@ class ModelConfig:
             found.append(f"rotary positions need an even head width; d_model / n_heads is {self.head_dim}")
         if self.n_heads % self.kv_heads:
             found.append(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.n_kv_heads}")
+        elif self.near_heads % (self.n_heads // self.kv_heads):
+            sharing = self.n_heads // self.kv_heads
+            found.append(f"window_heads {self.window_heads} must be a multiple of the {sharing} heads that share keys")
+        if self.window < 0:
+            found.append(f"window must be 0 (no window) or more, not {self.window}")
+        if self.window == 0 and self.near_heads:
+            found.append(f"window_heads {self.window_heads} needs a window: set window, or leave window_heads out")
+        if not 0 <= self.near_heads <= self.n_heads:
+            found.append(f"window_heads must lie in 0 .. n_heads {self.n_heads}, not {self.window_heads}")
         outside = [token for token in self.stop_tokens if not 0 <= token < self.vocab_size]
         if outside:
             found.append(f"stop_tokens {outside} lie outside the vocabulary of {self.vocab_size}")

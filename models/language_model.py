@@ -28,7 +28,8 @@ from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
 from mull.models.loop import Iterations, check_iterations
 from mull.models.output import ModelOutput, Reading
-from mull.models.positions import Context, place
+from mull.models.placing import place
+from mull.models.positions import Context
 from mull.models.registry import Registry
 from mull.models.roles import Role, parameter_roles
 
@@ -121,7 +122,8 @@ class LanguageModel(nn.Module):
     ) -> Tensor:
         """See `layers.through`; compiled where `compile_decoding` asked for it."""
         if self.compiled is not None and not torch.is_grad_enabled():
-            block = context.one_token_block(first, len(layers), iteration)
+            least = max(2, self.config.reach, self.config.window)
+            block = context.one_token_block(first, len(layers), iteration, least)
             if block is not None:
                 return self.compiled(layers, x, block, 0, 0, join)
         return through(layers, x, context, first, iteration, join)
@@ -173,7 +175,8 @@ class LanguageModel(nn.Module):
         if cache is not None and cache.batch_size != len(input_ids):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
-        context = place((len(input_ids), input_ids.shape[1]), input_ids.device, valid, cache, self.rotation)
+        shape, c = (len(input_ids), input_ids.shape[1]), self.config
+        context = place(shape, input_ids.device, valid, cache, self.rotation, c.window or None, c.reach)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "

@@ -3,6 +3,9 @@
     sandwich:  u = norm(x + Attention(norm(x)));  y = norm(u + MLP(norm(u)))     (Huginn, arXiv 2502.05171, section 3.2)
     pre_norm:  u = x + Attention(norm(x));        y = u + MLP(norm(u))
 
+Both branches may be scaled by a constant (`residual_scale`), heads may see the latest tokens only (`window`), and a
+causal convolution may stand before attention or inside the MLP (convolution.py).
+
 A `Context` (positions.py) says where the tokens of a call stand: their rotation, which keys each sees, and the cache. A
 `Slot` is (layer, iteration): where `Context.keep` stores a layer's keys and values; it returns all that are seen.
 
@@ -19,6 +22,7 @@ from torch.nn import functional as F
 
 from mull.models.cache import Slot
 from mull.models.config import ModelConfig, RotaryLayout
+from mull.models.convolution import Convolution
 from mull.models.positions import Context
 from mull.models.roles import Role
 
@@ -78,6 +82,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         shared = self.heads + self.kv_heads
         self.qk_bias = nn.Parameter(torch.zeros(shared, self.head_dim)) if config.qk_bias else None
+        self.near_heads = config.near_heads
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
 
@@ -88,7 +93,15 @@ class Attention(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, context: Context) -> Tensor:
         """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), mixed by `out`: (B, T, D). Gathered queries
         are laid out by row first, so it is the context that calls `look`, once for each group."""
-        heads = context.attend(self.look, queries, keys, values)
+        near, far = self.near_heads, self.heads - self.near_heads
+        if near == 0 or far == 0:
+            heads = context.attend(self.look, queries, keys, values, near=far == 0)
+        else:
+            sharing = self.heads // self.kv_heads
+            split = [near // sharing, far // sharing]
+            parts = zip(queries.split([near, far], 2), keys.split(split, 1), values.split(split, 1), strict=True)
+            answers = [context.attend(self.look, *part, near=first == 0) for first, part in enumerate(parts)]
+            heads = torch.cat(answers, dim=2)
         return self.out(heads.flatten(-2).to(queries.dtype))
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -97,10 +110,10 @@ class Attention(nn.Module):
         q = q.transpose(1, 2).to(k.dtype)  # a cache may keep narrower numbers
         if mask is not None and mask.is_floating_point():
             mask = mask.to(k.dtype)
-        shared = self.kv_heads != self.heads
+        shared = k.shape[1] != q.shape[1]
         if shared and mask is None and q.shape[2] == 1 and k.dtype.itemsize >= 4:  # narrower types lose by it
             # heads that share keys become so many queries of one head, and the keys are read once and not once a head
-            queries = q.unflatten(1, (self.kv_heads, -1)).squeeze(3)
+            queries = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
             return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(1)
         causal = mask is None and q.shape[2] > 1  # one query sees every key there is
         answers = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
@@ -143,7 +156,8 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(SiLU(gate) * up); `gate_up` holds the rows of the gate first, as Huginn does."""
+    """down(SiLU(gate) * up), or down(convolution(SiLU(gate) * up)); `gate_up` holds the rows of the gate first, as
+    Huginn does."""
 
     roles: ClassVar[dict[str, Role]] = {"down.weight": "output"}
 
@@ -151,10 +165,14 @@ class GatedMLP(nn.Module):
         super().__init__()
         self.gate_up = nn.Linear(config.d_model, 2 * config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, config.d_model, bias=False)
+        self.convolution = Convolution(config.mlp_width, config.kernel) if config.convolution == "mlp" else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context, slot: Slot) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        inner = F.silu(gate) * up
+        if self.convolution is not None:
+            inner = self.convolution(inner, context, slot)
+        return self.down(inner)
 
 
 class Layer(nn.Module):
@@ -166,17 +184,26 @@ class Layer(nn.Module):
         self.mlp = GatedMLP(config)
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.convolution = Convolution(config.d_model, config.kernel) if config.convolution == "attention" else None
+        self.residual_scale = config.residual_scale
         sandwich = config.wiring == "sandwich"
         self.attention_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
         self.mlp_post_norm = RMSNorm(config.d_model, config.norm_eps) if sandwich else nn.Identity()
 
     def forward(self, x: Tensor, context: Context, slot: Slot) -> Tensor:
-        return self.after_attention(x, self.attention(self.attention_norm(x), context, slot))
+        normed = self.attention_norm(x)
+        if self.convolution is not None:
+            normed = normed + self.convolution(normed, context, slot)
+        return self.after_attention(x, self.attention(normed, context, slot), context, slot)
 
-    def after_attention(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after_attention(self, x: Tensor, attended: Tensor, context: Context, slot: Slot) -> Tensor:
         """The residual of attention, from x to `attended`, (B, T, D) each; then the MLP with its own."""
-        x = self.attention_post_norm(x + attended)
-        return self.mlp_post_norm(x + self.mlp(self.mlp_norm(x)))
+        x = self.attention_post_norm(x + self.scaled(attended))
+        return self.mlp_post_norm(x + self.scaled(self.mlp(self.mlp_norm(x), context, slot)))
+
+    def scaled(self, branch: Tensor) -> Tensor:
+        """What a branch adds to the residual stream."""
+        return branch if self.residual_scale == 1 else self.residual_scale * branch
 
 
 def through(

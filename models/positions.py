@@ -23,7 +23,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.models.cache import Block, Cache, Slot
+from mull.models.cache import Block, Cache, Slot, trail
 
 SEGMENT = 256  # positions whose queries share one attention; see `Context.pick`
 Look = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # queries, keys, values, mask -> answers by query
@@ -41,6 +41,7 @@ class Group:
             first one, and nobody collects the answer there.
         full: every place has its token, in order.
         mask: which keys each query sees, (B', 1, A, S) bool, or what is added to its scores; no key is read beyond S.
+        near: the same for heads that see the latest tokens only, bool; None where no head does.
     """
 
     rows: Tensor
@@ -49,6 +50,7 @@ class Group:
     occupants: Tensor
     full: bool
     mask: Tensor | None = None
+    near: Tensor | None = None
 
     @staticmethod
     def of(tokens: Tensor, length: int, block: int = 1) -> Group:
@@ -70,6 +72,10 @@ class Group:
         placed = rearrange(x, "b a ... -> (b a) ...")
         return (placed if self.full else placed.index_select(0, self.places))[None]
 
+    def seen(self, near: bool) -> Tensor | None:
+        """Which keys each query sees, with or without the window."""
+        return self.near if near else self.mask
+
     def visible(self, x: Tensor) -> Tensor:
         """Keys or values (B, K, S or more, W) of all rows -> those that the queries may see, (B', K, S, W)."""
         assert self.mask is not None
@@ -86,6 +92,10 @@ class Context:
         rotation: cos and sin, (T, 1, W/2, 2), or (B, T, 1, W/2, 2) where rows differ; None without positions.
         end: S, how many columns of keys there are to see.
         mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain causal order.
+        window: the latest tokens that heads with a window see; None where no head has one.
+        near: which keys those heads see, like `mask`; None too where one query is the last of all.
+        before: by distance 1 .. k-1, for each token the index into B * T of the token so far before it, and whether
+            there is one, (B, T) each; for convolutions over padded calls without a cache, None otherwise.
         cache: where keys and values are kept; None in training.
         counts: tokens of each row that this call adds to the cache, without padding; None where it adds none.
         stands: row and column in the cache of each stored token, (N,) int64; None when all follow on what rows hold.
@@ -99,6 +109,9 @@ class Context:
     rotation: Tensor | None
     end: int
     mask: Tensor | None = None
+    window: int | None = None
+    near: Tensor | None = None
+    before: tuple[tuple[Tensor, Tensor], ...] | None = None
     cache: Cache | Block | None = None
     counts: list[int] | None = None
     stands: tuple[Tensor, Tensor] | None = None
@@ -114,36 +127,79 @@ class Context:
         if self.cache is None:
             return keys.transpose(1, 2), values.transpose(1, 2)
         if self.stands is None:
-            return self.cache.append(slot, keys, values)
+            keys, values = self.cache.append(slot, keys, values)
+            return keys, values
+        self.write(slot, keys, values)
         assert isinstance(self.cache, Cache)
-        keys, values = (rearrange(x, "b t k w -> (b t) k w") for x in (keys, values))
-        if self.stored is not None:
-            keys, values = keys[self.stored], values[self.stored]
-        self.cache.write(slot, *self.stands, keys, values, self.end)
         return self.cache.read(slot, self.end)
 
-    def attend(self, look: Look, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def write(self, slot: Slot, *given: Tensor) -> None:
+        """Store what stands where `stands` says, (B, T, K, W) each."""
+        assert isinstance(self.cache, Cache) and self.stands is not None
+        by_token = [rearrange(x, "b t k w -> (b t) k w") for x in given]
+        if self.stored is not None:
+            by_token = [x[self.stored] for x in by_token]
+        self.cache.write(slot, *self.stands, self.end, *by_token)
+
+    def recent(self, slot: Slot, x: Tensor, count: int) -> list[Tensor]:
+        """x (B, T, C) of each token and of the count - 1 tokens before it, nearest first, (B, T, C) each; zero before
+        the first. Where there is a cache x is stored, and the tokens of earlier calls are found there."""
+        if self.cache is None and self.before is None:
+            assert self.groups is None  # routed passes have no convolution
+            return [x] + [F.pad(x, (0, 0, j, 0))[:, : x.shape[1]] for j in range(1, count)]
+        if self.cache is None:
+            assert self.before is not None
+            flat = rearrange(x, "b t c -> (b t) c")
+            return [x] + [flat[index] * there[..., None] for index, there in self.before[: count - 1]]
+        if self.stands is None:
+            (held,) = self.cache.append(trail(slot), x[:, :, None])
+            first = held.shape[2] - x.shape[1]  # the column of the first token
+            pads = [max(0, j - first) for j in range(count)]
+            cuts = [held[:, 0].narrow(1, first - j + pad, x.shape[1] - pad) for j, pad in enumerate(pads)]
+            return [x] + [F.pad(cut, (0, 0, pad, 0)).to(x.dtype) for cut, pad in zip(cuts[1:], pads[1:], strict=True)]
+        self.write(trail(slot), x[:, :, None])
+        assert isinstance(self.cache, Cache)
+        (held,) = self.cache.storage(trail(slot), self.end)
+        rows = self.rows()
+        columns = [self.positions - j for j in range(1, count)]
+        found = [held[rows, 0, column.clamp(min=0)] * (column >= 0)[..., None] for column in columns]
+        return [x] + [earlier.to(x.dtype) for earlier in found]
+
+    def rows(self) -> Tensor:
+        """The row of the cache of each token of this call, in the shape of `positions` where rows differ."""
+        if self.tokens is not None:
+            assert self.stands is not None
+            return self.stands[0][None]
+        return torch.arange(len(self.positions), device=self.positions.device)[:, None].expand_as(self.positions)
+
+    def attend(self, look: Look, queries: Tensor, keys: Tensor, values: Tensor, near: bool = False) -> Tensor:
         """Answers of queries (B, T, H, W) to keys and values (B, K, S, W): (B, T, H, W). Queries and answers of
-        gathered tokens are one row, (1, N, H, W), and are looked up group by group."""
+        gathered tokens are one row, (1, N, H, W), and are looked up group by group. With `near` through the window."""
         if self.groups is None:
-            return look(queries, keys, values, self.mask)
+            if near and self.near is None:  # one query behind all keys: the last of them, and nothing is masked
+                assert self.window is not None
+                first = max(0, keys.shape[2] - self.window)
+                return look(queries, keys[:, :, first:], values[:, :, first:], None)
+            return look(queries, keys, values, self.near if near else self.mask)
         parts = queries.split([len(group.places) for group in self.groups], dim=1)
         answers = [
-            group.collect(look(group.spread(part), group.visible(keys), group.visible(values), group.mask))
+            group.collect(look(group.spread(part), group.visible(keys), group.visible(values), group.seen(near)))
             for part, group in zip(parts, self.groups, strict=True)
         ]
         return answers[0] if len(answers) == 1 else torch.cat(answers, dim=1)
 
-    def one_token_block(self, first: int, count: int, iteration: int) -> Context | None:
+    def one_token_block(self, first: int, count: int, iteration: int, least: int = 2) -> Context | None:
         """This context with what `count` layers, from number `first` on, hold at one iteration in place of the cache.
 
-        None unless the call has one token a row, follows on what all rows hold, and these hold two positions or more,
-        since compilers treat lengths of 0 and 1 as special cases.
+        None unless the call has one token a row, follows on what all rows hold, and these hold `least` positions or
+        more: compilers treat lengths of 0 and 1 as special cases, and so do windows and convolutions those within
+        their reach.
         """
         cache, one_token = self.cache, self.positions.shape[-1] == 1
-        if not isinstance(cache, Cache) or self.stands is not None or not one_token or cache.length < 2:
+        if not isinstance(cache, Cache) or self.stands is not None or not one_token or cache.length < least:
             return None
-        return Context(self.positions, self.rotation, self.end, cache=cache.block(first, count, iteration))
+        block = cache.block(first, count, iteration)
+        return Context(self.positions, self.rotation, self.end, window=self.window, cache=block)
 
     def commit(self, depth: int | None) -> None:
         """Take the positions of this call into the cache's lengths.
@@ -175,10 +231,21 @@ class Context:
         length = self.positions.shape[-1]
         positions, rotation = self.placed(tokens)
         group, end = Group.of(tokens, length), int(positions.max()) + 1
-        mask = (group.spread(positions)[:, :, None] >= torch.arange(end, device=tokens.device))[:, None]
-        stands, groups = (tokens // length, positions[0]), (replace(group, mask=mask),)
-        return Context(
-            positions, rotation, end, cache=self.cache, stands=stands, tokens=tokens, taken=len(tokens), groups=groups
+        back = (group.spread(positions)[:, :, None] - torch.arange(end, device=tokens.device))[:, None]
+        near = None if self.window is None else (back >= 0) & (back < self.window)
+        return replace(
+            self,
+            positions=positions,
+            rotation=rotation,
+            end=end,
+            mask=None,
+            near=None,
+            counts=None,
+            stands=(tokens // length, positions[0]),
+            stored=None,
+            tokens=tokens,
+            taken=len(tokens),
+            groups=(replace(group, mask=back >= 0, near=near),),
         )
 
     def pick(self, selected: Tensor, block: int = 1) -> Context | None:
@@ -203,8 +270,13 @@ class Context:
         for number, part in enumerate(tokens.split(sizes)):
             if len(part):
                 group = Group.of(part, length, block)
-                mask = self.segment_mask(number * SEGMENT, part[group.occupants], length)
-                groups.append(replace(group, mask=rearrange(mask, "(b a) s -> b 1 a s", a=group.width)))
+                queries = part[group.occupants]
+                mask, near = self.segment_mask(number * SEGMENT, queries, length), None
+                if self.window is not None:
+                    latest = self.latest() if self.near is None else self.near
+                    near = rearrange(self.masked(latest, queries, length), "(b a) s -> b 1 a s", a=group.width)
+                    near = near[..., : mask.shape[-1]]
+                groups.append(replace(group, mask=rearrange(mask, "(b a) s -> b 1 a s", a=group.width), near=near))
         idle = -taken % block
         if idle:  # what fills up gets the answer of the last token once more
             tokens = torch.cat([tokens, tokens[-1:].expand(idle)])
@@ -212,7 +284,14 @@ class Context:
             groups[-1] = replace(last, places=torch.cat([last.places, last.places[-1:].expand(idle)]), full=False)
         positions, rotation = self.placed(tokens)
         return Context(
-            positions, rotation, self.end, cache=self.cache, tokens=tokens, taken=taken, groups=tuple(groups)
+            positions,
+            rotation,
+            self.end,
+            window=self.window,
+            cache=self.cache,
+            tokens=tokens,
+            taken=taken,
+            groups=tuple(groups),
         )
 
     def segment_mask(self, start: int, tokens: Tensor, length: int) -> Tensor:
@@ -221,13 +300,22 @@ class Context:
         Bool where this context has a mask. Otherwise only order counts, and it is cheaper to add 0 to the score of a
         key that is seen and minus infinity to others, up to the end of the segment.
         """
-        column = tokens % length
         if self.mask is not None:
-            return self.mask[column] if self.mask.dim() == 2 else self.mask.flatten(0, 2)[tokens]
+            return self.masked(self.mask, tokens, length)
+        column = tokens % length
         size, earlier = min(SEGMENT, length - start), self.end - length + start
         hidden = torch.full((size, size), -math.inf, device=tokens.device).triu_(1)
         own = hidden.index_select(0, column - start)
         return F.pad(own, (earlier, 0)) if earlier else own
+
+    def latest(self) -> Tensor:
+        """`near` of one query behind all keys, (1, S)."""
+        assert self.window is not None
+        return (torch.arange(self.end, device=self.positions.device) >= self.end - self.window)[None]
+
+    def masked(self, mask: Tensor, tokens: Tensor, length: int) -> Tensor:
+        """The rows (A, S) of a mask of this whole call for tokens (A,)."""
+        return mask[tokens % length] if mask.dim() == 2 else mask.flatten(0, 2)[tokens]
 
     def placed(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Positions (1, N) and rotation (1, N, 1, W/2, 2) of some tokens, (N,) indices into the B * T of this call."""
@@ -255,40 +343,3 @@ class Context:
         write = Tensor.index_copy_ if in_place else Tensor.index_copy
         own, given = self.tokens[: self.taken], new[0, : self.taken]  # what fills up does not stand for itself
         return write(x.flatten(0, 1), 0, own, given.to(x.dtype)).view(x.shape)
-
-
-def place(
-    shape: tuple[int, int],
-    device: torch.device,
-    valid: Tensor | None,
-    cache: Cache | None,
-    rotation: Callable[[Tensor], Tensor | None],
-) -> Context:
-    """The context of a whole call of this shape, (B, T), behind what the cache holds.
-
-    `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64.
-    """
-    batch_size, n_tokens = shape
-    if cache is None:
-        columns = positions = torch.arange(n_tokens, device=device)
-        if valid is None:
-            return Context(positions, rotation(positions), n_tokens)
-        positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        causal, itself = columns[:, None] >= columns, columns[:, None] == columns
-        mask = (causal & valid[:, None, :]) | itself  # padding sees itself: a softmax over nothing is NaN
-        return Context(positions, rotation(positions), n_tokens, mask[:, None])
-    counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
-    end = max([1, *(length + count for length, count in zip(cache.lengths, counts, strict=True))])
-    columns = torch.arange(end, device=device)
-    if len(set(cache.lengths)) == 1 and min(counts) == n_tokens:
-        held = cache.length
-        positions = columns[held:]
-        after = positions[:, None] >= columns if held and n_tokens > 1 else None
-        return Context(positions, rotation(positions), end, after, cache, counts)
-    real = torch.ones(shape, dtype=torch.bool, device=device) if valid is None else valid
-    before = torch.tensor(cache.lengths, device=device)[:, None]
-    positions = (before + real.cumsum(dim=1) - 1).clamp(min=0)
-    mask = (positions[:, :, None] >= columns)[:, None]
-    stored = real.flatten().nonzero().flatten()
-    stands = (stored // n_tokens, positions.flatten()[stored])
-    return Context(positions, rotation(positions), end, mask, cache, counts, stands, stored)

@@ -191,7 +191,7 @@ class RoutedLayer(Layer):
             taken[t - 1] = capacity == 1 or asked[t - 1] >= wanted[capacity][row]
             if not taken[t - 1]:
                 return y
-            answer = self.answer(y, context, *cache.read((index, t), end))
+            answer = self.answer(y, context, (index, t), *cache.read((index, t), end))
             return self.taken(y, answer, self.gate(logits[..., row : row + 1]), t)
 
         state = last_state(iterate(one_pass, x, total))
@@ -221,10 +221,10 @@ class RoutedLayer(Layer):
         if context.cache is not None or some is None or some.taken:
             keys, values = context.keep(slot, *held.refreshed(self, y, context))
             if some is None:
-                new = self.taken(y, self.answer(y, context, keys, values), weight, t)
+                new = self.taken(y, self.answer(y, context, slot, keys, values), weight, t)
             elif some.taken:
                 part = some.gather(y)
-                changed = self.taken(part, self.answer(part, some, keys, values), some.gather(weight), t)
+                changed = self.taken(part, self.answer(part, some, slot, keys, values), some.gather(weight), t)
                 new = some.scatter(new, changed, in_place=not torch.is_grad_enabled())
                 held.changed = some, changed
         if some is None or not self.rule.holds:
@@ -255,10 +255,10 @@ class RoutedLayer(Layer):
         logits = along.sum(dim=-1)
         return logits if self.config.router_temperature == 1 else logits / self.config.router_temperature
 
-    def answer(self, y: Tensor, context: Context, keys: Tensor, values: Tensor) -> Tensor:
+    def answer(self, y: Tensor, context: Context, slot: Slot, keys: Tensor, values: Tensor) -> Tensor:
         """f of tokens y, (B, T, D) or gathered (1, N, D), that attend to keys and values (B, K, S, W)."""
         queries = self.attention.queries(self.attention_norm(y), context.rotation)
-        return self.after_attention(y, self.attention.attend(queries, keys, values, context))
+        return self.after_attention(y, self.attention.attend(queries, keys, values, context), context, slot)
 
     def taken(self, y: Tensor, answer: Tensor, weight: Tensor | None, t: int) -> Tensor:
         """Y(t) of tokens that take the pass."""

@@ -30,6 +30,10 @@ SMALL = {
 }  # grouped heads of width 4
 
 
+def said(values: dict[str, Any]) -> str:
+    return ",".join(f"{field}={value}" for field, value in values.items())
+
+
 def options(family: type[ModelConfig]) -> dict[str, tuple[Any, ...]]:
     """The closed options of a family, {field: values}: Literal and bool annotations, and words of a registry."""
     hints = {f.name: get_type_hints(family)[f.name] for f in fields(family)}
@@ -38,16 +42,32 @@ def options(family: type[ModelConfig]) -> dict[str, tuple[Any, ...]]:
     return closed | {name: (False, True) for name, hint in hints.items() if hint is bool}
 
 
-CHOICES = [
-    (family, field, value) for family in MODEL_OF for field, values in options(family).items() for value in values
+NUMBERS: list[dict[str, Any]] = [  # of numeric options, what changes what is computed
+    {"window": 3},
+    {"window": 2, "window_heads": 3},
+    {"convolution": "mlp", "kernel": 2, "window": 4},
+    {"convolution": "attention", "positions": "none"},
+    {"residual_scale": 0.5},
+]
+CHOICES: list[tuple[type[ModelConfig], dict[str, Any]]] = [
+    (family, {field: value})
+    for family in MODEL_OF
+    for field, values in options(family).items()
+    for value in values
+]
+CHOICES += [
+    (family, values)
+    for family in MODEL_OF
+    for values in NUMBERS
+    if all(values[field] in among for field, among in options(family).items() if field in values)
 ]
 ARRANGEMENTS: dict[type[ModelConfig], list[dict[str, Any]]] = {  # of layers; other families have their default one
     RecurrentDepthConfig: [{"n_prelude": p, "n_core": c, "n_coda": q} for p, c, q in ((1, 3, 2), (0, 1, 0), (2, 1, 0))],
     InnerThinkingConfig: [{"n_layers": 3}, {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3}],
 }
 CONFIGS = {  # defaults are many fields' values but one configuration, tested once
-    family(**SMALL, **layers, **{field: value}): f"{family.model_type}-{list(layers.values())}-{field}={value}"
-    for family, field, value in CHOICES
+    family(**SMALL, **layers, **values): f"{family.model_type}-{list(layers.values())}-{said(values)}"
+    for family, values in CHOICES
     for layers in ARRANGEMENTS.get(family, [{}])
 }
 
@@ -58,11 +78,11 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
     return request.param
 
 
-@pytest.fixture(scope="session", params=CHOICES, ids=lambda c: f"{c[0].model_type}-{c[1]}={c[2]}")
+@pytest.fixture(scope="session", params=CHOICES, ids=lambda c: f"{c[0].model_type}-{said(c[1])}")
 def some_config(request: pytest.FixtureRequest) -> Configurations:
     """For every value of every option: configurations with it, everything else drawn."""
-    family, field, value = request.param
-    return configurations(family, **{field: value})
+    family, values = request.param
+    return configurations(family, **values)
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +98,15 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
     names = {f.name for f in fields(family)}
     values: dict[str, Any] = {name: draw(st.integers(*limits)) for name, limits in counts.items() if name in names}
     values |= {name: draw(st.sampled_from(choices)) for name, choices in options(family).items()}
+    values |= {"window": draw(st.sampled_from((0, 0, 1, 4))), "kernel": draw(st.integers(1, 5))}
+    if values["window"]:
+        values["window_heads"] = draw(st.sampled_from((None, group * draw(st.integers(0, kv_heads)))))
     values |= {"d_ff": draw(st.sampled_from((None, 7, 16))), "vocab_size": draw(st.integers(2, 13)), "max_length": 64}
     heads = {"n_heads": kv_heads * group, "n_kv_heads": kv_heads, "d_model": kv_heads * group * 2 * half_width}
+    if fixed.get("window_heads") is not None:  # which must be whole groups of heads
+        fixed = fixed | {"window_heads": group}
+    elif "window" in fixed:
+        values["window_heads"] = None
     return family(**values | heads | fixed)
 
 

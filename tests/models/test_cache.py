@@ -90,7 +90,7 @@ def test_policies_read_what_their_index_function_says(policy: str, ring: int) ->
         place = torch.tensor([0]), torch.tensor([column])
         for iteration in range(depth):
             mark = torch.full((1, 1, 1), 10.0 * column + iteration, dtype=torch.float64)
-            cache.write((0, iteration), *place, mark, -mark, column + 1)
+            cache.write((0, iteration), *place, column + 1, mark, -mark)
             keys, values = cache.read((0, iteration), column + 1)
             wanted = [10.0 * c + source(policy, iteration, d, ring) for c, d in enumerate(depths[:column])]
             assert keys.flatten().tolist() == [*wanted, 10.0 * column + iteration]

@@ -146,7 +146,7 @@ def test_the_gate_comes_first(small: Small) -> None:
     mlp = seeded(GatedMLP(small()))
     x = torch.randn(2, 5, 24, dtype=torch.float64)
     gate, up = x @ mlp.gate_up.weight[:20].T, x @ mlp.gate_up.weight[20:].T
-    torch.testing.assert_close(mlp(x), (gate / (1 + torch.exp(-gate)) * up) @ mlp.down.weight.T)
+    torch.testing.assert_close(mlp(x, PLAIN, (0, 0)), (gate / (1 + torch.exp(-gate)) * up) @ mlp.down.weight.T)
 
 
 @pytest.mark.parametrize("wiring", ["sandwich", "pre_norm"])
@@ -157,7 +157,7 @@ def test_wiring(small: Small, wiring: str) -> None:
     u = x + layer.attention(n[0](x), PLAIN, (0, 0))
     if wiring == "sandwich":
         u = F.rms_norm(u, (24,), layer.attention_post_norm.weight, 1e-6)
-    y = u + layer.mlp(n[1](u))
+    y = u + layer.mlp(n[1](u), PLAIN, (0, 0))
     if wiring == "sandwich":
         y = F.rms_norm(y, (24,), layer.mlp_post_norm.weight, 1e-6)
     torch.testing.assert_close(layer(x, PLAIN, (0, 0)), y)

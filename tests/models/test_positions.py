@@ -12,7 +12,8 @@ from torch import Tensor
 from mull.models import LanguageModel, RecurrentDepthConfig, positions
 from mull.models.cache import Cache
 from mull.models.layers import rotation_angles
-from mull.models.positions import Context, place
+from mull.models.placing import place
+from mull.models.positions import Context
 
 Build = Callable[..., LanguageModel]
 Small = Callable[..., RecurrentDepthConfig]

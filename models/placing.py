@@ -1,0 +1,88 @@
+"""Placing: where the tokens of a call stand behind what a cache holds, and what each of them sees.
+
+Three cases: no cache, and rows may be padded; tokens that follow on what all rows hold alike; and rows of lengths of
+their own. The result is a `Context` (positions.py), computed once for all layers and iterations of the call.
+
+Shapes: B batch, T positions of this call, S positions attended to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mull.models.cache import Cache
+from mull.models.positions import Context
+
+
+def place(
+    shape: tuple[int, int],
+    device: torch.device,
+    valid: Tensor | None,
+    cache: Cache | None,
+    rotation: Callable[[Tensor], Tensor | None],
+    window: int | None = None,
+    reach: int = 1,
+) -> Context:
+    """The context of a whole call of this shape, (B, T), behind what the cache holds.
+
+    `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64; `window` is that
+    of heads that have one; `reach` says how many positions a convolution joins.
+    """
+    batch_size, n_tokens = shape
+    if cache is None:
+        columns = positions = torch.arange(n_tokens, device=device)
+        back = columns[:, None] - columns
+        if valid is None:
+            near = None if window is None or n_tokens == 1 else (back >= 0) & (back < window)
+            return Context(positions, rotation(positions), n_tokens, window=window, near=near)
+        positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
+        mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
+        near = None
+        if window is not None:
+            near = (mask & (positions[:, :, None] - positions[:, None, :] < window))[:, None]
+        before = earlier_tokens(valid, positions, reach) if reach > 1 else None
+        return Context(positions, rotation(positions), n_tokens, mask[:, None], window=window, near=near, before=before)
+    counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
+    end = max([1, *(length + count for length, count in zip(cache.lengths, counts, strict=True))])
+    columns = torch.arange(end, device=device)
+    if len(set(cache.lengths)) == 1 and min(counts) == n_tokens:
+        held = cache.length
+        positions = columns[held:]
+        back = positions[:, None] - columns
+        after = back >= 0 if held and n_tokens > 1 else None
+        near = None if window is None or n_tokens == 1 else (back >= 0) & (back < window)
+        return Context(positions, rotation(positions), end, after, window=window, near=near, cache=cache, counts=counts)
+    real = torch.ones(shape, dtype=torch.bool, device=device) if valid is None else valid
+    before_call = torch.tensor(cache.lengths, device=device)[:, None]
+    positions = (before_call + real.cumsum(dim=1) - 1).clamp(min=0)
+    back = (positions[:, :, None] - columns)[:, None]
+    near = None if window is None else (back >= 0) & (back < window)
+    stored = real.flatten().nonzero().flatten()
+    stands = (stored // n_tokens, positions.flatten()[stored])
+    return Context(
+        positions,
+        rotation(positions),
+        end,
+        back >= 0,
+        window=window,
+        near=near,
+        cache=cache,
+        counts=counts,
+        stands=stands,
+        stored=stored,
+    )
+
+
+def earlier_tokens(valid: Tensor, positions: Tensor, reach: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """`Context.before` of padded rows: valid (B, T) bool, positions (B, T)."""
+    batch_size, n_tokens = valid.shape
+    columns = torch.arange(n_tokens, device=valid.device).expand(batch_size, -1)
+    # the column of each position; padding is written to one more, which nobody reads
+    column_of = columns.new_zeros(batch_size, n_tokens + 1)
+    column_of.scatter_(1, torch.where(valid, positions, n_tokens), columns)
+    first = n_tokens * torch.arange(batch_size, device=valid.device)[:, None]
+    asked = [positions - j for j in range(1, reach)]
+    return tuple((first + column_of.gather(1, p.clamp(min=0)), p >= 0) for p in asked)
