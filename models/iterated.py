@@ -14,6 +14,7 @@ Shapes: B batch, T positions of this call, D model width, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -107,17 +108,19 @@ class IteratedModel(LanguageModel, ABC):
         check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.context(input_ids, attention_mask, cache, depth)
-            readings = {}
+            readings, previous = {}, None
             for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
                 if count in read_at:
-                    readings[count] = self.read(thought, context)
-            last = readings[count] if count in readings else self.read(thought, context)
+                    readings[count] = self.reading(thought, previous, context)
+                before, previous = previous, thought
+            last = readings[count] if count in readings else self.reading(thought, before, context)
             if cache is not None:
                 context.commit(depth if isinstance(depth, int) else None)
         used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
         return ModelOutput(
             logits=last.logits,
             exit_logit=last.exit_logit,
+            step=last.step,
             state=thought,
             iterations=used.expand(input_ids.shape).to(torch.int64),
             readings=readings,
@@ -125,10 +128,16 @@ class IteratedModel(LanguageModel, ABC):
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         wanted = [check_count("iterations", count) for count in counts]  # type: ignore[arg-type]  # refuses None
-        context = self.context(input_ids)
+        context, previous = self.context(input_ids), None
         for count, state in self.unroll(input_ids, max(wanted), context):
             if count in wanted:
-                yield count, self.read(state, context)
+                yield count, self.reading(state, previous, context)
+            previous = state
+
+    def reading(self, state: Tensor, previous: Tensor | None, context: Context) -> Reading:
+        """The answer in a state, beside the step that led to it."""
+        reading = self.read(state, context)
+        return reading if previous is None else replace(reading, step=(state, previous))
 
     def unroll(
         self,

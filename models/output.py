@@ -10,10 +10,28 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """An answer read out of one state."""
+    """An answer read out of one state.
 
-    logits: Tensor  # (B, T, V)
-    exit_logit: Tensor | None = None  # (B, T): the exit gate before its sigmoid; None without a gate
+    Attributes:
+        logits: (B, T, V).
+        exit_logit: (B, T), the exit gate before its sigmoid; None without a gate.
+        step: the state that was read and the one an iteration before it, (B, T, D) each; None without a loop, after
+            the first iteration, and where positions stopped one by one.
+    """
+
+    logits: Tensor
+    exit_logit: Tensor | None = None
+    step: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def residual(self) -> Tensor | None:
+        """How far the last iteration moved the state, |s_R - s_{R-1}| / |s_R| by position, (B, T); small where the
+        model has finished thinking. None where `step` is."""
+        if self.step is None:
+            return None
+        state, previous = self.step
+        moved, length = (state - previous).float().norm(dim=-1), state.float().norm(dim=-1)
+        return moved / length.clamp(min=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,6 +40,7 @@ class RecurrentDepthConfig(ModelConfig):
         mean_iterations: forward's default count; also scales the initialisation. What training draws is the sampler's.
         injection: how the prelude's output re-enters every iteration: concat, add or diagonal (injection.py).
         initial_state: what a generator draws as s_0: normal, or zero (the generator then changes nothing).
+        damping: a of the damped update s <- (1 - a) s + a Core(Inject(s, e)); 1 replaces the state.
         exit_gate: a learned halt, sigmoid(w . norm(s) + b), read out beside the logits (Ouro, arXiv 2510.25741).
     """
 
@@ -53,7 +54,12 @@ class RecurrentDepthConfig(ModelConfig):
     mean_iterations: int = 8
     injection: str = "concat"
     initial_state: Literal["normal", "zero"] = "normal"
+    damping: float = 1.0
     exit_gate: bool = False
+
+    def issues(self) -> list[str]:
+        wrong = not 0 < self.damping <= 1
+        return super().issues() + ([f"damping must lie above 0 and at most at 1, not {self.damping}"] if wrong else [])
 
     @property
     def effective_depth(self) -> int:
@@ -107,7 +113,8 @@ class RecurrentDepthTransformer(IteratedModel):
 
     def think(self, state: Tensor, prepared: Any, context: Context, iteration: int) -> Tensor:
         first = len(self.prelude)
-        return self.through(self.core, state, context, first, iteration, join=(self.injection, prepared))
+        new = self.through(self.core, state, context, first, iteration, join=(self.injection, prepared))
+        return new if self.config.damping == 1 else torch.lerp(state, new, self.config.damping)
 
     def read(self, state: Tensor, context: Context) -> Reading:
         first = len(self.prelude) + len(self.core)

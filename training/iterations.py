@@ -5,6 +5,7 @@ They are pure functions of (seed, index), so that all ranks and resumed runs dra
     fixed              R = mean
     log-normal Poisson tau ~ Normal(ln(mean) - sigma^2 / 2, sigma);  R ~ Poisson(exp(tau)) + 1     (Huginn, 2502.05171)
     Poisson            R_b ~ max(1, Poisson(mean)), one count per sequence                         (Parcae, 2604.12946)
+    uniform            R ~ Uniform{minimum .. maximum}, one count for the batch or one per sequence
     linear curriculum  log-normal Poisson whose mean climbs from `start` to `mean`                 (2511.07384)
 
 Every sampler clips its draws to minimum .. maximum. `index` counts training batches (optimizer steps times
@@ -64,6 +65,24 @@ class Fixed(IterationSampler):
 
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
         return np.asarray(self.mean)
+
+
+class Uniform(IterationSampler):
+    """Every count from minimum to maximum alike, whatever the length of the rows: a model cannot learn to take the
+    length for the depth, which is what makes depth carry to longer rows (arXiv 2606.29983).
+
+    Args:
+        minimum, maximum: the least and the most iterations.
+        per_sequence: a count of its own for every sequence of the batch, instead of one for all.
+    """
+
+    def __init__(self, minimum: int, maximum: int, per_sequence: bool = False) -> None:
+        super().__init__((minimum + maximum) / 2, minimum, maximum)
+        self.per_sequence = per_sequence
+
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        assert self.maximum is not None
+        return np.asarray(rng.integers(self.minimum, self.maximum + 1, batch_size if self.per_sequence else None))
 
 
 class LogNormalPoisson(IterationSampler):

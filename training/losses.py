@@ -7,12 +7,15 @@ positions it scores. (Those of mull's own data have nearly equal numbers.)
     last iteration    L = L_R, the cross entropy after the last iteration
     expected          L = sum_t p(t) L_t - beta H(p), p(t) = lambda_t prod_{j<t} (1 - lambda_j), the last the rest;
                       lambda_t is the sigmoid of the model's exit gate             (Ouro stage I, arXiv 2510.25741)
+    several           L = sum_j w_j L_{ceil(x_j R)} / sum_j w_j, at shares x_j of the depth
+    fixed point       L = L_R + w |s_R - s_{R-1}|^2 / |s_R|^2, by position       (Think Shallow, arXiv 2608.18222)
 
 Shapes: B batch, T positions, V vocabulary, R iterations.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -43,6 +46,62 @@ class LastIteration(Loss):
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         return token_losses(output.logits, labels).sum() / number_scored(labels)
+
+
+class SeveralIterations(Loss):
+    """A weighted mean of the cross entropy at several depths, so that the answer is right early and stays right.
+
+    Args:
+        weights: by share of the iterations, above 0 and at most 1: {0.5: 1, 1: 1} means R/2, rounded up, and R alike.
+
+    Counts before the gradient window of `backprop_iterations` train what reads the answer out, not the loop.
+    """
+
+    def __init__(self, weights: dict[float, float]) -> None:
+        if not weights or any(not 0 < share <= 1 for share in weights) or min(weights.values()) < 0:
+            raise ValueError(
+                f"weights must name shares above 0 and at most 1, with weights of at least 0, not {weights}"
+            )
+        if sum(weights.values()) == 0:
+            raise ValueError(f"weights must not all be 0: {weights}")
+        self.weights = {float(share): float(weight) for share, weight in weights.items()}
+
+    def read_at(self, iterations: Iterations | None) -> list[int]:
+        if not isinstance(iterations, int):
+            raise ValueError("a loss at several iterations needs a loop, and one iteration count for the whole batch")
+        return sorted({self.count(share, iterations) for share in self.weights})
+
+    @staticmethod
+    def count(share: float, iterations: int) -> int:
+        """The count at a share of the iterations."""
+        return max(1, math.ceil(share * iterations - 1e-9))
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        depth = int(output.iterations.max())
+        total = output.logits.new_zeros(())
+        for share, weight in self.weights.items():
+            logits = output.readings[self.count(share, depth)].logits
+            total = total + weight * token_losses(logits, labels).sum()
+        return total / sum(self.weights.values()) / number_scored(labels)
+
+
+class FixedPoint(Loss):
+    """Cross entropy after the last iteration, and a term that asks the last iteration to move nothing.
+
+    Args:
+        weight: w, in nats for each unit of the squared relative step.
+    """
+
+    def __init__(self, weight: float = 0.1) -> None:
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight must be a number of at least 0, not {weight}")
+        self.weight = weight
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        losses = token_losses(output.logits, labels)
+        if output.residual is not None:  # a single iteration has nothing before it
+            losses = losses + self.weight * output.residual.square() * scored(labels)
+        return losses.sum() / number_scored(labels)
 
 
 class ExpectedOverIterations(Loss):

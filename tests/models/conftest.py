@@ -50,10 +50,7 @@ NUMBERS: list[dict[str, Any]] = [  # of numeric options, what changes what is co
     {"residual_scale": 0.5},
 ]
 CHOICES: list[tuple[type[ModelConfig], dict[str, Any]]] = [
-    (family, {field: value})
-    for family in MODEL_OF
-    for field, values in options(family).items()
-    for value in values
+    (family, {field: value}) for family in MODEL_OF for field, values in options(family).items() for value in values
 ]
 CHOICES += [
     (family, values)

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.training.iterations import Fixed, LinearCurriculum, LogNormalPoisson, PoissonPerSequence
+from mull.training.iterations import Fixed, LinearCurriculum, LogNormalPoisson, PoissonPerSequence, Uniform
 
 SAMPLERS = {
     "fixed": "Fixed(6)",
     "log-normal Poisson": "LogNormalPoisson(8, maximum=40)",
+    "uniform": "Uniform(4, 40)",
     "Poisson per sequence": "PoissonPerSequence(8)",
     "linear curriculum": "LinearCurriculum(8, batches=50)",
 }
@@ -20,6 +21,7 @@ GOLDEN = {  # seed 3, batches 0, 1 and 99, two sequences each
     "log-normal Poisson": [7, 13, 11],
     "Poisson per sequence": [[10, 7], [10, 10], [10, 11]],
     "linear curriculum": [1, 3, 11],
+    "uniform": [13, 35, 35],
 }
 
 
@@ -109,6 +111,17 @@ def test_a_batch_wide_draw_is_an_integer(sampler):
     assert type(drawn) is int if not isinstance(sampler, PoissonPerSequence) else drawn.shape == (3,)
 
 
+@pytest.mark.parametrize("per_sequence", [False, True])
+def test_uniform_draws_every_count_alike(per_sequence):
+    """Guards both ends and the shape: 6 counts, 6,000 draws each in 1,000 +- 5 standard errors of 29."""
+    sampler = Uniform(3, 8, per_sequence)
+    counts = draws(sampler, 6_000 if not per_sequence else 60, batch_size=100)
+    assert sampler.mean == 5.5 and counts.shape == ((60, 100) if per_sequence else (6_000,))
+    values, found = np.unique(counts, return_counts=True)
+    assert values.tolist() == [3, 4, 5, 6, 7, 8]
+    assert found == pytest.approx(1_000, abs=145)
+
+
 def test_fixed_is_fixed():
     """Guards Fixed against adding Huginn's 1."""
     assert set(draws(Fixed(6), 50).tolist()) == {6}
@@ -132,6 +145,8 @@ def test_the_curriculum_climbs_linearly_from_start_to_mean():
         (lambda: LogNormalPoisson(8, minimum=0), "minimum=0"),
         (lambda: PoissonPerSequence(8, minimum=4, maximum=3), "maximum=3"),
         (lambda: LinearCurriculum(8, batches=0), "batches=0"),
+        (lambda: Uniform(0, 8), "minimum=0"),
+        (lambda: Uniform(9, 8), "maximum=8"),
         (lambda: LinearCurriculum(8, batches=5, start=0), "start=0"),
     ],
 )

@@ -1,5 +1,6 @@
 """Losses against slow, obvious twins in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mull.models import ModelOutput, Reading, RecurrentDepthConfig, RecurrentDepthTransformer
-from mull.training.losses import IGNORE, ExpectedOverIterations, LastIteration, exit_log_distribution
+from mull.training.losses import (
+    IGNORE,
+    ExpectedOverIterations,
+    FixedPoint,
+    LastIteration,
+    SeveralIterations,
+    exit_log_distribution,
+)
 
 SHAPES = dict(
     batch=st.integers(1, 3), positions=st.integers(1, 5), vocabulary=st.integers(2, 6), seed=st.integers(0, 99)
@@ -156,3 +164,58 @@ def test_expected_loss_needs_gate_and_readings(readings):
         output.readings.clear()
     with pytest.raises(ValueError, match="exit_gate: true"):
         ExpectedOverIterations()(output, torch.zeros(1, 3, dtype=torch.int64))
+
+
+@given(**SHAPES)
+def test_several_iterations_is_a_weighted_mean_of_cross_entropies(batch, positions, vocabulary, seed):
+    """Guards shares, rounding and weights: of 5 counts, a quarter is the 2nd, a half the 3rd, all the 5th."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, batch, positions, vocabulary, generator=generator, dtype=torch.float64)
+    labels = random_labels(generator, batch, positions, vocabulary)
+    loss = SeveralIterations({0.25: 1, 0.5: 3, 1.0: 4})
+    assert loss.read_at(5) == [2, 3, 5] and loss.read_at(1) == [1] and loss.read_at(8) == [2, 4, 8]
+    output = output_of(logits)
+    output = dataclasses.replace(output, iterations=torch.full((batch, positions), 5))
+    twin = [float(LastIteration()(output_of(logits[:count]), labels)) for count in (2, 3, 5)]
+    assert float(loss(output, labels)) == pytest.approx((twin[0] + 3 * twin[1] + 4 * twin[2]) / 8, rel=1e-5)
+
+
+@given(**SHAPES)
+def test_the_fixed_point_term_by_its_formula(batch, positions, vocabulary, seed):
+    """Guards the square, the norms and that only scored positions count."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, batch, positions, vocabulary, generator=generator, dtype=torch.float64)
+    labels = random_labels(generator, batch, positions, vocabulary)
+    state, previous = torch.randn(2, batch, positions, 3, generator=generator).double()
+    output = dataclasses.replace(output_of(logits), step=(state, previous))
+    terms = [
+        sum((x - y) ** 2 for x, y in zip(s, p, strict=True)) / sum(x * x for x in s)
+        for s, p, label in zip(
+            state.flatten(0, 1).tolist(), previous.flatten(0, 1).tolist(), labels.flatten(), strict=True
+        )
+        if label != IGNORE
+    ]
+    twin = float(LastIteration()(output, labels)) + 0.3 * sum(terms) / len(terms)
+    assert float(FixedPoint(0.3)(output, labels)) == pytest.approx(twin, rel=1e-4)
+    assert FixedPoint(0.3)(output_of(logits), labels) == LastIteration()(output_of(logits), labels)
+
+
+def test_the_residual_is_what_one_more_iteration_moves():
+    """Guards `step` against being off by one, in forward, in its readings and in the sweep."""
+    torch.manual_seed(0)
+    model = RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=7, d_model=8, n_heads=2)).double().eval()
+    ids = torch.randint(7, (2, 5))
+    states = {count: model(ids, iterations=count).state for count in (2, 3, 4)}
+    expected = {n: (states[n] - states[n - 1]).norm(dim=-1) / states[n].norm(dim=-1) for n in (3, 4)}
+    output = model(ids, iterations=4, read_at=[1, 3])
+    swept = dict(model.sweep(ids, [1, 3, 4]))
+    assert output.readings[1].residual is None and swept[1].residual is None
+    for found, count in ((output, 4), (output.readings[3], 3), (swept[3], 3), (swept[4], 4)):
+        torch.testing.assert_close(found.residual.double(), expected[count], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", [{}, {0.0: 1}, {1.5: 1}, {1: -1}, {0.5: 0}])
+def test_wrong_weights_are_refused(weights):
+    """Guards shares outside of the depth, and a division by nothing."""
+    with pytest.raises(ValueError, match="weights must"):
+        SeveralIterations(weights)

@@ -9,13 +9,26 @@ from typing import TYPE_CHECKING, Any
 from mull.training.data.addition import Addition
 from mull.training.data.p_hop import PHop
 from mull.training.data.parity import Parity
+from mull.training.data.state_tracking import StateTracking
 from mull.training.data.task import IGNORE, Example, Split, Task
 from mull.training.data.text import Corpus
 
 if TYPE_CHECKING:
     from mull.training.data.module import TaskData, TextData
 
-__all__ = ["IGNORE", "Addition", "Corpus", "Example", "PHop", "Parity", "Split", "Task", "TaskData", "TextData"]
+__all__ = [
+    "IGNORE",
+    "Addition",
+    "Corpus",
+    "Example",
+    "PHop",
+    "Parity",
+    "Split",
+    "StateTracking",
+    "Task",
+    "TaskData",
+    "TextData",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.training.data import IGNORE, Addition, Parity, PHop, Split, Task
+from mull.training.data import IGNORE, Addition, Parity, PHop, Split, StateTracking, Task
 from mull.training.data.p_hop import follow
 from mull.training.data.task import START, UNKNOWN
 
-TASKS = [Parity(17), Addition(3, digits=2), PHop(2, length=20, alphabet=3, max_hops=5)]
+TASKS = [Parity(17), Addition(3, digits=2), PHop(2, length=20, alphabet=3, max_hops=5), StateTracking(17)]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
@@ -37,7 +37,12 @@ def test_streams_differ(task: Task) -> None:
     assert len(set(seen)) == len(seen) == 16
 
 
-GOLDEN = {"parity": "c4b57bd82bc6", "addition": "53444a9a50a6", "p_hop": "4d4ce41cd047"}
+GOLDEN = {
+    "parity": "c4b57bd82bc6",
+    "addition": "53444a9a50a6",
+    "p_hop": "4d4ce41cd047",
+    "state_tracking": "aea8340dbc02",
+}
 
 
 @every_task
@@ -123,6 +128,8 @@ def every_item(task: Task, difficulty: int) -> list[np.ndarray]:
         space = itertools.product(range(task.alphabet), repeat=task.length)
         space = (row for row in space if all(a != b for a, b in itertools.pairwise(row)))
         return [np.array(row, dtype=np.uint8) for row in space if follow(bytes(row), difficulty) is not None]
+    elif isinstance(task, StateTracking):
+        space = itertools.product(task.drawn, repeat=difficulty)
     else:
         space = itertools.product((0, 1), repeat=difficulty)
     return [np.array(item) for item in space]
@@ -132,6 +139,7 @@ BRUTE = [
     (Parity(), [1, 3, 5, 8, 9, 11], [8, 9, 11]),  # lengths that are trained on, and that are tested
     (Parity(), [2, 4, 5], [5]),  # short ones: the longest is still unseen at its last bit
     (Addition(digits=1), [2, 3], [2, 3]),
+    (StateTracking(group="S5", letters="generators"), [3, 9], [9]),
     (PHop(1, length=10, alphabet=3), [1, 2], [1, 2, 3]),
     (PHop(1, length=5, alphabet=3), [1, 2], [1, 2]),
 ]
