@@ -1,0 +1,70 @@
+"""Had the model finished thinking, and does that tell right answers from wrong ones?
+
+    residual   r = |s_R - s_{R-1}| / |s_R|              how far the last iteration moved the state of a position
+    settled    the largest r of an example's scored positions is below a threshold
+    AUC        the chance that a right example has a smaller largest r than a wrong one, ties counting half
+
+The area under the curve (AUC) is the Mann-Whitney statistic; its interval is that of DeLong et al. (Biometrics 44,
+1988) on the logit scale, which stays within 0 and 1. Where every pair is ordered alike there is no variance to
+estimate; then the bound is the one that the smaller class alone would give a share of 1: 0.025^(1/n).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mull.inference.measure.intervals import Z
+
+SETTLED = 0.03  # of the residual; the threshold of the exit rule `latent`
+
+
+class Settling(NamedTuple):
+    """What residuals of examples say at one count.
+
+    Attributes:
+        residual: the largest of an example, on average over examples.
+        settled: share of examples whose largest residual is below SETTLED.
+        auc: how well small residuals tell right examples from wrong ones; 0.5 says nothing. None where all are alike.
+        auc_low, auc_high: its 95 % interval.
+    """
+
+    residual: float
+    settled: float
+    auc: float | None
+    auc_low: float | None
+    auc_high: float | None
+
+
+def settling(residuals: Sequence[float], right: Sequence[bool]) -> Settling:
+    """Of the largest residual of each example and whether its answer is right in full."""
+    values = np.asarray(residuals, dtype=np.float64)
+    area = auc(-values, np.asarray(right, dtype=bool))
+    found, low, high = area or (None, None, None)
+    return Settling(float(values.mean()), float((values < SETTLED).mean()), found, low, high)
+
+
+def auc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float, float] | None:
+    """The chance that a positive has the higher score, with its 95 % interval; None without both kinds.
+
+    Args:
+        scores: (n,).
+        positive: (n,) bool.
+    """
+    yes, no = scores[positive], scores[~positive]
+    if not len(yes) or not len(no):
+        return None
+    wins = np.sign(yes[:, None] - no) / 2 + 0.5  # (positives, negatives): 1, and 0.5 for ties
+    area = float(wins.mean())
+    fewer = min(len(yes), len(no))
+    if area in (0.0, 1.0):
+        bound = 0.025 ** (1 / fewer)
+        return (area, bound, 1.0) if area else (area, 0.0, 1 - bound)
+    if fewer < 2:
+        return area, 0.0, 1.0
+    variance = wins.mean(axis=1).var(ddof=1) / len(yes) + wins.mean(axis=0).var(ddof=1) / len(no)
+    centre, half = math.log(area / (1 - area)), Z * math.sqrt(variance) / (area * (1 - area))
+    return area, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
