@@ -153,10 +153,9 @@ class Context:
             return [x] + [flat[index] * there[..., None] for index, there in self.before[: count - 1]]
         if self.stands is None:
             (held,) = self.cache.append(trail(slot), x[:, :, None])
-            first = held.shape[2] - x.shape[1]  # the column of the first token
-            pads = [max(0, j - first) for j in range(count)]
-            cuts = [held[:, 0].narrow(1, first - j + pad, x.shape[1] - pad) for j, pad in enumerate(pads)]
-            return [x] + [F.pad(cut, (0, 0, pad, 0)).to(x.dtype) for cut, pad in zip(cuts[1:], pads[1:], strict=True)]
+            end, length = held.shape[2], x.shape[1]
+            found = [held[:, 0, max(0, end - length - j) : max(0, end - j)] for j in range(1, count)]
+            return [x] + [F.pad(part, (0, 0, length - part.shape[1], 0)).to(x.dtype) for part in found]
         self.write(trail(slot), x[:, :, None])
         assert isinstance(self.cache, Cache)
         (held,) = self.cache.storage(trail(slot), self.end)

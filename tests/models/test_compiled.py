@@ -23,12 +23,13 @@ SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff":
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("options", [{}, {"convolution": "mlp", "window": 3, "window_heads": 3}], ids=["far", "near"])
 def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(
-    build: Build, tokens: Tokens
+    build: Build, tokens: Tokens, options: dict[str, Any]
 ) -> None:
     """Prefill stays eager; the last column of the cache is reached, at two depths."""
     torch.compiler.reset()
-    model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE))
+    model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE, **options))
     model.compile_decoding()
     ids, compiled = tokens(model.config, 1, 12), model.compiled
     for depth in (2, 5):

@@ -65,10 +65,21 @@ def way(pair: tuple[str, str]) -> Decoder:
     return WAYS[pair[0]]
 
 
-@pytest.fixture
-def model(pair: tuple[str, str], make_model: Callable[..., LanguageModel]) -> LanguageModel:
-    """With an exit gate, where the family has one."""
-    return make_model(pair[1], **{"exit_gate": True} if pair[1] == "recurrent_depth" else {})
+NEAR: dict[str, object] = {"convolution": "mlp", "kernel": 3, "window": 4}  # what reaches a few tokens back
+
+
+@pytest.fixture(params=[{}, NEAR], ids=["far", "near"])
+def model(
+    request: pytest.FixtureRequest, pair: tuple[str, str], make_model: Callable[..., LanguageModel]
+) -> LanguageModel:
+    """With an exit gate, where the family has one; and once more with layers that reach a few tokens back, which find
+    those tokens in the cache, each at its own depth."""
+    options = dict(request.param)
+    if pair[1] == "inner_thinking":
+        options.pop("convolution", None)
+    if pair[1] == "recurrent_depth":
+        options["exit_gate"] = True
+    return make_model(pair[1], **options)
 
 
 @pytest.fixture(params=REFUSED, ids="-".join)
