@@ -80,6 +80,10 @@ OURS = {  # fields of ours that the layout has no word for, at the values it imp
     "rotary_layout": "interleaved",
     "qk_norm": False,
     "exit_gate": False,
+    "window": 0,
+    "convolution": "none",
+    "residual_scale": 1.0,
+    "damping": 1.0,
 }
 
 

@@ -9,8 +9,19 @@ from typing import Any
 from mull.models.rules import RULES
 
 
+LATER: dict[str, Any] = {  # options that came later, at the values that do nothing; of every family
+    "window": 0,
+    "window_heads": 0,
+    "convolution": "none",
+    "kernel": 4,
+    "residual_scale": 1.0,
+}
+
+
 def upgraded(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of config.json by their present names."""
+    if fields.keys().isdisjoint(LATER):
+        fields = {**LATER, **({"damping": 1.0} if model_type == "recurrent_depth" else {}), **fields}
     if model_type == "inner_thinking" and "residual_thinking" in fields and "rule" not in fields:
         return with_rule(fields)
     return dict(fields)

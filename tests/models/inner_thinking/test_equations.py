@@ -155,9 +155,8 @@ def test_an_old_folder_is_the_same_function(
 
 
 def test_fields_of_this_version_are_left_as_they_are(make_config: MakeConfig) -> None:
-    new = {"rule": "update", "mean_iterations": 3}
+    new = {"rule": "update", "mean_iterations": 3, "window": 3}
     assert upgraded("inner_thinking", new) == new
-    assert upgraded("inner_thinking", {}) == {}
     saved = {**{name: values[0] for name, values in SWITCHES.items()}, "mean_iterations": 3}
     assert make_config(**upgraded("inner_thinking", saved)).rule == "paper"
     assert "skipped" in saved  # the caller's own mapping is left alone
