@@ -244,6 +244,10 @@ def parse(parser: ArgumentParser, args: list[str]) -> Any:
 
     options = parser.parse_args(args)
     import_plugins(options.plugin or [])
+    if "folder" in options:
+        from mull.checkpoints.names import folder_of
+
+        options.folder = str(folder_of(options.folder))
     return options
 
 

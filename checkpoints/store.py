@@ -43,6 +43,7 @@ from mull.checkpoints.files import (
     shown,
 )
 from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
@@ -133,7 +134,7 @@ def load(
     """Load the model of a checkpoint folder, in eval mode; `model.tokenizer` is the folder's, None if it has none.
 
     Args:
-        path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
+        path: the folder, or the name of one (names.py); the public recurrent-depth layout (huginn.py) is recognised.
         device: where the weights go.
         dtype: floating-point type of the weights; None keeps the stored one.
         mapped: map the file of the weights instead of reading it, where nothing has to be converted: memory is shared
@@ -182,11 +183,9 @@ def verify(path: str | Path) -> tuple[ModelConfig, str]:
 
 def existing(path: str | Path) -> Path:
     """The folder of a checkpoint, a killed save of it ended first; raises if there is none."""
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
+    folder = folder_of(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
+        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     complete(folder)
     return folder
 
@@ -343,8 +342,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     It comes without truncation and padding: a limit stored with it would silently cut prompts.
     """
-    folder = Path(path).expanduser()
-    complete(folder)
+    folder = existing(path)
     if not is_there(folder / TOKENIZER):
         raise FileNotFoundError(
             f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"

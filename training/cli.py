@@ -30,6 +30,7 @@ from mull.training.log import MetricsLog
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
 from mull.training.saving import Saving
+from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
@@ -53,6 +54,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     named, args = split_off(args)
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)
+    args = with_paths(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(
