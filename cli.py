@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:
     from mull.models import LanguageModel
+
+
+FOLDER = (
+    "checkpoint folder, or the name of one: what is there as a path is a path, then checkpoints/NAME, then the folder "
+    "that ships with mull"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,11 +84,14 @@ def evaluate(args: list[str]) -> None:
     from mull.training.report import report
 
     parser = new_parser("evaluate")
-    parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
-    parser.add_argument("--selection", type=Selection | None, help="of routed tokens (default: threshold)")
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; counts are limits")
+    parser.add_argument(
+        "--selection",
+        type=Selection | None,
+        help="how routed tokens are chosen, top_k or threshold (default: threshold)",
+    )
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
@@ -93,7 +102,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    report(parse(parser, args))
+    report(parse(parser, args, ["exit"]))
 
 
 def generate(args: list[str]) -> int:
@@ -116,7 +125,7 @@ def generate(args: list[str]) -> int:
         help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
         "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
     )
-    options = parse(parser, args)
+    options = parse(parser, args, ["exit", "decode"])
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
 
@@ -135,7 +144,7 @@ def chat(args: list[str]) -> None:
     """Talk with a model that remembers what was said: mull chat FOLDER --iterations 32"""
     parser = new_parser("chat")
     add_writing(parser)
-    options = parse(parser, args)
+    options = parse(parser, args, ["exit"])
 
     from mull.inference.chat import converse
     from mull.inference.console import call_of
@@ -147,12 +156,13 @@ def add_writing(parser: ArgumentParser) -> None:
     """The options of commands that write text."""
     from mull.inference.arguments import CacheDtype, Dtype, at_least, shares
 
-    parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument(
+        "--exit", type=str, help="rule that ends thinking early, as latent:0.03; --iterations is then the most"
+    )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
@@ -186,7 +196,6 @@ def inspect(args: list[str]) -> None:
     from mull.inference.arguments import counts, shares
 
     parser = new_parser("inspect")
-    parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
     options = parse(parser, args)
@@ -212,9 +221,9 @@ def data(args: list[str]) -> None:
     """Fetch public text that configurations name: mull data gsm8k (without a name: what there is)"""
     from mull.training.data import corpora
 
-    parser = ArgumentParser(prog="mull data", description=data.__doc__, exit_on_error=False)
+    parser = new_parser("data")
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(corpora.SOURCES)}, or all")
-    names = parser.parse_args(args).names
+    names = parse(parser, args).names
     if not names:
         print("\n".join(corpora.listing()))
     for name in corpora.SOURCES if names == ["all"] else names:
@@ -233,20 +242,41 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 
 
 def new_parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"mull {command}", description=COMMANDS[command].__doc__, exit_on_error=False)
-    parser.add_argument("--plugin", action="append", help="module or .py file of your own to import first; repeatable")
+    from mull.checkpoints.names import shipped
+    from mull.training.help import Page
+
+    parser = ArgumentParser(
+        prog=f"mull {command}",
+        description=COMMANDS[command].__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,  # --iter is no option; it could become another one's short form
+        formatter_class=Page,
+    )
+    if command not in ("convert", "data"):
+        parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
+    if command != "data":
+        parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")
     return parser
 
 
-def parse(parser: ArgumentParser, args: list[str]) -> Any:
-    """The options; the plugins they name are imported before anything is read."""
-    from mull.checkpoints.plugins import import_plugins
+def parse(parser: ArgumentParser, args: list[str], words: Sequence[str] = ()) -> Any:
+    """The options; the plugins they name are imported before anything is read.
 
-    options = parser.parse_args(args)
-    import_plugins(options.plugin or [])
+    Args:
+        words: registries whose words the help lists.
+    """
+    from mull.checkpoints.names import folder_of
+    from mull.checkpoints.plugins import import_plugins, named_in
+    from mull.training.help import listed
+    from mull.training.mistakes import in_words
+
+    import_plugins(named_in(args))  # before the help too, which lists what they register
+    parser.epilog = listed(words)
+    try:
+        options = parser.parse_args(args)
+    except ArgumentError as error:
+        raise in_words(error, parser) from error
     if "folder" in options:
-        from mull.checkpoints.names import folder_of
-
         options.folder = str(folder_of(options.folder))
     return options
 
