@@ -59,6 +59,7 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
     "README.md",
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
+UNREGISTERED = f"import the module of its author that registers it first (--plugin), or {AGAIN}"
 MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
 MAX_SIZE = 2**31 - 1  # any other size
 
@@ -275,8 +276,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     model_type = found.pop("model_type", None)
     wrong = FAMILIES.wrong(model_type)
     if wrong:
-        remedy = f"import the module that registers it first (--plugin), or {AGAIN}"
-        raise damaged(folder / CONFIG, f"model_type {wrong}", remedy)
+        raise damaged(folder / CONFIG, f"model_type {wrong}", UNREGISTERED)
     config_class = FAMILIES[model_type].config_class
     found = upgraded(model_type, found)
     known = {f.name for f in fields(config_class)}
@@ -294,7 +294,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     try:
         config = config_class(**{name: found[name] for name in known})
     except (ValueError, TypeError, OverflowError) as error:
-        raise damaged(folder / CONFIG, str(error)) from error
+        words = config_class.choices.items()
+        foreign = any(registry.wrong(found[field]) for field, registry in words)
+        raise damaged(folder / CONFIG, str(error), UNREGISTERED if foreign else AGAIN) from error
     check_fields_sum(said, folder)  # last, since a field that is wrong by itself is named
     return config, checksum
 

@@ -21,7 +21,10 @@ def parse(text: str, registry: Registry[Any]) -> Any:
     name, _, rest = text.partition(":") if ":" in text.split(",")[0] else text.partition(",")
     if name not in registry:
         examples = ", ".join(kind.example for kind in registry.values())
-        raise ValueError(f"{registry.kind} {name!r} is not known; known are {', '.join(registry)}, as in {examples}")
+        raise ValueError(
+            f"{registry.kind} {name!r} is not known; known are {', '.join(registry)}, as in {examples}; "
+            "one of your own is known with its module (--plugin)"
+        )
     return registry[name].from_text(rest)
 
 
