@@ -43,6 +43,7 @@ from mull.checkpoints.files import (
     shown,
 )
 from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
@@ -58,6 +59,7 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
     "README.md",
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
+UNREGISTERED = f"import the module of its author that registers it first (--plugin), or {AGAIN}"
 MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
 MAX_SIZE = 2**31 - 1  # any other size
 
@@ -133,7 +135,7 @@ def load(
     """Load the model of a checkpoint folder, in eval mode; `model.tokenizer` is the folder's, None if it has none.
 
     Args:
-        path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
+        path: the folder, or the name of one (names.py); the public recurrent-depth layout (huginn.py) is recognised.
         device: where the weights go.
         dtype: floating-point type of the weights; None keeps the stored one.
         mapped: map the file of the weights instead of reading it, where nothing has to be converted: memory is shared
@@ -182,11 +184,9 @@ def verify(path: str | Path) -> tuple[ModelConfig, str]:
 
 def existing(path: str | Path) -> Path:
     """The folder of a checkpoint, a killed save of it ended first; raises if there is none."""
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
+    folder = folder_of(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
+        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     complete(folder)
     return folder
 
@@ -276,8 +276,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     model_type = found.pop("model_type", None)
     wrong = FAMILIES.wrong(model_type)
     if wrong:
-        remedy = f"import the module that registers it first (--plugin), or {AGAIN}"
-        raise damaged(folder / CONFIG, f"model_type {wrong}", remedy)
+        raise damaged(folder / CONFIG, f"model_type {wrong}", UNREGISTERED)
     config_class = FAMILIES[model_type].config_class
     found = upgraded(model_type, found)
     known = {f.name for f in fields(config_class)}
@@ -295,7 +294,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     try:
         config = config_class(**{name: found[name] for name in known})
     except (ValueError, TypeError, OverflowError) as error:
-        raise damaged(folder / CONFIG, str(error)) from error
+        words = config_class.choices.items()
+        foreign = any(registry.wrong(found[field]) for field, registry in words)
+        raise damaged(folder / CONFIG, str(error), UNREGISTERED if foreign else AGAIN) from error
     check_fields_sum(said, folder)  # last, since a field that is wrong by itself is named
     return config, checksum
 
@@ -343,8 +344,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     It comes without truncation and padding: a limit stored with it would silently cut prompts.
     """
-    folder = Path(path).expanduser()
-    complete(folder)
+    folder = existing(path)
     if not is_there(folder / TOKENIZER):
         raise FileNotFoundError(
             f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"

@@ -26,10 +26,13 @@ from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
+from mull.training.help import page_of_train
 from mull.training.log import MetricsLog
+from mull.training.mistakes import in_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
 from mull.training.saving import Saving
+from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
@@ -53,6 +56,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     named, args = split_off(args)
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)
+    args = with_paths(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(
@@ -62,7 +66,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         save_config_callback=None,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, "prog": "mull train"},
+        parser_kwargs={"exit_on_error": False, "prog": "mull train", "allow_abbrev": False},
         args=args,
         run=False,
         auto_configure_optimizers=False,
@@ -97,15 +101,20 @@ class TrainingCLI(LightningCLI):
     resolved: dict[str, Any]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str, default=None, help="folder of the run (checkpoints/<config>)")
         parser.add_argument(
-            "--threads", type=int | None, default=None, help="CPU threads of torch (measured at the start)"
+            "--output", type=str, default=None, help="folder of the run (default: checkpoints/<config>)"
+        )
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="CPU threads of torch (default: measured at the start)"
         )
         parser.add_argument(
             "--plugin", type=str | None, default=None, help="module or .py file of your own to import first; repeatable"
         )
         parser.add_argument(
-            "--from", type=str | None, default=None, help="checkpoint folder whose weights the run starts from"
+            "--from",
+            type=str | None,
+            default=None,
+            help="folder or name of a checkpoint whose weights the run starts from",
         )
         parser.add_argument("--save_every", type=int, default=100, help="steps between resumable states")
         parser.add_argument(
@@ -118,12 +127,16 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        asked = [at for at, word in enumerate(args) if word in ("-h", "--help")]
+        if asked:
+            print(page_of_train(parser, " ".join(args[asked[0] + 1 :])))
+            raise SystemExit(0)
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             # torch.nn.Module is the class that the parser takes where fields of a network are given and no class_path
             if not any(sign in str(error) for sign in ("'torch.nn.Module'", "required: model.network")):
-                raise
+                raise in_words(error, parser) from error
             raise ValueError(
                 "model.network has no class_path; a configuration that only changes some fields comes after its base: "
                 "mull train --config BASE --config CHANGES (the first comment of each file in configs/ has the line)"

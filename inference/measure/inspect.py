@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mull.checkpoints.files import damaged, is_there, read_json, read_yaml, shown
+from mull.checkpoints.names import folder_of
 from mull.checkpoints.store import DEPTH, TRAINING, verify
 from mull.models import ModelConfig
 from mull.models.config import Capacity
@@ -23,7 +24,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     Raises:
         FileNotFoundError, ValueError: the folder is no sound one; see `store.verify`.
     """
-    folder = Path(path)
+    folder = folder_of(path)
     config, found = verify(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [

@@ -12,6 +12,7 @@ Nothing is fetched by itself. Every file has a checksum, and its address names o
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def download(url: str, checksum: str, place: Path) -> None:
     """Fetch one file; see `fetch`."""
     import pooch
 
+    made = not place.parent.exists()
     loader = pooch.HTTPDownloader(timeout=30)
     try:
         pooch.retrieve(url, f"sha256:{checksum}", fname=place.name, path=place.parent, downloader=loader)
@@ -139,6 +141,10 @@ def download(url: str, checksum: str, place: Path) -> None:
         ) from error
     except ValueError as error:
         raise ValueError(f"{url} is not the file it was (its SHA-256 is not {checksum}); nothing was kept") from error
+    finally:
+        if made:
+            with suppress(OSError):  # the file is in it
+                place.parent.rmdir()
 
 
 def listing() -> list[str]:
