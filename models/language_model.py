@@ -138,6 +138,11 @@ class LanguageModel(nn.Module):
         unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
         self.compiled = torch.compile(own, dynamic=True, options={"guard_filter_fn": unguarded, "cpp_wrapper": True})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have of the model: everything but compiled code, which no other model may share. A
+        copy says the same, uncompiled, until `compile_decoding` is called on it."""
+        return {**self.__dict__, "compiled": None}
+
     def new_cache(
         self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1, dtype: torch.dtype | None = None
     ) -> Cache:
