@@ -7,8 +7,9 @@ asks which tokens are selected, and sampling too. Answers are those of the CPU t
 attention out, so that sums run in another order.
 """
 
+import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -43,6 +44,12 @@ class Elsewhere(Tensor):
 
     def tolist(self) -> Any:
         return self.held.tolist()
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Elsewhere({self.held!r})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.held, spec)
 
     def numpy(self, *_: Any, **__: Any) -> Any:  # type: ignore[override]
         raise TypeError("can't convert a tensor of another device to numpy: use Tensor.cpu() first")
@@ -105,10 +112,27 @@ class Operations(TorchDispatchMode):
         return computed(function, args, kwargs or {})
 
 
+class NoGradient(torch.no_grad):
+    """In place of torch.inference_mode, whose tensors have no counter of versions, which wrapped ones need."""
+
+    def __init__(self, mode: bool = True) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def __enter__(self) -> None:
+        self.prev = torch.is_grad_enabled()
+        torch.set_grad_enabled(self.prev and not self.mode)
+
+
 @contextmanager
 def second_device() -> Iterator[None]:
     """There is a second device inside."""
-    with Numbers(), Operations(), mock.patch("torch.Generator", Generator):
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("torch.Generator", Generator))
+        for name in ("__enter__", "__exit__"):  # the class itself stands in decorators already
+            stack.enter_context(mock.patch.object(torch.inference_mode, name, getattr(NoGradient, name)))
+        stack.enter_context(Numbers())
+        stack.enter_context(Operations())
         yield
 
 
@@ -145,7 +169,8 @@ def computed(function: Any, args: Any, kwargs: Fields) -> Any:
 
 
 def moved(model: LanguageModel) -> LanguageModel:
-    """The model with everything that it holds on the second device."""
+    """A copy of the model with everything that it holds on the second device."""
+    model = copy.deepcopy(model)
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(Elsewhere(parameter.detach().clone())))
