@@ -177,5 +177,3 @@ def moved(model: LanguageModel) -> LanguageModel:
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, Elsewhere(buffer.clone()))
     return model
-
-
