@@ -3,8 +3,8 @@
 Its tensors hold their numbers on the CPU, say that they are elsewhere (`meta`, which torch lets anybody claim), and
 refuse what a GPU refuses: to be computed with tensors that are on the CPU, or with a generator of the CPU, and to be
 numpy's. Unlike torch's fake tensors and its own meta device they have numbers, so that everything runs: routing, which
-asks which tokens are selected, and sampling too. Answers are those of the CPU to rounding: on other devices torch writes
-attention out, so that sums run in another order.
+asks which tokens are selected, and sampling too. Answers are those of the CPU to rounding: on other devices torch
+writes attention out, so that sums run in another order.
 """
 
 import copy
@@ -75,7 +75,7 @@ class Generator(torch.Generator):
         self.stands = torch.device(device)
 
     @staticmethod
-    def __new__(cls, device: Any = CPU) -> "Generator":  # noqa: ARG004  # torch knows none of the second device
+    def __new__(cls, device: Any = CPU) -> "Generator":  # torch knows none of the second device
         return super().__new__(cls)
 
     @property

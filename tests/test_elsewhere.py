@@ -1,4 +1,4 @@
-"""The second device of the tests (elsewhere.py) refuses what a GPU refuses, and allows what it allows: guards the guard."""
+"""The second device of the tests (elsewhere.py) refuses what a GPU refuses, and nothing else: guards the guard."""
 
 import copy
 from types import ModuleType

@@ -1,7 +1,7 @@
 """Every way of writing with every family, greedy and drawn, with the model on a second device (tests/elsewhere.py):
 nothing is left on the CPU, and what is written is what the CPU writes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
