@@ -117,7 +117,7 @@ class Draw:
         """(rows, k) from [0, 1)."""
         if self.generator is None or self.temperature == 0:
             return torch.full((rows, k), 0.5)  # one-hot ratios are 0 or 1
-        return torch.rand(rows, k, generator=self.generator, device=self.generator.device)
+        return torch.rand(rows, k, dtype=torch.float32, generator=self.generator, device=self.generator.device)
 
 
 def renormalized(p: Tensor, keep: Tensor) -> Tensor:

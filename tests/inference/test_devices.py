@@ -36,7 +36,8 @@ LABELS = torch.where(torch.arange(6) % 4 == 3, -100, SOME.roll(-1, dims=1))
 @pytest.fixture(params=list(FAMILIES))
 def model(request: pytest.FixtureRequest, make_model: MakeModel) -> LanguageModel:
     """A model of every family, with an exit gate where the family has one."""
-    return make_model(request.param, **{"exit_gate": True} if request.param == "recurrent_depth" else {})
+    layers = {"n_core": 1, "n_coda": 1, "exit_gate": True} if request.param == "recurrent_depth" else {"n_layers": 2}
+    return make_model(request.param, **layers)
 
 
 def same(elsewhere: ModuleType, here: Any, there: Any, name: str = "answer") -> None:
@@ -79,7 +80,7 @@ def test_text_lists_and_arrays_are_written_on(model: LanguageModel, elsewhere: M
 
 
 def test_text_is_written_on_with_stop_strings(make_model: MakeModel, elsewhere: ModuleType) -> None:
-    model = make_model("recurrent", vocab_size=257)
+    model = make_model("recurrent", n_core=1, n_coda=1, vocab_size=257)
     model.tokenizer = byte_tokenizer()
     compare(elsewhere, model, lambda m: generate(m, ["ab", "é"], max_new_tokens=6, stop=["x", "zz"]))
 
@@ -106,7 +107,7 @@ def test_every_exit_rule_leaves_at_the_same_count(
     make_model: MakeModel, elsewhere: ModuleType, rule: str, policy: str
 ) -> None:
     """With a mask and without, with a cache and without, warm and cold."""
-    model = make_model("recurrent", exit_gate=True)
+    model = make_model("recurrent", n_core=1, n_coda=1, exit_gate=True)
 
     def say(m: LanguageModel) -> list[Any]:
         to, mask = SOME.to(m.device), MASK.to(m.device)
@@ -169,7 +170,7 @@ def test_the_commands_that_write_say_the_same(
     make_model: MakeModel, elsewhere: ModuleType, tmp_path: Any, capsys: pytest.CaptureFixture[str], drawn: Any
 ) -> None:
     """A prompt, a file of prompts, and a conversation, with the generator of the command line on the model's device."""
-    model = make_model("recurrent", vocab_size=257, max_length=40)
+    model = make_model("recurrent", n_core=1, n_coda=1, vocab_size=257, max_length=40)
     model.tokenizer = byte_tokenizer()
     file = tmp_path / "prompts.txt"
     file.write_text("abc\nde\nfghij\n")

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -119,3 +120,14 @@ def test_compiling_leaves_what_is_saved_alone() -> None:
     names = set(model.state_dict())
     model.compile_decoding()
     assert set(model.state_dict()) == names
+
+
+def test_a_wrapper_in_c_is_made_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch, elsewhere: ModuleType) -> None:
+    """Elsewhere it would need headers that a machine with a driver need not have."""
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "compile", lambda _, options, **__: asked.append(options["cpp_wrapper"]))
+    model = RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE))
+    model.compile_decoding()
+    with elsewhere.second_device():
+        elsewhere.moved(model).compile_decoding()
+    assert asked == [True, False]

@@ -1,7 +1,9 @@
 """Training on a second device (tests/elsewhere.py): whole runs under Lightning's Trainer, with every loss, sampler,
 optimizer and callback. Nothing is left on the CPU, and the weights are those that the CPU comes to."""
 
+import copy
 import itertools
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from mull.models.families import FAMILIES
 from mull.training import capacities, iterations
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data import Parity, TaskData
+from mull.training.export import export, measure
 from mull.training.losses import ExpectedOverIterations, LastIteration
 from mull.training.module import TrainingModule
 from mull.training.optimizers import AdamW, MuonAdamW
@@ -68,6 +71,7 @@ class Where(pl.Callback):
 def network(family: str, run: str) -> LanguageModel:
     torch.manual_seed(0)
     more = {} if family == "transformer" else {"mean_iterations": 3}
+    more |= {} if family == "recurrent_depth" else {"n_layers": 2}
     more |= {"exit_gate": True} if run == "expected" else {}
     config = FAMILIES[family].config_class(vocab_size=8, d_model=8, n_heads=2, d_ff=8, max_length=16, **more)
     return FAMILIES[family](config)
@@ -76,11 +80,11 @@ def network(family: str, run: str) -> LanguageModel:
 def fit(
     network: LanguageModel, run: str, folder: Path, device: torch.device
 ) -> tuple[TrainingModule, dict[str, float]]:
-    """Two steps of two batches each, with a validation after each; what was logged too."""
+    """Two steps of two batches each, with a validation behind them; what was logged too."""
     module = TrainingModule(network, **{"loss": LastIteration(), "optimizer": AdamW()} | RUNS[run], warmup_steps=1)
     where = Where()
     trainer = pl.Trainer(
-        max_steps=2, accumulate_grad_batches=2, val_check_interval=2, check_val_every_n_epoch=None,
+        max_steps=2, accumulate_grad_batches=2, val_check_interval=4, check_val_every_n_epoch=None,
         strategy=SingleDeviceStrategy(device=device, accelerator=Anywhere()),
         gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, num_sanity_val_steps=0,
@@ -106,3 +110,20 @@ def test_a_whole_run_trains_elsewhere_to_the_same_weights(
         torch.testing.assert_close(
             there.state_dict()[name], tensor, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def test_a_finished_run_is_measured_where_it_was_trained(elsewhere: ModuleType, tmp_path: Path) -> None:
+    """Thresholds and the table of depth.json: on the CPU they could take longer than the training. The trainer has
+    brought the network back to the CPU by then."""
+    data = TaskData(Parity(length=12), batch_size=3, validation_examples=6)
+    trained = network("inner_thinking", "fixed")
+    found = []
+    with elsewhere.second_device():
+        for device in ("cpu", elsewhere.ELSEWHERE):
+            folder, model = tmp_path / str(device), copy.deepcopy(trained)
+            export(model, data, folder, "{}", device)
+            assert model.device == torch.device(device)
+            measure(folder, data, [1, 3], "mull train", 8, device)
+            rows = json.loads((folder / "depth.json").read_text())["rows"]
+            found.append([{name: value for name, value in row.items() if name != "seconds"} for row in rows])
+    assert found[0][0] == pytest.approx(found[1][0]) and found[0][1] == pytest.approx(found[1][1])
