@@ -189,12 +189,6 @@ def generate(args: list[str]) -> int:
         "answer as it is finished, with the number of its line",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="prompts of a file answered at once")
-    parser.add_argument(
-        "--decode",
-        type=str,
-        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
-        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
-    )
     options = parse(parser, args)
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
@@ -230,6 +224,12 @@ def add_writing(parser: ArgumentParser) -> None:
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
     parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument(
+        "--decode",
+        type=str,
+        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
+        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
+    )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
