@@ -119,12 +119,6 @@ def generate(args: list[str]) -> int:
         "answer as it is finished, with the number of its line",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="prompts of a file answered at once")
-    parser.add_argument(
-        "--decode",
-        type=str,
-        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
-        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
-    )
     options = parse(parser, args, ["exit", "decode"])
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
@@ -144,7 +138,7 @@ def chat(args: list[str]) -> None:
     """Talk with a model that remembers what was said: mull chat FOLDER --iterations 32"""
     parser = new_parser("chat")
     add_writing(parser)
-    options = parse(parser, args, ["exit"])
+    options = parse(parser, args, ["exit", "decode"])
 
     from mull.inference.chat import converse
     from mull.inference.console import call_of
@@ -162,6 +156,12 @@ def add_writing(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--exit", type=str, help="rule that ends thinking early, as latent:0.03; --iterations is then the most"
+    )
+    parser.add_argument(
+        "--decode",
+        type=str,
+        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
+        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
     )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")

@@ -78,18 +78,25 @@ def save(
     Args:
         model: any registered family.
         path: the folder; made if need be.
-        tokenizer: written as tokenizer.json; None leaves the one that is there.
+        tokenizer: written as tokenizer.json; None means `model.tokenizer`, and if the model has none either, a
+            tokenizer.json that is there stays.
         training: the resolved training configuration, as YAML text or a mapping.
         depth: the table by iteration count (`{"command": ..., "rows": [...]}`).
 
     Raises:
-        ValueError: the model is of no known family, or the path is a file.
+        ValueError: the model is of no known family, the path is a file, or the tokenizer is of another library.
     """
     folder = Path(path).expanduser()
     blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
     if blocking:
         raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
     model_type = family_of(model)
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        kind = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
+        raise ValueError(
+            f"tokenizer must be a tokenizers.Tokenizer, not {kind}; of transformers, give tokenizer.backend_tokenizer"
+        )
     weights = to_safetensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     contents: dict[str, bytes] = {WEIGHTS: weights}
     if tokenizer is not None:

@@ -154,10 +154,11 @@ class Session:
             raise ValueError(f"there is no row {outside[0]}: the session has {self.batch_size} rows, counted from 0")
         new = copy(self)
         new.cache = self.cache.fork(chosen)
+        there = torch.tensor(chosen, device=self.model.device)
         if self.state is not None:
-            new.state = self.state[chosen]
+            new.state = self.state[there]
         if isinstance(self.iterations, Tensor):
-            new.iterations = self.iterations[chosen]
+            new.iterations = self.iterations[there]
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:

@@ -23,6 +23,8 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE, Unigram
 from torch import Tensor
 
+from mull.checkpoints.files import is_panic
+
 UNDECIDED = "\ufffd"  # what a decoder shows where bytes are no character (yet)
 FEW = 64  # a vocabulary of so many tokens or fewer is named when a symbol is not in it
 
@@ -39,11 +41,8 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
         ValueError: the prompt is empty, is not UTF-8, or holds what the tokenizer has no token for.
     """
     check_text(text)
-    try:
-        with literally(tokenizer) as reader:
-            encoding = reader.encode(text)
-    except Exception as error:  # tokenizers raises bare Exception, for example of WordLevel without an unknown token
-        raise ValueError(f"the tokenizer cannot read the prompt {shortened(text)}: {error}") from error
+    with literally(tokenizer) as reader, trouble_reading(f"the prompt {shortened(text)}"):
+        encoding = reader.encode(text)
     start, end = body(encoding)
     check_known(tokenizer, text, encoding, start, end)
     if start == end:
@@ -53,8 +52,20 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of texts as a corpus has them: what `encode` makes of each without the opening, and unchecked."""
-    with literally(tokenizer) as reader:
+    with literally(tokenizer) as reader, trouble_reading(f"the text {shortened(''.join(texts[:1]))}, or behind it"):
         return [encoding.ids for encoding in reader.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def trouble_reading(what: str) -> Iterator[None]:
+    """Turn whatever a tokenizer raises into a ValueError: bare Exceptions, for example of WordLevel without an unknown
+    token, and panics, for example of a template that names a token which it does not define."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise ValueError(f"the tokenizer cannot read {what}: {error}; mend its tokenizer.json") from error
 
 
 @contextmanager

@@ -32,6 +32,7 @@ Deliberate deviations:
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -83,7 +84,7 @@ class InnerThinkingTransformer(LanguageModel):
                 where nothing is routed.
             selection: top_k over the sequence, or threshold; None means top_k in training and threshold in eval and
                 with a cache. top_k is not causal.
-            read_at: counts at which to answer too; each is a run of its own, since every layer thinks for itself.
+            read_at: counts at which to answer too; each but R is a run of its own, since every layer thinks for itself.
 
         Returns:
             logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), the most passes that any
@@ -101,19 +102,21 @@ class InnerThinkingTransformer(LanguageModel):
             if cache is not None:
                 cache.reserve_capacity(plan.capacity)
             x, made = self.run_layers(self.embed(input_ids), context, plan)
-            readings = dict(self.sweep(input_ids, read_at, capacity, selection, attention_mask))
+            shallower = [count for count in dict.fromkeys(read_at) if count != depth]
+            readings = dict(self.sweep(input_ids, shallower, capacity, selection, attention_mask))
             logits = self.logits(x)
             if cache is not None:
                 context.commit(None)
-        return ModelOutput(
+        output = ModelOutput(
             logits=logits,
             state=x,
             iterations=1 + made.selected.sum(dim=-1).amax(dim=-1),
-            readings=readings,  # type: ignore[arg-type]  # a sweep over counts gives counts
             selected=made.selected,
             router_logits=made.logits,
             auxiliary_loss=made.auxiliary_loss,
         )
+        readings |= {count: output for count in read_at if count == depth}  # this run's own answer
+        return replace(output, readings={count: readings[count] for count in read_at}) if readings else output
 
     def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, Decision]:
         """All layers over x (B, T, D), and the decisions of the thinking ones."""

@@ -138,7 +138,14 @@ class LanguageModel(nn.Module):
         # models, and torch shares it by code object.
         own = FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
         unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-        self.compiled = torch.compile(own, dynamic=True, options={"guard_filter_fn": unguarded, "cpp_wrapper": True})
+        on_cpu = self.device.type == "cpu"  # elsewhere a wrapper in C++ would need that device's own headers
+        options = {"guard_filter_fn": unguarded, "cpp_wrapper": on_cpu}
+        self.compiled = torch.compile(own, dynamic=True, options=options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have of the model: everything but compiled code, which no other model may share. A
+        copy says the same, uncompiled, until `compile_decoding` is called on it."""
+        return {**self.__dict__, "compiled": None}
 
     def new_cache(
         self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1, dtype: torch.dtype | None = None

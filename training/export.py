@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mull.checkpoints.card import model_card
@@ -24,7 +25,7 @@ from mull.training.callbacks import calibrate
 from mull.training.progress import measuring, say
 
 
-def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
+def export(network: nn.Module, data: Any, folder: Path, training: str, device: str | torch.device = "cpu") -> None:
     """Write the checkpoint folder of a trained network, without depth.json.
 
     Args:
@@ -32,11 +33,12 @@ def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
         data: its data module, whose held-out batches set the thresholds of routers, and whose tokenizer is saved.
         folder: where the checkpoint goes.
         training: the resolved configuration, as YAML text.
+        device: where the thresholds are set: the trainer has brought the network back to the CPU.
     """
     if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
         say(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
         return
-    network.eval()
+    network.to(device).eval()
     calibrate(network, data.val_dataloader())
     save(network, folder, tokenizer=getattr(data, "tokenizer", None), training=training)
     say(f"wrote {folder}")
@@ -59,7 +61,14 @@ def measured_examples(data: Any, batches: int | None) -> int:
     return max(32, min(512, batches * size // 4 // len(getattr(data, "difficulties", [None]))))
 
 
-def measure(folder: Path, data: Any, iterations: list[int] | None, command: str, examples: int) -> None:
+def measure(
+    folder: Path,
+    data: Any,
+    iterations: list[int] | None,
+    command: str,
+    examples: int,
+    device: str | torch.device = "cpu",
+) -> None:
     """Measure an exported model that has not been measured yet: add depth.json and its table on the card, print it.
 
     Args:
@@ -68,10 +77,11 @@ def measure(folder: Path, data: Any, iterations: list[int] | None, command: str,
         iterations: the counts to measure at; None for a model without a loop.
         command: the command line that makes these numbers, recorded beside them.
         examples: most examples of each difficulty.
+        device: where it is measured: that of the training, since the CPU may take longer than the training did.
     """
     if not (folder / CONFIG).exists() or (folder / DEPTH).exists() or not hasattr(data, "evaluation_batches"):
         return
-    model = load(folder)
+    model = load(folder, device)
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
     depth = {"command": command, **json.loads(to_json(results))}

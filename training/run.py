@@ -63,12 +63,12 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
-    there = standing(run.folder, run.identity)
+    there, device = standing(run.folder, run.identity), run.trainer.strategy.root_device
     if there.exported:
         say(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
     elif there.ended or go_on(run, there):
         restore_final_weights(run)
-        export(run.model.network, run.datamodule, run.folder, configuration_text(run))
+        export(run.model.network, run.datamodule, run.folder, configuration_text(run), device)
         (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
@@ -77,7 +77,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         steps = read_state(run.states / LAST)["global_step"]
         batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
     examples = measured_examples(run.datamodule, batches)
-    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
+    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples, device)
 
 
 def try_out(run: TrainingCLI) -> None:

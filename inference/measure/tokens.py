@@ -66,7 +66,8 @@ def token_uses(
             "all positions use the same iterations: give an exit rule (latent:0.03), or a model that routes"
         )
     uses = []
-    for input_ids, labels in batches:
+    for given, wanted in batches:
+        input_ids, labels = given.to(model.device), wanted.to(model.device)
         out = (
             model(input_ids, iterations, **options) if rule is None else think_until(model, input_ids, iterations, rule)
         )
