@@ -66,12 +66,17 @@ THINKING = {
     "class_path": "mull.InnerThinkingTransformer",
     "init_args": {"config": {"d_model": 16, "n_heads": 2, "d_ff": 16, "n_layers": 2, "max_length": 16}},
 }
+STOPPING = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "val/loss", "patience": 2, "min_delta": 1e9},  # the first validation is the best of all
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
     "average": {"trainer": {"callbacks": [EMA]}},
     "accumulation, average": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [EMA]}},
     "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
+    "early stopping": {"trainer": {"callbacks": [STOPPING], "max_steps": 40}, "save_every": 3},
     "inner thinking": {"model": {"network": THINKING, "backprop_iterations": None}},
 }
 EACH = "accumulation, average"  # the variant of which every operation is met by a fresh run
@@ -81,7 +86,7 @@ def arguments(folder: Path, variant: dict[str, Any]) -> list[str]:
     """Write the configuration of a variant; return the arguments that train it, but for the folder after --output."""
     config = copy.deepcopy(BASE)
     for section, values in variant.items():
-        config[section] |= values
+        config[section] = {**config[section], **values} if isinstance(values, dict) else values
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(config))
     return ["--config", str(file), "--output"]

@@ -143,9 +143,10 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         if isinstance(logger, MetricsLog):
             logger.begin(step)
     last = run.states / LAST
+    run.saving.take_signals()
     try:
         run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
-        run.saving.leave_if_told(run.trainer)
+        run.saving.leave_if_told()
     except NonFiniteLossError as error:
         kept = f"the last good state stays in {last}" if last.exists() else "no state was saved yet"
         raise NonFiniteLossError(

@@ -3,6 +3,7 @@
 Kills are real: child processes end before a certain file operation, or are sent a signal.
 """
 
+import json
 import os
 import signal
 import sys
@@ -123,6 +124,54 @@ def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, numb
     said = (tmp_path / "said").read_text().splitlines()
     name = signal.Signals(number).name
     assert said[1:] == [f"{name}: {folder} stopped, step 3 is saved; the same line goes on"] and step_of(folder) == 3
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("variant", "batch"),  # a validation has two batches
+    [("average", 1), ("average", 4), ("accumulation, average", 1), ("accumulation, average", 7), ("early stopping", 3)],
+)
+def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tmp_path, variant, batch):
+    """Guards long validations, the last one and one between two steps included: the step before it is saved, one line
+    says so, and the same line makes up for the validation as if it had not been cut short."""
+    args, expected = whole(variant)
+    folder, seen = tmp_path / "out", []
+
+    def work():
+        real = DepthValidation.on_validation_batch_end
+
+        def counting(self, trainer, *rest):
+            real(self, trainer, *rest)
+            seen.append(trainer.global_step)
+            (tmp_path / "seen").write_text(json.dumps(seen))
+            if len(seen) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+            patch.setattr(sys, "stdout", said)
+            patch.setattr(DepthValidation, "on_validation_batch_end", counting)
+            train([*args, str(folder)])
+
+    assert reliability.in_child(work, folder) == 128 + signal.SIGTERM
+    steps = json.loads((tmp_path / "seen").read_text())
+    assert len(steps) == batch  # no batch more
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[1:] == [f"SIGTERM: {folder} stopped, step {steps[-1]} is saved; the same line goes on"]
+    assert step_of(folder) == steps[-1]
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+def test_what_a_callback_makes_of_a_validation_is_saved(whole, reliability, tmp_path):
+    """Guards early stopping: a kill after a validation does not make it forget the best loss or its patience."""
+    args, expected = whole("early stopping")
+    folder = tmp_path / "out"
+    for batches in (4, 3):  # behind the first validation, behind the second
+        with pytest.MonkeyPatch.context() as patch:
+            at_batch(batches, fail, patch)
+            with pytest.raises(Broken):
+                train([*args, str(folder)])
     train([*args, str(folder)])
     assert reliability.outcome(folder) == expected
 
