@@ -20,13 +20,14 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -76,9 +77,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "average": {"trainer": {"callbacks": [EMA]}},
     "accumulation, average": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [EMA]}},
     "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
+    "two processes": {"trainer": {"devices": 2, "strategy": "ddp"}},
     "early stopping": {"trainer": {"callbacks": [STOPPING], "max_steps": 40}, "save_every": 3},
     "inner thinking": {"model": {"network": THINKING, "backprop_iterations": None}},
 }
+VICTIMS: dict[str, Sequence[int | None]] = {"two processes": (None, None, 0, 1)}  # both of them, or one alone
+PATIENCE = 120.0  # seconds in which a process must end whose companion was killed
 EACH = "accumulation, average"  # the variant of which every operation is met by a fresh run
 
 
@@ -136,33 +140,88 @@ class Operations:
         self.count += 1
 
 
-def in_child(work: Callable[[], Any], folder: Path, stop_before: int | None = None, after: float | None = None) -> int:
-    """Do some work in a child process; return its exit status, negative where a signal has ended it.
+def in_child(
+    work: Callable[[], Any],
+    folder: Path,
+    stop_before: int | None = None,
+    after: float | None = None,
+    processes: int = 1,
+    victim: int | None = None,
+) -> int:
+    """Do some work in child processes; return the exit status, negative where a signal has ended it.
 
     Args:
-        work: what it does.
-        folder: where its file operations are counted.
-        stop_before: number of the operation before which the child ends, from 0; None: none.
-        after: seconds until the child is sent SIGKILL; None: never.
+        work: what each of them does.
+        folder: where file operations are counted.
+        stop_before: number of the operation before which the first child ends, from 0; None: none.
+        after: seconds until SIGKILL is sent; None: never.
+        processes: how many children train together. Where one is ended, the others must end by themselves.
+        victim: number of the only child that is sent SIGKILL; None: all are.
     """
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            if stop_before is not None:
-                Operations(folder, stop_before)
-            work()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except BaseException:  # noqa: BLE001 (whatever ends the work is shown, and the child ends)
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
+    port, children = free_port(), []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            if processes > 1:
+                join(rank, processes, port)
+            do(work, folder, stop_before if rank == 0 else None)
+        children.append(child)
     if after is not None:
         time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        for child in children if victim is None else [children[victim]]:
+            os.kill(child, signal.SIGKILL)
+    statuses = [status_of(child, PATIENCE if processes > 1 else None) for child in children]
+    ended = [status for status in statuses if status in (-signal.SIGKILL, KILLED)]
+    return ended[0] if ended else max(statuses, key=abs)
+
+
+def do(work: Callable[[], Any], folder: Path, stop_before: int | None) -> NoReturn:
+    """Do the work, and end this process with its exit status."""
+    status = 1
+    try:
+        if stop_before is not None:
+            Operations(folder, stop_before)
+        work()
+        status = 0
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException:  # noqa: BLE001 (whatever ends the work is shown, and the child ends)
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def join(rank: int, processes: int, port: int) -> None:
+    """Make this process one of several that train together, as a launcher would, and let it be silent."""
+    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says of a companion that was killed
+
+
+def status_of(child: int, patience: float | None) -> int:
+    """The exit status of a child, which is an error if it does not end within some seconds."""
+    began = time.monotonic()
+    while True:
+        found, status = os.waitpid(child, 0 if patience is None else os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        if patience is not None and time.monotonic() - began > patience:
+            os.kill(child, signal.SIGKILL)
+            raise AssertionError(f"process {child} did not end within {patience} seconds of its companion")
+        time.sleep(0.02)
+
+
+def attempt(arguments: list[str], folder: Path, **how: Any) -> int:
+    """Train in as many child processes as the configuration names devices; how they end: see `in_child`."""
+    devices = yaml.safe_load(Path(arguments[1]).read_text())["trainer"].get("devices", 1)
+    return in_child(lambda: train([*arguments, str(folder)]), folder, processes=devices, **how)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -186,7 +245,7 @@ def killed_everywhere(arguments: list[str], folder: Path, step: int = 1) -> int:
     """
     kills = 0
     while True:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * step)
+        status = attempt(arguments, folder, stop_before=kills * step)
         if status != KILLED:
             assert status == 0, f"the run ended with status {status} after {kills} kills"
             return kills
@@ -197,26 +256,37 @@ def killed_at_each(arguments: list[str], folder: Path, expected: dict[str, Any],
     """For every `every`-th file operation of a run: a fresh run, killed before it and gone on with; the kills."""
     kills = 0
     while True:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * every)
+        status = attempt(arguments, folder, stop_before=kills * every)
         if status == 0:
             return kills
         assert status == KILLED, f"the run ended with status {status} before operation {kills * every}"
-        assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+        assert attempt(arguments, folder) == 0
         assert outcome(folder) == expected, f"killed before operation {kills * every}"
         shutil.rmtree(folder)
         kills += 1
 
 
-def killed_at_random(arguments: list[str], folder: Path, kills: int, longest: float, seed: int = 0) -> int:
-    """Go on with a run that is sent SIGKILL after random times, until it has ended; the kills that hit it."""
+def killed_at_random(
+    arguments: list[str],
+    folder: Path,
+    kills: int,
+    longest: float,
+    seed: int = 0,
+    victims: Sequence[int | None] = (None,),
+) -> int:
+    """Go on with a run that is sent SIGKILL after random times, until it has ended; the kills that hit it.
+
+    Each of the `victims` is as likely: the number of one of its processes, or None for all of them.
+    """
     draw, hits = random.Random(seed), 0
     while hits < kills:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, after=draw.uniform(0, longest))
+        seconds, victim = draw.uniform(0, longest), draw.choice(victims)
+        status = attempt(arguments, folder, after=seconds, victim=victim)
         hits += status == -signal.SIGKILL
         if status == 0:
             return hits
         assert status == -signal.SIGKILL, f"the run ended with status {status}"
-    assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+    assert attempt(arguments, folder) == 0
     return hits
 
 
@@ -247,14 +317,14 @@ def row(place: Path, name: str, kills: int) -> str:
     variant = VARIANTS[name]
     start, whole, each, chain = arguments(place, variant), place / "whole", place / "each", place / "chain"
     began = time.perf_counter()
-    assert in_child(lambda: train([*start, str(whole)]), whole) == 0
+    assert attempt(start, whole) == 0
     longest, expected = time.perf_counter() - began, outcome(whole)
     counts = [killed_at_each(start, each, expected) if name == EACH else "", killed_everywhere(start, chain)]
     assert outcome(chain) == expected
     hits, runs = 0, 0
     while hits < kills:
         folder = place / f"random-{runs}"
-        hits += killed_at_random(start, folder, kills - hits, longest, seed=runs)
+        hits += killed_at_random(start, folder, kills - hits, longest, runs, VICTIMS.get(name, (None,)))
         assert outcome(folder) == expected
         runs += 1
     return f"{counts[0]} | {counts[1]} | {hits}, in {runs} runs"

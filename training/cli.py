@@ -142,14 +142,23 @@ class TrainingCLI(LightningCLI):
             torch.set_num_threads(self.config.threads)
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"
-        self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        for name in (
-            "config",
-            "output",
-            "plugin",
-            "from",
-        ):  # moved files do not make another run, and no record loads a plugin
-            self.resolved.pop(name, None)
+        self.resolved = self.resolve(self.config)
+
+    def resolve(self, config: Any) -> dict[str, Any]:
+        """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
+        fields = yaml.safe_load(self.parser.dump(config, skip_unset=False))
+        return {name: value for name, value in fields.items() if name not in ("config", "output", "plugin", "from")}
+
+    def completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """A configuration that an earlier version has recorded, with the defaults of fields that came after it.
+
+        One that this version cannot read is left as it is.
+        """
+        trainer = {name: value for name, value in recorded["trainer"].items() if value is not None}
+        try:
+            return self.resolve(self.parser.parse_object({**recorded, "trainer": trainer}))
+        except (ArgumentError, ValueError, TypeError, KeyError, AttributeError):
+            return recorded
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""

@@ -24,13 +24,13 @@ import yaml
 from mull.checkpoints.replacing import complete, replace_all
 from mull.training.cli import TrainingCLI, quiet, read_configuration
 from mull.training.export import export, measure, measured_examples
-from mull.training.identity import Identity, Standing, check_place, identity_of, standing
+from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
 from mull.training.log import MetricsLog
 from mull.training.module import NonFiniteLossError
 from mull.training.progress import say
 from mull.training.saving import Stopped
-from mull.training.states import LAST, PREVIOUS, read_state, settle
+from mull.training.states import LAST, PREVIOUS, damage, read_state, settle
 from mull.training.threads import choose_threads
 
 
@@ -53,17 +53,18 @@ def train(args: list[str]) -> Path:
     else:  # a further process of a run whose first one holds the lock, and exports and measures
         run.datamodule.prepare_data()
         run.identity = identify(run)
-        fit(run, standing(run.folder, run.identity))
+        fit(run, standing(run.folder, run.identity, run.completed))
     return run.folder
 
 
 def train_alone(run: TrainingCLI, command: str) -> None:
     """Finish the run, from whatever the folder holds of it; this process has the lock."""
     complete(run.folder)  # finishes a save that was killed
-    settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
-    there = standing(run.folder, run.identity)
+    if not is_finished(run.folder, run.identity, run.completed):
+        settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
+    there = standing(run.folder, run.identity, run.completed)
     if there.exported:
         say(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
     elif there.ended or go_on(run, there):
@@ -73,7 +74,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     else:
         return
     batches = None  # measuring shall cost less than training did, so it depends on how many batches were trained on
-    if (run.states / LAST).exists():
+    if (run.states / LAST).exists() and damage(run.states / LAST) is None:
         steps = read_state(run.states / LAST)["global_step"]
         batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
     examples = measured_examples(run.datamodule, batches)
