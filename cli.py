@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -36,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"mull {import_module('mull').__version__}")
         return 0
+    at_sigterm = signal.signal(signal.SIGTERM, end) if threading.current_thread() is threading.main_thread() else None
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BaseException as error:
         if os.environ.get("MULL_TRACEBACK") or not is_users(error):
             raise
@@ -53,6 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
         return 2
+    finally:
+        if at_sigterm is not None:
+            signal.signal(signal.SIGTERM, at_sigterm)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come; what is at work is ended in order, as by Ctrl-C, so that nothing is left half-written."""
+
+
+def end(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal's handler is given)
+    raise Terminated(128 + number)
 
 
 def is_users(error: BaseException) -> bool:
@@ -81,9 +98,10 @@ def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
     from mull.inference.early_exit import choose_exit
     from mull.inference.measure.evaluate import evaluate as measure
-    from mull.inference.measure.plots import write_plot
-    from mull.inference.measure.results import to_csv, to_json
+    from mull.inference.measure.report import write_report
+    from mull.inference.measure.results import to_json
     from mull.inference.measure.table import print_table
+    from mull.inference.measure.tokens import show_tokens
     from mull.models.selection import Selection
     from mull.training.evaluation import data_of
 
@@ -118,7 +136,9 @@ def evaluate(args: list[str]) -> None:
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
-        return show_tokens(model, data, batches, options)
+        asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
+        return show_tokens(model, batches, data.tokenizer, asked[-1] if asked else None, options.output, **chosen)
     results = measure(
         model,
         batches,
@@ -135,46 +155,8 @@ def evaluate(args: list[str]) -> None:
 
         print_table(results, title=escape(options.folder))
     if options.output:
-        output = Path(options.output)
-        (output / "evaluation.json").write_text(to_json(results) + "\n")
-        (output / "evaluation.csv").write_text(to_csv(results))
-        trained = model.config.default_iterations
-        if trained is not None:  # a picture against iterations needs some
-            write_plot(
-                results,
-                output / "evaluation.png",
-                title=Path(options.folder).resolve().name,
-                trained_iterations=trained,
-                difficulty_name=getattr(data, "difficulty_name", "difficulty"),
-            )
-
-
-def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
-    """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
-    from rich.console import Console
-
-    from mull.inference.measure.routers import router_table, router_uses
-    from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
-
-    pairs = [pair for difficulty in batches.values() for pair in difficulty]
-    asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
-    count = asked[-1] if asked else None
-    uses = token_uses(
-        model,
-        pairs,
-        count,
-        exit=options.exit,
-        capacity=options.capacity,
-        selection=options.selection,
-    )
-    for table in token_tables(uses, data.tokenizer):
-        Console().print(table)
-    if model.config.routed_layers and count != 1:
-        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
-        Console().print(router_table(routed))
-    if options.output:
-        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
-        print(f"wrote {Path(options.output) / 'tokens.png'}")
+        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
+        write_report(Path(options.output), results, title, trained, getattr(data, "difficulty_name", "difficulty"))
 
 
 def generate(args: list[str]) -> int:

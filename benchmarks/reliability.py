@@ -15,12 +15,12 @@ import argparse
 import contextlib
 import copy
 import csv
+import ctypes
 import json
 import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from safetensors.torch import load_file
 
 import mull
@@ -121,6 +122,7 @@ class Operations:
 
     def __init__(self, folder: Path, stop_before: int | None) -> None:
         self.folder, self.stop_before, self.count = str(folder), stop_before, 0
+        self.process = os.getpid()  # not a fork of it
         self.sync = os.fsync
         os.fsync = self.fsync
         sys.addaudithook(self.watch)
@@ -135,52 +137,51 @@ class Operations:
         self.sync(handle)
 
     def operation(self) -> None:
-        if self.count == self.stop_before:
+        if self.count == self.stop_before and os.getpid() == self.process:
             os._exit(KILLED)
         self.count += 1
 
 
-def in_child(
-    work: Callable[[], Any],
-    folder: Path,
-    stop_before: int | None = None,
-    after: float | None = None,
-    processes: int = 1,
-    victim: int | None = None,
-) -> int:
-    """Do some work in child processes; return the exit status, negative where a signal has ended it.
+class Companion:
+    """A further process of a run, as Lightning's launcher knows it; a fork, which has no need to import torch anew.
 
-    Args:
-        work: what each of them does.
-        folder: where file operations are counted.
-        stop_before: number of the operation before which the first child ends, from 0; None: none.
-        after: seconds until SIGKILL is sent; None: never.
-        processes: how many children train together. Where one is ended, the others must end by themselves.
-        victim: number of the only child that is sent SIGKILL; None: all are.
+    It begins with the work of its parent, under its own number, and without its parent's open files and locks.
     """
-    port, children = free_port(), []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            if processes > 1:
-                join(rank, processes, port)
-            do(work, folder, stop_before if rank == 0 else None)
-        children.append(child)
-    if after is not None:
-        time.sleep(after)
-        for child in children if victim is None else [children[victim]]:
-            os.kill(child, signal.SIGKILL)
-    statuses = [status_of(child, PATIENCE if processes > 1 else None) for child in children]
-    ended = [status for status in statuses if status in (-signal.SIGKILL, KILLED)]
-    return ended[0] if ended else max(statuses, key=abs)
+
+    def __init__(self, number: int, work: Callable[[], Any]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.closerange(3, 1000)
+            os.environ["LOCAL_RANK"] = str(number)
+            do(work)
+
+    def poll(self) -> None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
 
 
-def do(work: Callable[[], Any], folder: Path, stop_before: int | None) -> NoReturn:
+def launch_by_forks(work: Callable[[], Any]) -> None:
+    """Let Lightning's launcher, which would start this command line anew, make companions."""
+
+    def launch(launcher: Any) -> None:
+        place = launcher.cluster_environment
+        os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
+        os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(launcher.num_processes)}
+        launcher.procs = [Companion(number, work) for number in range(1, launcher.num_processes)]
+
+    _SubprocessScriptLauncher._call_children_scripts = launch  # type: ignore[method-assign]
+
+
+def do(work: Callable[[], Any]) -> NoReturn:
     """Do the work, and end this process with its exit status."""
     status = 1
     try:
-        if stop_before is not None:
-            Operations(folder, stop_before)
         work()
         status = 0
     except SystemExit as error:
@@ -191,37 +192,77 @@ def do(work: Callable[[], Any], folder: Path, stop_before: int | None) -> NoRetu
         os._exit(status)
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def in_child(
+    work: Callable[[], Any],
+    folder: Path,
+    stop_before: int | None = None,
+    after: float | None = None,
+    alone: int | None = None,
+    several: bool = False,
+) -> int:
+    """Do some work in a child process; return its exit status, negative where a signal has ended it.
+
+    Args:
+        work: what it does.
+        folder: where its file operations are counted.
+        stop_before: number of the operation before which the child ends, from 0; None: none.
+        after: seconds until SIGKILL is sent; None: never.
+        alone: number of the only process that is sent it, where several train together; None: all are.
+        several: the work has further processes, which must end by themselves when the child or one of them has ended.
+    """
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        if several:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what one says of another that was killed
+            launch_by_forks(work)
+        if stop_before is not None:
+            Operations(folder, stop_before)
+        do(work)
+    with contextlib.suppress(OSError):  # it has done so itself
+        os.setpgid(child, child)
+    if after is not None:
+        time.sleep(after)
+        others = Path(f"/proc/{child}/task/{child}/children").read_text().split() if alone else []
+        if alone is None or (alone and not others):
+            os.killpg(child, signal.SIGKILL)
+        else:
+            os.kill(int(others[alone - 1]) if alone else child, signal.SIGKILL)
+    if not several:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    statuses = statuses_of_group(child)
+    ended = [status for status in statuses if status in (-signal.SIGKILL, KILLED)]
+    return ended[0] if ended else max(statuses, key=abs)
 
 
-def join(rank: int, processes: int, port: int) -> None:
-    """Make this process one of several that train together, as a launcher would, and let it be silent."""
-    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says of a companion that was killed
-
-
-def status_of(child: int, patience: float | None) -> int:
-    """The exit status of a child, which is an error if it does not end within some seconds."""
-    began = time.monotonic()
+def statuses_of_group(group: int) -> list[int]:
+    """The exit statuses of all processes of a group, which have to end within `PATIENCE` seconds of the first end."""
+    statuses: list[int] = []
+    ended = None
     while True:
-        found, status = os.waitpid(child, 0 if patience is None else os.WNOHANG)
+        try:
+            found, status = os.waitpid(-group, os.WNOHANG)
+        except ChildProcessError:
+            return statuses
         if found:
-            return os.waitstatus_to_exitcode(status)
-        if patience is not None and time.monotonic() - began > patience:
-            os.kill(child, signal.SIGKILL)
-            raise AssertionError(f"process {child} did not end within {patience} seconds of its companion")
+            statuses.append(os.waitstatus_to_exitcode(status))
+            ended = ended or time.monotonic()
+        elif ended is not None and time.monotonic() - ended > PATIENCE:
+            os.killpg(group, signal.SIGKILL)
+            raise AssertionError(f"a process of the run did not end within {PATIENCE:.0f} seconds of the first")
         time.sleep(0.02)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of companions whose parent was killed, so that it can wait for them (Linux)."""
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def attempt(arguments: list[str], folder: Path, **how: Any) -> int:
     """Train in as many child processes as the configuration names devices; how they end: see `in_child`."""
     devices = yaml.safe_load(Path(arguments[1]).read_text())["trainer"].get("devices", 1)
-    return in_child(lambda: train([*arguments, str(folder)]), folder, processes=devices, **how)
+    return in_child(lambda: train([*arguments, str(folder)]), folder, several=devices > 1, **how)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -281,7 +322,7 @@ def killed_at_random(
     draw, hits = random.Random(seed), 0
     while hits < kills:
         seconds, victim = draw.uniform(0, longest), draw.choice(victims)
-        status = attempt(arguments, folder, after=seconds, victim=victim)
+        status = attempt(arguments, folder, after=seconds, alone=victim)
         hits += status == -signal.SIGKILL
         if status == 0:
             return hits
@@ -336,6 +377,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="variants (all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    adopt_orphans()
     print("| run | a fresh run for each operation | start n dies before operation n | random SIGKILLs | equal |")
     print("|---|---|---|---|---|")
     for name in options.runs:

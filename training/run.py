@@ -16,6 +16,7 @@ missing.
 from __future__ import annotations
 
 import shlex
+import signal
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ import yaml
 
 from mull.checkpoints.replacing import complete, replace_all
 from mull.training.cli import TrainingCLI, quiet, read_configuration
+from mull.training.companions import end_with_parent
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
@@ -51,6 +53,7 @@ def train(args: list[str]) -> Path:
         with only_run(run.folder):
             train_alone(run, shlex.join(["mull", "train", *args]))
     else:  # a further process of a run whose first one holds the lock, and exports and measures
+        end_with_parent()
         run.datamodule.prepare_data()
         run.identity = identify(run)
         fit(run, standing(run.folder, run.identity, run.completed))
@@ -73,12 +76,17 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
-    batches = None  # measuring shall cost less than training did, so it depends on how many batches were trained on
+    batches, steps = None, 0  # measuring shall cost less than training did, so batches trained on decide its size
     if (run.states / LAST).exists() and damage(run.states / LAST) is None:
         steps = read_state(run.states / LAST)["global_step"]
         batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
     examples = measured_examples(run.datamodule, batches)
-    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
+    try:
+        measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
+    except (KeyboardInterrupt, SystemExit) as told:
+        ended = Stopped(signal.SIGINT if isinstance(told, KeyboardInterrupt) else signal.SIGTERM, steps)
+        say(f"{ended.name}: {run.folder} is trained and saved; the same line measures it")
+        raise ended from None
 
 
 def try_out(run: TrainingCLI) -> None:

@@ -12,10 +12,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from mull.cli import main
 from mull.training import run as run_module
 from mull.training.callbacks import DepthValidation, Throughput
 from mull.training.data import TaskData
 from mull.training.lock import only_run, take_by_name
+from mull.training.module import TrainingModule
 from mull.training.run import train
 from mull.training.states import LAST
 
@@ -161,6 +163,46 @@ def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tm
     assert step_of(folder) == steps[-1]
     train([*args, str(folder)])
     assert reliability.outcome(folder) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_final_measuring(whole, reliability, tmp_path, number):
+    """Guards the end of a run: its weights are exported, one line says that only the measuring is missing."""
+    args, expected = whole("plain")
+    folder = tmp_path / "out"
+
+    def work():
+        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+            patch.setattr(sys, "stdout", said)
+            patch.setattr("mull.inference.measure.evaluate.score", lambda *_: os.kill(os.getpid(), number))
+            sys.exit(main(["train", *args, str(folder)]))
+
+    assert reliability.in_child(work, folder) == 128 + number
+    name = signal.Signals(number).name
+    assert (tmp_path / "said").read_text().splitlines()[-1] == (
+        f"{name}: {folder} is trained and saved; the same line measures it"
+    )
+    assert (folder / "config.json").exists() and not (folder / "depth.json").exists()
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(whole, reliability, tmp_path, monkeypatch):
+    """Guards against signals that nobody is left to ask for: the run ends, and the same line exports."""
+    args, expected = whole("plain")
+    real = TrainingModule.on_train_end
+
+    def late(self):
+        real(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "on_train_end", late)
+        with pytest.raises(SystemExit) as ended:
+            train([*args, str(tmp_path / "out")])
+    assert ended.value.code == 143 and not (tmp_path / "out" / "config.json").exists()
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == expected
 
 
 def test_what_a_callback_makes_of_a_validation_is_saved(whole, reliability, tmp_path):
