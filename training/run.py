@@ -73,9 +73,9 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     elif there.ended or go_on(run, there):
         restore_final_weights(run)
         export(run.model.network, run.datamodule, run.folder, configuration_text(run))
-        (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     else:
         return
+    (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
     batches, steps = None, 0  # measuring shall cost less than training did, so batches trained on decide its size
     if (run.states / LAST).exists() and damage(run.states / LAST) is None:
         steps = read_state(run.states / LAST)["global_step"]

@@ -5,6 +5,7 @@ Kills are real: child processes end before a certain file operation, or are sent
 
 import json
 import os
+import shutil
 import signal
 import sys
 
@@ -270,6 +271,24 @@ def test_a_callback_of_the_configuration_ends_a_run(reliability, tmp_path, monke
     monkeypatch.setattr(EarlyStopping, "on_train_start", fail)  # it does not train again
     train(args)
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_export_that_was_killed_is_completed_without_leftovers(whole, reliability, tmp_path):
+    """Guards the moves of an export: whichever was the last, the same line leaves what a run without a stop leaves."""
+    args, expected = whole("plain")
+    folder = tmp_path / "out"
+    for file in ("model.safetensors", "config.json"):
+
+        def stopping(source, target, real=os.replace, name=file):
+            os._exit(reliability.KILLED) if str(target) == str(folder / name) else real(source, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            assert reliability.in_child(lambda: train([*args, str(folder)]), folder) == reliability.KILLED
+        assert (folder / ".committed" / file).exists()
+        train([*args, str(folder)])
+        assert reliability.outcome(folder) == expected
+        shutil.rmtree(folder)
 
 
 def test_an_export_that_lost_files_is_made_again(whole, reliability, tmp_path):
