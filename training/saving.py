@@ -74,7 +74,7 @@ class Saving(Checkpoint):
     def take_signals(self) -> None:
         """Take the signals over, also from Lightning, which would end training in the middle of a step."""
         if threading.current_thread() is threading.main_thread():
-            found = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            found: dict[int, Any] = {number: signal.signal(number, self.receive) for number in SIGNALS}
             self.handlers = self.handlers or found
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -223,6 +223,8 @@ class Saving(Checkpoint):
             return
         for logger in trainer.loggers:
             logger.save()
+            if hasattr(logger, "commit"):
+                logger.commit()
         if trainer.is_global_zero:
             keep_next(self.folder)
         self.saved, self.pending = self.pending, None

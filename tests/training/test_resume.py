@@ -3,7 +3,6 @@
 import copy
 import csv
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 import mull
 from mull.training import run as run_module
 from mull.training.callbacks import Throughput
-from mull.training.cli import make_logger
 from mull.training.data import TaskData
 from mull.training.losses import LastIteration
 from mull.training.module import NonFiniteLossError, TrainingModule
@@ -367,18 +365,3 @@ def test_a_file_or_a_foreign_checkpoint_in_the_way_is_refused(tmp_path):
     with pytest.raises(ValueError, match="training is unknown"):
         train([*args, str(tmp_path / "foreign")])
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["config.json"]
-
-
-@pytest.mark.parametrize(("chosen", "mode"), [(None, "offline"), ("disabled", "disabled")])
-def test_wandb_starts_offline_unless_told_otherwise(tmp_path, monkeypatch, chosen, mode):
-    """Guards against uploading unasked, and against overriding a mode that the user did set; no process is started."""
-    import wandb
-
-    asked = {}
-    monkeypatch.setenv("WANDB_MODE", "?")  # so that the present value comes back afterwards
-    monkeypatch.delenv("WANDB_MODE") if chosen is None else monkeypatch.setenv("WANDB_MODE", chosen)
-    monkeypatch.setattr(wandb, "init", lambda **settings: asked.update(settings, mode=os.environ["WANDB_MODE"]))
-    logger = make_logger("wandb", tmp_path)
-    logger._experiment = None
-    logger.experiment  # noqa: B018 (starts the run)
-    assert asked["mode"] == mode and asked["project"] == "mull" and Path(asked["dir"]) == tmp_path
