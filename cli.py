@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"mull {import_module('mull').__version__}")
         return 0
+    at_sigterm = signal.signal(signal.SIGTERM, end) if threading.current_thread() is threading.main_thread() else None
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
@@ -46,6 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BaseException as error:
         if os.environ.get("MULL_TRACEBACK") or not is_users(error):
             raise
@@ -53,6 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
         return 2
+    finally:
+        if at_sigterm is not None:
+            signal.signal(signal.SIGTERM, at_sigterm)
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come; what is at work is ended in order, as by Ctrl-C, so that nothing is left half-written."""
+
+
+def end(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal's handler is given)
+    raise Terminated(128 + number)
 
 
 def is_users(error: BaseException) -> bool:

@@ -5,7 +5,9 @@ half-written (design: contracts of the command line).
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +229,27 @@ def test_evaluate_writes_table_and_picture(folder: Path, tmp_path: Path, capsys:
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"evaluation.json", "evaluation.csv", "evaluation.png"}
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_a_signal_ends_an_evaluation_in_order(folder, tmp_path, capsys, monkeypatch, number, status, said):
+    """Guards what stood there before: a signal while measuring, or between two files of the report, changes no file."""
+    output, arguments = tmp_path / "out", ["evaluate", str(folder), "--examples", "4", "--difficulty", "8"]
+    arguments += ["--output", str(output)]
+    assert main([*arguments, "--iterations", "1"]) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert set(before) == {"evaluation.json", "evaluation.csv", "evaluation.png"}
+    handler = signal.getsignal(signal.SIGTERM)
+    for place in ("mull.inference.measure.evaluate.score", "mull.checkpoints.replacing.write_through"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *_: os.kill(os.getpid(), number))
+            capsys.readouterr()
+            assert main([*arguments, "--iterations", "1,2"]) == status
+        assert capsys.readouterr().err == said
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_folder_may_be_called_null(

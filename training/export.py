@@ -7,6 +7,7 @@ again.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mull.checkpoints.card import model_card
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.store import CARD, CONFIG, DEPTH, load, save
 from mull.inference.measure.evaluate import evaluate
-from mull.inference.measure.results import to_json
+from mull.inference.measure.results import Result, to_json
 from mull.inference.measure.table import print_table
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
@@ -67,6 +68,7 @@ def measure(
     iterations: list[int] | None,
     command: str,
     examples: int,
+    log: Callable[[list[Result]], None],
     device: str | torch.device = "cpu",
 ) -> None:
     """Measure an exported model that has not been measured yet: add depth.json and its table on the card, print it.
@@ -77,6 +79,7 @@ def measure(
         iterations: the counts to measure at; None for a model without a loop.
         command: the command line that makes these numbers, recorded beside them.
         examples: most examples of each difficulty.
+        log: told the results before they are written.
         device: where it is measured: that of the training, since the CPU may take longer than the training did.
     """
     if not (folder / CONFIG).exists() or (folder / DEPTH).exists() or not hasattr(data, "evaluation_batches"):
@@ -84,6 +87,7 @@ def measure(
     model = load(folder, device)
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
+    log(results)
     depth = {"command": command, **json.loads(to_json(results))}
     card = model_card(folder.resolve().name, model.config, depth)
     replace_all(folder, {DEPTH: (json.dumps(depth, indent=2) + "\n").encode(), CARD: card.encode()})

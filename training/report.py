@@ -3,17 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from mull.checkpoints import load
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.evaluate import evaluate
-from mull.inference.measure.plots import write_plot
-from mull.inference.measure.results import to_csv, to_json
-from mull.inference.measure.routers import router_table, router_uses
+from mull.inference.measure.report import write_report
+from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
-from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
+from mull.inference.measure.tokens import show_tokens
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
@@ -42,7 +40,9 @@ def report(options: Any) -> None:
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
-        return show_tokens(model, data, batches, options)
+        asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
+        return show_tokens(model, batches, data.tokenizer, asked[-1] if asked else None, options.output, **chosen)
     results = evaluate(
         model,
         batches,
@@ -57,41 +57,8 @@ def report(options: Any) -> None:
     else:
         print_table(results, title=escape(options.folder))
     if options.output:
-        output = Path(options.output)
-        (output / "evaluation.json").write_text(to_json(results) + "\n")
-        (output / "evaluation.csv").write_text(to_csv(results))
-        trained = model.config.default_iterations
-        if trained is not None:  # a picture against iterations needs some
-            write_plot(
-                results,
-                output / "evaluation.png",
-                title=Path(options.folder).resolve().name,
-                trained_iterations=trained,
-                difficulty_name=getattr(data, "difficulty_name", "difficulty"),
-            )
-
-
-def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
-    """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
-    pairs = [pair for difficulty in batches.values() for pair in difficulty]
-    asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
-    count = asked[-1] if asked else None
-    uses = token_uses(
-        model,
-        pairs,
-        count,
-        exit=options.exit,
-        capacity=options.capacity,
-        selection=options.selection,
-    )
-    for table in token_tables(uses, data.tokenizer):
-        Console().print(table)
-    if model.config.routed_layers and count != 1:
-        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
-        Console().print(router_table(routed))
-    if options.output:
-        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
-        print(f"wrote {Path(options.output) / 'tokens.png'}")
+        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
+        write_report(Path(options.output), results, title, trained, getattr(data, "difficulty_name", "difficulty"))
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

@@ -12,6 +12,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mull.checkpoints.replacing import replace_all
 from mull.inference.measure.results import Result, headline, is_text
 
 if TYPE_CHECKING:
@@ -24,18 +25,18 @@ BASELINE_STYLES: Sequence[Any] = ("--", "-.", (0, (4, 1, 1, 1, 1, 1)))
 MOST_TICKS = 10
 
 
-def write_plot(results: Sequence[Result], path: str | Path, **options: Any) -> None:
-    """Write the picture that `draw` makes with these options as a PNG of 1500 x 660 pixels."""
-    write_png(draw(results, **options), path)
-
-
 def write_png(figure: Figure, path: str | Path) -> None:
-    """Write a picture as a PNG; no file is made unless it could be drawn."""
+    """Write a picture as a PNG, whole or not at all."""
+    replace_all(Path(path).parent, {Path(path).name: png_of(figure)})
+
+
+def png_of(figure: Figure) -> bytes:
+    """A picture as the contents of a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     png = io.BytesIO()
     FigureCanvasAgg(figure).print_png(png)
-    Path(path).write_bytes(png.getvalue())
+    return png.getvalue()
 
 
 def draw(

@@ -20,9 +20,12 @@ from torch import Tensor
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.evaluate import IGNORE, losses
+from mull.inference.measure.evaluate import IGNORE, Batches, losses
 from mull.inference.measure.plots import write_png
+from mull.inference.measure.routers import router_table, router_uses
 from mull.models import LanguageModel
+from mull.models.config import Capacity
+from mull.models.selection import Selection
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -144,3 +147,36 @@ def write_heat_map(uses: Sequence[Use], tokenizer: Tokenizer, path: str | Path) 
     axes.set_axis_off()
     figure.colorbar(image, ax=axes, label="iterations of the position", fraction=0.03)
     write_png(figure, path)
+
+
+def show_tokens(
+    model: LanguageModel,
+    batches: Batches,
+    tokenizer: Tokenizer,
+    count: int | None,
+    output: str | None,
+    *,
+    exit: str | Exit | None = None,
+    capacity: Capacity | None = None,
+    selection: Selection | None = None,
+) -> None:
+    """Print what tokens use, and who takes each routed pass; draw it into a folder.
+
+    Args:
+        model, exit, capacity, selection: see `token_uses`.
+        batches: the batches of each difficulty, of which all are taken together.
+        tokenizer: makes text of tokens.
+        count: the iteration count; None for the one that `token_uses` takes.
+        output: folder of the picture, tokens.png; None for none.
+    """
+    from rich.console import Console
+
+    pairs = [pair for difficulty in batches.values() for pair in difficulty]
+    uses = token_uses(model, pairs, count, exit=exit, capacity=capacity, selection=selection)
+    for table in token_tables(uses, tokenizer):
+        Console().print(table)
+    if model.config.routed_layers and count != 1:
+        Console().print(router_table(router_uses(model, pairs, count, capacity=capacity, selection=selection)))
+    if output:
+        write_heat_map(uses, tokenizer, Path(output) / "tokens.png")
+        print(f"wrote {Path(output) / 'tokens.png'}")

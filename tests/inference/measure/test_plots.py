@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mull.inference.measure.plots import draw, write_plot
+from mull.inference.measure.plots import draw, write_png
 from mull.inference.measure.results import Result
 
 COUNTS = (1, 2, 3, 8)
@@ -105,7 +105,7 @@ def test_many_counts_are_labelled_at_powers_of_two() -> None:
 def test_the_file_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
     """The size stands in the header, bytes 16-23; a result without an interval or a number must not stop it."""
     results = [*RESULTS, replace(make_result(32, 8, math.nan), bits_per_byte=None)]
-    write_plot(results, tmp_path / "plot.png", chance=0.1)
+    write_png(draw(results, chance=0.1), tmp_path / "plot.png")
     data = (tmp_path / "plot.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1500, 660)
@@ -113,7 +113,7 @@ def test_the_file_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
 
 def test_nothing_to_draw_is_said_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw: no result has an iteration count"):
-        write_plot([make_result(None, 8, 0.5)], tmp_path / "plot.png")
+        write_png(draw([make_result(None, 8, 0.5)]), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
 
 
