@@ -42,7 +42,7 @@ from mull.checkpoints.files import (
     read_tokenizer,
     shown,
 )
-from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.migrations import upgraded, upgraded_shapes
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
@@ -326,7 +326,7 @@ def stored_tensors(path: Path, checksum: str, config: ModelConfig) -> dict[str, 
 def check_fit(model: LanguageModel, tensors: Mapping[str, Stored], folder: Path) -> None:
     """Every tensor of the model is there in its shape, and no other."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    found = upgraded_shapes({name: tensor.shape for name, tensor in tensors.items()}, wanted)
     wrong = sorted(set(wanted.items()) ^ set(found.items()))
     if wrong:
         name = wrong[0][0]
