@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:
+    from mull.inference.measure.results import Result
     from mull.models import LanguageModel
 
 
@@ -81,9 +83,6 @@ def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
     from mull.inference.early_exit import choose_exit
     from mull.inference.measure.evaluate import evaluate as measure
-    from mull.inference.measure.plots import write_plot
-    from mull.inference.measure.results import to_csv, to_json
-    from mull.inference.measure.table import print_table
     from mull.models.selection import Selection
     from mull.training.evaluation import data_of
 
@@ -100,6 +99,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -118,7 +118,12 @@ def evaluate(args: list[str]) -> None:
     if options.output:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
-        return show_tokens(model, data, batches, options)
+        from mull.inference.measure.tokens import show
+
+        pairs = [pair for difficulty in batches.values() for pair in difficulty]
+        asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        count, routing = asked[-1] if asked else None, {"capacity": options.capacity, "selection": options.selection}
+        return show(model, data.tokenizer, pairs, count, options.output, exit=options.exit, **routing)
     results = measure(
         model,
         batches,
@@ -128,12 +133,19 @@ def evaluate(args: list[str]) -> None:
         selection=options.selection,
         exit=options.exit,
     )
-    if options.json:
-        print(to_json(results))
-    else:
-        from rich.markup import escape
+    if options.record:
+        from mull.training.export import record
 
-        print_table(results, title=escape(options.folder))
+        command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
+        record(options.folder, data, results, command)
+    give(results, model, data, options)
+
+
+def give(results: list[Result], model: LanguageModel, data: Any, options: Any) -> None:
+    """Write results into the output folder, then print them: a reader who has gone costs no file."""
+    from mull.inference.measure.plots import write_plot
+    from mull.inference.measure.results import to_csv, to_json
+
     if options.output:
         output = Path(options.output)
         (output / "evaluation.json").write_text(to_json(results) + "\n")
@@ -147,34 +159,14 @@ def evaluate(args: list[str]) -> None:
                 trained_iterations=trained,
                 difficulty_name=getattr(data, "difficulty_name", "difficulty"),
             )
+    if options.json:
+        print(to_json(results))
+    else:
+        from rich.markup import escape
 
+        from mull.inference.measure.table import print_table
 
-def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
-    """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
-    from rich.console import Console
-
-    from mull.inference.measure.routers import router_table, router_uses
-    from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
-
-    pairs = [pair for difficulty in batches.values() for pair in difficulty]
-    asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
-    count = asked[-1] if asked else None
-    uses = token_uses(
-        model,
-        pairs,
-        count,
-        exit=options.exit,
-        capacity=options.capacity,
-        selection=options.selection,
-    )
-    for table in token_tables(uses, data.tokenizer):
-        Console().print(table)
-    if model.config.routed_layers and count != 1:
-        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
-        Console().print(router_table(routed))
-    if options.output:
-        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
-        print(f"wrote {Path(options.output) / 'tokens.png'}")
+        print_table(results, title=escape(options.folder))
 
 
 def generate(args: list[str]) -> int:
@@ -264,10 +256,15 @@ def inspect(args: list[str]) -> None:
     parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
+    parser.add_argument("--card", action="store_true", help="write README.md and depth.png of the folder anew first")
     options = parse(parser, args)
 
     from mull.inference.measure.inspect import inspection
 
+    if options.card:
+        from mull.training.export import renew_card
+
+        renew_card(options.folder)
     print(inspection(options.folder, options.iterations, options.capacity))
 
 

@@ -5,6 +5,7 @@
     tokenizer.json       Hugging Face tokenizers
     training.yaml        the whole resolved training configuration
     depth.json           accuracy or loss by iteration count, with the command that measured it
+    depth.png            a picture of it
     README.md            the model card
 
 Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json
@@ -49,12 +50,13 @@ from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES, family_of
 
 VERSION = "0.1.0"
-CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
+CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, PICTURE, CARD = (
     "config.json",
     "model.safetensors",
     "tokenizer.json",
     "training.yaml",
     "depth.json",
+    "depth.png",
     "README.md",
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
@@ -71,7 +73,8 @@ def save(
 ) -> None:
     """Write a checkpoint folder; an existing one has these files replaced and all others left alone.
 
-    training.yaml and depth.json speak of the weights: where they are not given, those of the old weights are removed.
+    training.yaml, depth.json and depth.png speak of the weights: where they are not given, those of the old weights are
+    removed.
 
     Args:
         model: any registered family.
@@ -107,7 +110,7 @@ def save(
         contents[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
     contents[CARD] = model_card(folder.resolve().name, model.config, depth).encode()
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()  # last: it vouches for the weights
-    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
+    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH, PICTURE) if name not in contents])
 
 
 def tokenizer_sum(folder: Path, written: bytes | None) -> str | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data.distributed import DistributedSampler
 
+from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
 from mull.training.module import Batch, TrainingModule
@@ -169,7 +170,7 @@ def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 
     ones only would send too many tokens of the others through a pass. A network without routers is left as it is.
 
     Args:
-        network: the network; its mode is left as it is.
+        network: the network; left in the mode that it is in.
         batches: held-out batches; of more than 64 n_tokens tokens the first ones are looked at.
         n_tokens: how many tokens are wanted; there may be fewer.
     """
@@ -189,7 +190,8 @@ def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 
     ids = pad_sequence(taken, batch_first=True)
     lengths = torch.tensor([len(row) for row in taken])
     there = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    network.calibrate(ids.to(network.device), None if bool(there.all()) else there.long().to(network.device))
+    with in_eval(network):
+        network.calibrate(ids.to(network.device), None if bool(there.all()) else there.long().to(network.device))
 
 
 class Throughput(pl.Callback):

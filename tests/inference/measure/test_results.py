@@ -81,9 +81,15 @@ def test_table_of_one_difficulty() -> None:
 
 
 def test_table_of_several_difficulties_has_one_column_each_and_leaves_gaps() -> None:
-    text = printed([TASK, replace(TASK, difficulty=64, accuracy=0.8), replace(TASK, difficulty=64, iterations=16)])
+    text = printed(
+        [
+            TASK,
+            replace(TASK, difficulty=64, accuracy=0.8, accuracy_low=0.77, accuracy_high=0.82),
+            replace(TASK, difficulty=64, iterations=16),
+        ]
+    )
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "8 97.1 ±0.9 80.0 ±18.0 1.2 M 1.60" in lines
+    assert "8 97.1 ±0.9 80.0 +2.0 -3.0 1.2 M 1.60" in lines
     assert "16 97.1 ±0.9 1.2 M 0.80" in lines
 
 
