@@ -10,6 +10,7 @@ import io
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:
-    from mull.inference.measure.results import Result
     from mull.models import LanguageModel
 
 
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"mull {import_module('mull').__version__}")
         return 0
+    before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
@@ -55,6 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
 
         print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
         return 2
+    finally:
+        warnings.formatwarning = before
+
+
+def warning_line(message: Warning | str, category: type[Warning], file: str, line: int, _: str | None = None) -> str:
+    """A warning as one line: of mull what it says, of others where it comes from too."""
+    ours = Path(file).is_relative_to(Path(__file__).parent)
+    where = "" if ours else f"{file}:{line}: {category.__name__}: "
+    return f"mull: warning: {where}{' '.join(str(message).split())}\n"
 
 
 def is_users(error: BaseException) -> bool:
@@ -83,6 +93,7 @@ def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
     from mull.inference.early_exit import choose_exit
     from mull.inference.measure.evaluate import evaluate as measure
+    from mull.inference.measure.report import report
     from mull.models.selection import Selection
     from mull.training.evaluation import data_of
 
@@ -138,35 +149,15 @@ def evaluate(args: list[str]) -> None:
 
         command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
         record(options.folder, data, results, command)
-    give(results, model, data, options)
-
-
-def give(results: list[Result], model: LanguageModel, data: Any, options: Any) -> None:
-    """Write results into the output folder, then print them: a reader who has gone costs no file."""
-    from mull.inference.measure.plots import write_plot
-    from mull.inference.measure.results import to_csv, to_json
-
-    if options.output:
-        output = Path(options.output)
-        (output / "evaluation.json").write_text(to_json(results) + "\n")
-        (output / "evaluation.csv").write_text(to_csv(results))
-        trained = model.config.default_iterations
-        if trained is not None:  # a picture against iterations needs some
-            write_plot(
-                results,
-                output / "evaluation.png",
-                title=Path(options.folder).resolve().name,
-                trained_iterations=trained,
-                difficulty_name=getattr(data, "difficulty_name", "difficulty"),
-            )
-    if options.json:
-        print(to_json(results))
-    else:
-        from rich.markup import escape
-
-        from mull.inference.measure.table import print_table
-
-        print_table(results, title=escape(options.folder))
+    report(
+        results,
+        options.folder,
+        options.output,
+        options.json,
+        title=Path(options.folder).resolve().name,
+        trained_iterations=model.config.default_iterations,
+        difficulty_name=getattr(data, "difficulty_name", "difficulty"),
+    )
 
 
 def generate(args: list[str]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mull.checkpoints.quantities import Row, cells, is_text, reference_of
+from mull.checkpoints.quantities import Row, cells, examples_of, is_text, reference_of
 from mull.models import ModelConfig
 
 KEPT = "<!-- Below this line stand your own words: they stay when this page is written again. -->"
@@ -103,6 +103,8 @@ def depth_table(rows: Sequence[Row]) -> list[str]:
     used = [column for column in shown[0] if any(row[column] for row in shown)] if shown else []
     body = ["| " + " | ".join(row[column] for column in used) + " |" for row in shown]
     notes = ["", "Numbers behind a value are its 95 % interval."]
+    if examples_of(rows):
+        notes[-1] = f"{examples_of(rows)}{' by difficulty' if shown[0]['difficulty'] else ''}. {notes[-1]}"
     if reference is not None:
         unit = "bits per byte" if text else "points of accuracy"
         notes[-1] += f" vs {reference}: {unit} more than at {reference} iterations, on the same examples."

@@ -122,6 +122,13 @@ def cells(row: Row, text: bool, reference: int | None) -> dict[str, str]:
     }
 
 
+def examples_of(rows: Sequence[Row]) -> str:
+    """`512 examples`, or `11, 22, 44 examples` where difficulties differ."""
+    counts = {row.get("difficulty"): row.get("examples") for row in rows}
+    texts = [f"{count:,}" for count in counts.values() if count is not None]
+    return f"{texts[0] if len(set(texts)) == 1 else ', '.join(texts)} examples" if texts else ""
+
+
 def difference_name(reference: int | None) -> str:
     """The name of the column of differences."""
     return "difference" if reference is None else f"vs {reference}"

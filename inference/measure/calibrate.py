@@ -1,11 +1,11 @@
 """The search for the threshold of an exit rule: for a wanted depth, or for a tolerated loss of accuracy.
 
 A higher threshold lets a position leave no later, but its answer is not always worse for it, and positions that left
-answer others: mean depth falls roughly, accuracy may fall and rise again (`confidence`, `kl`). So nothing is taken to be
-monotone. A grid over the whole span of the rule is measured, then again and again the two gaps beside the best
-threshold so far are halved; what was measured and keeps to the limit at the fewest iterations is the answer. The promise
-holds on what was measured; that the threshold is the best of all holds for rules that are smooth between the points of
-the grid.
+answer others: mean depth falls roughly, accuracy may fall and rise again (`confidence`, `kl`). So nothing is taken to
+be monotone. A grid over the whole span of the rule is measured, then again and again the two gaps beside the best
+threshold so far are halved; what was measured and keeps to the limit at the fewest iterations is the answer. The
+promise holds on what was measured; that the threshold is the best of all holds for rules that are smooth between the
+points of the grid.
 """
 
 import math

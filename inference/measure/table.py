@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mull.checkpoints.quantities import MEAN, cells, difference, headline, number, si
+from mull.checkpoints.quantities import MEAN, cells, difference, examples_of, headline, number, si
 from mull.inference.measure.results import Result, is_text, reference_of
 
 if TYPE_CHECKING:
@@ -39,10 +39,12 @@ def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table
     if len(difficulties) == 1:
         (difficulty,) = difficulties
         about = shown if difficulty is None else f"{shown} at {difficulty}"
+        about += f"; {examples_of([asdict(result) for result in results])}"
         rows = {count: single(found[difficulty], text, reference) for count, found in at.items()}
         return [filled(rows, title, caption(about, reference, text))]
     rows = {count: several(found, difficulties, text) for count, found in at.items()}
-    made = [filled(rows, title, f"{shown} by difficulty; {caption('', None, text)}")]
+    read = examples_of([asdict(result) for result in results])
+    made = [filled(rows, title, f"{shown} by difficulty; {read}; 95 % intervals; sec: the sweep so far")]
     if reference is not None:
         compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
         about = f"{'bits per byte' if text else 'points'} by difficulty, on the same examples; 95 % intervals"

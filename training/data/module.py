@@ -316,7 +316,7 @@ class TextData(StreamData):
 
         Args:
             difficulties: Must be None, since text has no difficulty.
-            examples: Largest number of windows.
+            examples: Largest number of windows; where there are fewer, all are given, and a warning says how many.
             batch_size: Windows in a batch.
             seed: Must be None, since the windows are spread evenly and not drawn.
         """
@@ -324,7 +324,18 @@ class TextData(StreamData):
             raise ValueError(f"text has no difficulty: leave {difficulties} out")
         if seed is not None:
             raise ValueError(f"windows of text are spread evenly and not drawn: leave the seed {seed} out")
-        return {None: ((b["input_ids"], b["labels"]) for b in self.held_out_batches(examples, batch_size))}
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            there = self.corpus.windows("validation", self.length)
+            if there < examples:
+                warnings.warn(
+                    f"the held-out text has {there} windows of {self.length}: measured on these, not on {examples}",
+                    stacklevel=2,
+                )
+            for batch in self.held_out_batches(examples, batch_size):
+                yield batch["input_ids"], batch["labels"]
+
+        return {None: batches()}
 
     def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
         """At most `windows` windows, spread evenly over the held-out split, so that every file has its share."""
