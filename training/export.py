@@ -98,25 +98,26 @@ def record(folder: str | Path, data: Any, results: Sequence[Result], command: st
         results: of an evaluation of its model.
         command: the command line.
     """
-    folder = Path(folder).expanduser()
-    depth = {"command": command, **json.loads(to_json(results))}
-    replace_all(folder, {DEPTH: (json.dumps(depth, indent=2) + "\n").encode()})
-    write_card(folder, data)
+    write_card(Path(folder).expanduser(), data, {"command": command, **json.loads(to_json(results))})
 
 
-def write_card(folder: Path, data: Any) -> None:
-    """Write the card of a checkpoint folder anew, and the picture of its depth.json; nothing is measured.
+def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> None:
+    """Write the card of a checkpoint folder anew, and the picture of its depth.json, all or none; nothing is measured.
 
     Args:
         folder: a checkpoint folder.
         data: its data module, which says what the model is for if it has an `about`.
+        depth: a depth.json to write with them; None takes the one that is there.
 
     Raises:
         ValueError: depth.json is not what an evaluation writes.
     """
     model = load(folder)
     files: dict[str, bytes] = {}
-    depth = read_json(folder / DEPTH) if is_there(folder / DEPTH) else None
+    if depth is not None:
+        files[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
+    elif is_there(folder / DEPTH):
+        depth = read_json(folder / DEPTH)
     if depth is not None:
         results = from_json(json.dumps(depth))
         if any(result.iterations is not None for result in results):
