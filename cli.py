@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -39,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mull {import_module('mull').__version__}")
         return 0
     at_sigterm = signal.signal(signal.SIGTERM, end) if threading.current_thread() is threading.main_thread() else None
+    before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
         if args[0] not in COMMANDS:
             raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
@@ -62,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if at_sigterm is not None:
             signal.signal(signal.SIGTERM, at_sigterm)
+        warnings.formatwarning = before
 
 
 class Terminated(SystemExit):
@@ -70,6 +75,13 @@ class Terminated(SystemExit):
 
 def end(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal's handler is given)
     raise Terminated(128 + number)
+
+
+def warning_line(message: Warning | str, category: type[Warning], file: str, line: int, _: str | None = None) -> str:
+    """A warning as one line: of mull what it says, of others where it comes from too."""
+    ours = Path(file).is_relative_to(Path(__file__).parent)
+    where = "" if ours else f"{file}:{line}: {category.__name__}: "
+    return f"mull: warning: {where}{' '.join(str(message).split())}\n"
 
 
 def is_users(error: BaseException) -> bool:
@@ -116,10 +128,12 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    report(parse(parser, args, ["exit"]))
+    command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
+    report(parse(parser, args, ["exit"]), command)
 
 
 def generate(args: list[str]) -> int:
@@ -215,10 +229,15 @@ def inspect(args: list[str]) -> None:
     parser = new_parser("inspect")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
+    parser.add_argument("--card", action="store_true", help="write README.md and depth.png of the folder anew first")
     options = parse(parser, args)
 
     from mull.inference.measure.inspect import inspection
 
+    if options.card:
+        from mull.training.export import renew_card
+
+        renew_card(options.folder)
     print(inspection(options.folder, options.iterations, options.capacity))
 
 

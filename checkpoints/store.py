@@ -5,6 +5,7 @@
     tokenizer.json       Hugging Face tokenizers
     training.yaml        the whole resolved training configuration
     depth.json           accuracy or loss by iteration count, with the command that measured it
+    depth.png            a picture of it
     README.md            the model card
 
 Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json
@@ -42,7 +43,7 @@ from mull.checkpoints.files import (
     read_tokenizer,
     shown,
 )
-from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.migrations import upgraded, upgraded_shapes
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
@@ -50,12 +51,13 @@ from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES, family_of
 
 VERSION = "0.1.0"
-CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
+CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, PICTURE, CARD = (
     "config.json",
     "model.safetensors",
     "tokenizer.json",
     "training.yaml",
     "depth.json",
+    "depth.png",
     "README.md",
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
@@ -73,7 +75,8 @@ def save(
 ) -> None:
     """Write a checkpoint folder; an existing one has these files replaced and all others left alone.
 
-    training.yaml and depth.json speak of the weights: where they are not given, those of the old weights are removed.
+    training.yaml, depth.json and depth.png speak of the weights: where they are not given, those of the old weights are
+    removed.
 
     Args:
         model: any registered family.
@@ -116,7 +119,7 @@ def save(
         contents[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
     contents[CARD] = model_card(folder.resolve().name, model.config, depth).encode()
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()  # last: it vouches for the weights
-    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
+    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH, PICTURE) if name not in contents])
 
 
 def tokenizer_sum(folder: Path, written: bytes | None) -> str | None:
@@ -334,7 +337,7 @@ def stored_tensors(path: Path, checksum: str, config: ModelConfig) -> dict[str, 
 def check_fit(model: LanguageModel, tensors: Mapping[str, Stored], folder: Path) -> None:
     """Every tensor of the model is there in its shape, and no other."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    found = upgraded_shapes({name: tensor.shape for name, tensor in tensors.items()}, wanted)
     wrong = sorted(set(wanted.items()) ^ set(found.items()))
     if wrong:
         name = wrong[0][0]

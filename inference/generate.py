@@ -23,6 +23,7 @@ from torch import Tensor
 from mull.inference.checks import check_known, check_prompt
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
+from mull.inference.mode import each_in_eval
 from mull.inference.prompts import PromptLike, as_prompts
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
 from mull.inference.sampling import Draw, Generators
@@ -154,7 +155,8 @@ def stream(
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
     request = Request(draw, torch.tensor(limits, device=model.device))
-    return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stops, ended)
+    rounds = each_in_eval(model, rounds_after(prompt, mask, session, decoder, request))
+    return in_lockstep(rounds, limits, stops, ended)
 
 
 def stop_ids(model: LanguageModel, stop_tokens: Sequence[int] | None) -> list[int]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
+from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Policy
 from mull.models.config import Capacity
@@ -139,7 +140,8 @@ class Session:
         if self.exit is not None:
             return think_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
         options: dict[str, Any] = self.routing if start is None else {"state": start}
-        return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+        with in_eval(self.model):
+            return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
         """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises

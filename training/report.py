@@ -11,17 +11,19 @@ from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
 from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
-from mull.inference.measure.tokens import show_tokens
+from mull.inference.measure.tokens import show
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
+from mull.training.export import record
 
 
-def report(options: Any) -> None:
+def report(options: Any, command: str) -> None:
     """Measure the model of a folder.
 
     Args:
         options: of `mull evaluate`, as cli.py names them.
+        command: the command line, which is recorded beside results that the folder keeps.
 
     Raises:
         FileNotFoundError, ValueError: the folder or an option is wrong.
@@ -41,8 +43,9 @@ def report(options: Any) -> None:
         Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
         asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        pairs = [pair for difficulty in batches.values() for pair in difficulty]
         chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
-        return show_tokens(model, batches, data.tokenizer, asked[-1] if asked else None, options.output, **chosen)
+        return show(model, data.tokenizer, pairs, asked[-1] if asked else None, options.output, **chosen)
     results = evaluate(
         model,
         batches,
@@ -52,13 +55,16 @@ def report(options: Any) -> None:
         selection=options.selection,
         exit=options.exit,
     )
+    if options.record:
+        record(options.folder, data, results, command)
+    if options.output:  # files first: a reader of what is printed may have gone
+        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
+        unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
+        write_report(Path(options.output), results, title, trained, unit, chance)
     if options.json:
         print(to_json(results))
     else:
         print_table(results, title=escape(options.folder))
-    if options.output:
-        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
-        write_report(Path(options.output), results, title, trained, getattr(data, "difficulty_name", "difficulty"))
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

@@ -3,7 +3,8 @@
     for count, state in unroll:  if count is asked for: score(read(state))
 
 An answer at 1, 2, 4, ... R costs the run at R plus one coda and head a count. Each reading is reduced to three sums per
-example before the next one is made, so memory does not grow with the number of counts.
+example before the next one is made, so memory does not grow with the number of counts. Every count reads the same
+examples, so differences between counts are taken example by example.
 
 Shapes: B batch (examples), T positions, V vocabulary.
 """
@@ -11,7 +12,7 @@ Shapes: B batch (examples), T positions, V vocabulary.
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,11 +23,12 @@ from torch.nn import functional as F
 from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
 from mull.inference.measure.results import Result
+from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput
 from mull.models.config import Capacity
-from mull.models.selection import Selection
+from mull.models.selection import Selection, check_capacity
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 
@@ -43,11 +45,18 @@ class Tally:
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
     used: int = 0  # iterations of all positions, with an exit rule
-    taken: float | None = None  # positions that took a routed pass, on average over the passes; None without any
+    taken: list[float] = field(default_factory=list)  # positions that took each routed pass, on average over layers
     seconds: float = 0.0
 
-    def result(self, count: int | None, difficulty: int | None, bytes_per_token: float | None) -> Result:
-        """What the sums say, at this count and difficulty."""
+    def result(
+        self,
+        count: int | None,
+        difficulty: int | None,
+        bytes_per_token: float | None,
+        asked: tuple[float, ...] | None = None,
+    ) -> Result:
+        """What the sums say, at this count and difficulty; `asked` is the capacity of each routed pass."""
+        met = tuple(taken / self.positions for taken in self.taken)
         n, tokens = len(self.scored), sum(self.scored)
         loss = sum(self.nats) / tokens
         exact = sum(right == scored for right, scored in zip(self.correct, self.scored, strict=True))
@@ -70,9 +79,25 @@ class Tally:
             examples=n,
             flops_per_token=self.flops / self.positions,
             seconds=self.seconds,
-            capacity=None if self.taken is None else self.taken / self.positions,
+            capacity=sum(met) / len(met) if met else None,
+            capacity_asked=asked if met else None,
+            capacity_met=met or None,
             mean_iterations=self.used / self.positions if self.used else None,
         )
+
+    def compared(self, result: Result, other: "Tally", reference: int, bytes_per_token: float | None) -> Result:
+        """The result with its difference to what `other` says of the same examples at the count `reference`."""
+        tokens = sum(self.scored)
+        if bytes_per_token is None:
+            right = [mine - theirs for mine, theirs in zip(self.correct, other.correct, strict=True)]
+            difference, bounds = sum(right) / tokens, tuple(paired_share(right, self.scored))
+        else:
+            scale = 1 / math.log(2) / bytes_per_token
+            nats = [mine - theirs for mine, theirs in zip(self.nats, other.nats, strict=True)]
+            difference = scale * sum(nats) / tokens
+            bounds = tuple(scale * bound for bound in clustered_mean(nats, self.scored) or ())
+        low, high = bounds or (None, None)
+        return replace(result, reference=reference, difference=difference, difference_low=low, difference_high=high)
 
 
 def evaluate(
@@ -88,7 +113,7 @@ def evaluate(
     """Score a model at several iteration counts, one sweep per batch.
 
     Args:
-        model: any family; left in the mode it is in.
+        model: any family, measured in eval mode and left in the mode it is in.
         batches: for every difficulty (None where there is none) the batches (input_ids, labels), each (B, T) int64;
             labels[:, t] is the token to predict at position t, or -100 where nothing is scored. Padding on the right
             needs no mask: nothing attends to what follows it.
@@ -99,7 +124,8 @@ def evaluate(
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
-        left out, so a result does not depend on how examples are batched.
+        left out, so a result does not depend on how examples are batched. Where there are several counts, each result
+        is compared with that at the count of the config, or at the largest one if that is not among them.
 
     Raises:
         ValueError: a bad count, batch or bytes_per_token, or a difficulty without any scored token.
@@ -114,6 +140,7 @@ def evaluate(
     results = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
+        frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
             if input_ids.dim() != 2 or input_ids.shape != labels.shape:
                 raise ValueError(
@@ -122,14 +149,52 @@ def evaluate(
                 )
             check_known(model, "input_ids: token id", input_ids)
             check_known(model, "labels: token id", labels[labels != IGNORE])
+            frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
             sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options, rule)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
-        results += [tally.result(count, difficulty, bytes_per_token) for count, tally in tallies.items()]
+        found = results_of(model, tallies, difficulty, bytes_per_token, capacity)
+        guess = best_guess(frequencies, bytes_per_token)
+        results += [replace(result, guess=guess) for result in found]
     return results
 
 
+def results_of(
+    model: LanguageModel,
+    tallies: Mapping[int | None, Tally],
+    difficulty: int | None,
+    bytes_per_token: float | None,
+    capacity: Capacity | None,
+) -> list[Result]:
+    """What the tallies of one difficulty say, by count, and how they differ from that of the reference count."""
+    share = model.config.default_capacity if capacity is None else capacity
+    default = model.config.default_iterations
+    reference = default if default in tallies else max((count for count in tallies if count is not None), default=None)
+    results = []
+    for count, tally in tallies.items():
+        asked = None if share is None or count is None else check_capacity(first_passes(share, count), count - 1)
+        result = tally.result(count, difficulty, bytes_per_token, asked)
+        if reference is not None and count != reference:
+            result = tally.compared(result, tallies[reference], reference, bytes_per_token)
+        results.append(result)
+    return results
+
+
+def best_guess(frequencies: Tensor, bytes_per_token: float | None) -> float:
+    """What an answer that ignores the input reaches where answers occur so often, (V,): see `Result.guess`."""
+    p = frequencies.double() / frequencies.sum()
+    if bytes_per_token is None:
+        return float(p.max())
+    return float(torch.special.entr(p).sum()) / math.log(2) / bytes_per_token
+
+
+def first_passes(capacity: Capacity, count: int) -> Capacity:
+    """The capacity of the routed passes of a run of so many passes, of which there may be fewer than are named."""
+    return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
+
+
+@evaluating
 @torch.inference_mode()
 def sweep(
     model: LanguageModel,
@@ -160,8 +225,8 @@ def sweep(
             if exit is not None:
                 tally.used += int(reading.iterations.sum())
             if model.config.routed_layers and reading.selected is not None and reading.selected.numel():
-                shares = reading.selected.double().mean(dim=(0, 1))  # by layer and pass
-                tally.taken = (tally.taken or 0.0) + input_ids.numel() * float(shares.mean())
+                shares = input_ids.numel() * reading.selected.double().mean(dim=(0, 1, 2))  # by pass, over layers
+                tally.taken = [a + b for a, b in zip(tally.taken or [0.0] * len(shares), shares.tolist(), strict=True)]
         tally.flops += input_ids.numel() * flops
 
 

@@ -16,6 +16,7 @@ def write_report(
     title: str,
     trained_iterations: float | None,
     difficulty_name: str = "difficulty",
+    chance: float | None = None,
 ) -> None:
     """Write the results of an evaluation into a folder, and their picture where the model has a loop.
 
@@ -25,9 +26,11 @@ def write_report(
         title: above the picture.
         trained_iterations: the count that is marked in the picture; None for a model without a loop, which has none.
         difficulty_name: what a difficulty counts, for the legend.
+        chance: share of all guesses that are right, a line of the picture; None for what the results say.
     """
     files = {"evaluation.json": (to_json(results) + "\n").encode(), "evaluation.csv": to_csv(results).encode()}
     if trained_iterations is not None:  # a picture against iterations needs some
-        picture = draw(results, title=title, trained_iterations=trained_iterations, difficulty_name=difficulty_name)
+        options = {"trained_iterations": trained_iterations, "difficulty_name": difficulty_name, "chance": chance}
+        picture = draw(results, title=title, **options)
         files["evaluation.png"] = png_of(picture)
     replace_all(folder, files)

@@ -1,88 +1,101 @@
-"""An evaluation as a table for people: iterations down, difficulties across. Rich is imported when a table is made."""
+"""An evaluation as tables for people: iterations down, difficulties across. Rich is imported when one is made."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mull.inference.measure.results import Headline, Result, headline, is_text
+from mull.checkpoints.quantities import MEAN, cells, difference, examples_of, headline, number, si
+from mull.inference.measure.results import Result, is_text, reference_of
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+ByCount = Mapping[int | None, Mapping[int | None, Result]]  # by count and difficulty
+
 
 def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print `table(results)` to the console, by default on standard output."""
+    """Print `tables(results)` to the console, by default on standard output."""
     from rich.console import Console
 
-    (console or Console()).print(table(results, title=title))
+    for made in tables(results, title=title):
+        (console or Console()).print(made)
 
 
-def table(results: Sequence[Result], *, title: str | None = None) -> Table:
-    """Iterations down; across: accuracy in percent (bits per byte for text) with its 95 % interval for each
-    difficulty, exact match and loss when there is one difficulty only, FLOPs per token, and seconds of the sweep.
+def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
+    """One table for one difficulty. For several ones a table of the headline by difficulty, and one of its differences.
 
-    FLOPs per token are those of the last difficulty (they grow with length), seconds those of all together.
+    Seconds are of the sweep, of all difficulties together; numbers are written as quantities.py says.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = "bits per byte" if is_text(results) else "accuracy in %"
-    made = Table(
-        title=title,
-        caption=f"{shown} ± 95 % interval; loss in nats; sec: the sweep so far",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
     difficulties = list(dict.fromkeys(result.difficulty for result in results))
-    at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)  # by count and difficulty
+    at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)
     for result in results:
         at[result.iterations][result.difficulty] = result
-    rows = {count: cells(found, difficulties, is_text(results)) for count, found in at.items()}
-    names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]  # no blank column
-    for name in ["iterations", *names]:
-        made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
-    for count, row in rows.items():
-        made.add_row("-" if count is None else str(count), *(row[name] for name in names))
+    text, reference = is_text(results), reference_of(results)
+    shown = "bits per byte" if text else "accuracy in %"
+    if len(difficulties) == 1:
+        (difficulty,) = difficulties
+        about = shown if difficulty is None else f"{shown} at {difficulty}"
+        about += f"; {examples_of([asdict(result) for result in results])}"
+        rows = {count: single(found[difficulty], text, reference) for count, found in at.items()}
+        return [filled(rows, title, caption(about, reference, text))]
+    rows = {count: several(found, difficulties, text) for count, found in at.items()}
+    read = examples_of([asdict(result) for result in results])
+    made = [filled(rows, title, f"{shown} by difficulty; {read}; 95 % intervals; sec: the sweep so far")]
+    if reference is not None:
+        compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
+        about = f"{'bits per byte' if text else 'points'} by difficulty, on the same examples; 95 % intervals"
+        made.append(filled(compared, f"difference to {reference} iterations", about))
     return made
 
 
-def cells(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
-    """The cells of one count by the name of their column; blank where nothing was measured, or nothing applies."""
-    one, unit = len(difficulties) == 1, "bits per byte" if text else "accuracy %"
+def caption(about: str, reference: int | None, text: bool) -> str:
+    """What stands under a table."""
+    parts = [about, "95 % intervals", "loss in nats", "sec: the sweep so far"]
+    if reference is not None:
+        parts.insert(2, f"vs {reference}: {'bits' if text else 'points'} on the same examples")
+    return "; ".join(part for part in parts if part)
+
+
+def single(result: Result, text: bool, reference: int | None) -> dict[str, str]:
+    """The cells of a count where there is one difficulty."""
+    return {**cells(asdict(result), text, reference), "sec": f"{result.seconds:.2f}"}
+
+
+def several(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count by difficulty; blank where nothing was measured. FLOPs are those of the last difficulty."""
     measured = [found[difficulty] for difficulty in difficulties if difficulty in found]
-    last = measured[-1]
-    shown = {}
-    for difficulty in difficulties:
-        name = f"at {difficulty}" if not one else unit if difficulty is None else f"{unit} at {difficulty}"
-        shown[name] = with_interval(headline(found[difficulty]), percent=not text) if difficulty in found else ""
-    if one:
-        exact = Headline(last.exact_match or 0.0, last.exact_match_low, last.exact_match_high)
-        shown["exact match %"] = "" if last.exact_match is None else with_interval(exact, percent=True)
-        shown["loss"] = f"{last.loss:.4f}"
-        shown["capacity %"] = "" if last.capacity is None else f"{100 * last.capacity:.1f}"
+    shown = {f"at {each}": headline(asdict(found[each]), text) if each in found else "" for each in difficulties}
     used = [result.mean_iterations for result in measured if result.mean_iterations is not None]
-    shown["mean iterations"] = f"{sum(used) / len(used):.2f}" if used else ""
-    shown["FLOPs/token" if one else f"FLOPs/token ({difficulties[-1]})"] = si(last.flops_per_token)
-    shown["sec"] = f"{sum(result.seconds for result in measured):.2f}"
-    return shown
+    last = cells(asdict(measured[-1]), text, None)
+    return {
+        "iterations": last["iterations"],
+        **shown,
+        "asked %": last["asked %"],
+        "mean iterations": number(sum(used) / len(used), MEAN) if used else "",
+        f"FLOPs/token ({difficulties[-1]})": si(measured[-1].flops_per_token),
+        "sec": f"{sum(result.seconds for result in measured):.2f}",
+    }
 
 
-def with_interval(shown: Headline, percent: bool) -> str:
-    """`97.1 ±1.0` in percent, or `1.234 ±0.033`; the larger side of an interval that is not symmetric."""
-    scale, digits = (100, 1) if percent else (1, 3)
-    value = f"{scale * shown.value:.{digits}f}"
-    if shown.low is None or shown.high is None:
-        return value
-    return f"{value} ±{scale * max(shown.high - shown.value, shown.value - shown.low):.{digits}f}"
+def differences(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count in the table of differences; with routed passes, what they met too."""
+    shown = {f"at {each}": difference(asdict(found[each]), text) if each in found else "" for each in difficulties}
+    return {"iterations": cells(asdict(next(iter(found.values()))), text, None)["iterations"], **shown}
 
 
-def si(value: float) -> str:
-    """A number of at least 0 with three digits and a metric prefix: 1234567 -> `1.23 M`."""
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * limit:
-            return f"{value / limit:.3g} {prefix}" if value < 999.5 * limit else f"{value / limit:.0f} {prefix}"
-    return f"{value:.3g}"
+def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, caption: str) -> Table:
+    """A table of these cells, one row a count; columns that are blank throughout are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(title=title, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
+    for name in names:
+        made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
+    for row in rows.values():
+        made.add_row(*(row[name] for name in names))
+    return made

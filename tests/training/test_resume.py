@@ -232,7 +232,9 @@ def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_
     before = contents(out)
     train([*runs.args, str(out)])
     changed = {path.name for path, state in contents(out).items() if before.get(path) != state}
-    assert changed == {"depth.json", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+    assert (
+        changed == {"depth.json", "depth.png", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+    )
     depths = [json.loads((folder / "depth.json").read_text()) for folder in (runs.whole, out)]
     rows = [[{**row, "seconds": None} for row in depth["rows"]] for depth in depths]
     assert rows[0] == rows[1] and depths[1]["command"].startswith("mull train --config ")
