@@ -256,11 +256,10 @@ def may_stop(trainer: pl.Trainer) -> bool:
 
 def validates_now(trainer: pl.Trainer) -> bool:
     """Whether a validation comes right after the present batch; not one that the clock decides on."""
-    loop = trainer.fit_loop
-    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
-    return (
-        not by_clock and not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    )
+    loop, batches = trainer.fit_loop, trainer.fit_loop._data_fetcher
+    if batches is None or getattr(trainer, "_val_check_time_interval", None) is not None:
+        return False
+    return not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(batches)
 
 
 def validates_in_next_step(trainer: pl.Trainer) -> bool:

@@ -30,7 +30,12 @@ def write_report(
     """
     files = {"evaluation.json": (to_json(results) + "\n").encode(), "evaluation.csv": to_csv(results).encode()}
     if trained_iterations is not None:  # a picture against iterations needs some
-        options = {"trained_iterations": trained_iterations, "difficulty_name": difficulty_name, "chance": chance}
-        picture = draw(results, title=title, **options)
+        picture = draw(
+            results,
+            title=title,
+            trained_iterations=trained_iterations,
+            difficulty_name=difficulty_name,
+            chance=chance,
+        )
         files["evaluation.png"] = png_of(picture)
     replace_all(folder, files)
