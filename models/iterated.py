@@ -128,10 +128,13 @@ class IteratedModel(LanguageModel, ABC):
             readings=readings,
         )
 
-    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+    def sweep(
+        self, input_ids: Tensor, counts: Sequence[int | None], generator: torch.Generator | None = None
+    ) -> Iterator[tuple[int | None, Reading]]:
+        """As every family's; a generator draws the initial states."""
         wanted = [check_count("iterations", count) for count in counts]  # type: ignore[arg-type]  # refuses None
         context, previous = self.context(input_ids), None
-        for count, state in self.unroll(input_ids, max(wanted), context):
+        for count, state in self.unroll(input_ids, max(wanted), context, generator=generator):
             if count in wanted:
                 yield count, self.reading(state, previous, context)
             previous = state

@@ -54,6 +54,7 @@ def report(options: Any, command: str) -> None:
         capacity=options.capacity,
         selection=options.selection,
         exit=options.exit,
+        restarts=options.restarts,
     )
     if options.record:
         record(options.folder, data, results, command)
@@ -64,7 +65,7 @@ def report(options: Any, command: str) -> None:
     if options.json:
         print(to_json(results))
     else:
-        print_table(results, title=escape(options.folder))
+        print_table(results, title=escape(options.folder), settling=options.settling)
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

@@ -11,7 +11,7 @@ Shapes: B batch (examples), T positions, V vocabulary.
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,11 @@ from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
+from mull.inference.measure.restarts import check_restarts, restarted
 from mull.inference.measure.results import Result
+from mull.inference.measure.settling import settling
 from mull.inference.mode import evaluating
-from mull.models import LanguageModel, ModelOutput
+from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
 from mull.models.selection import Selection, check_capacity
 
@@ -42,11 +44,17 @@ class Tally:
     scored: list[int] = field(default_factory=list)  # scored tokens
     correct: list[int] = field(default_factory=list)  # of these, right ones
     nats: list[float] = field(default_factory=list)  # summed loss
+    residuals: list[float] = field(default_factory=list)  # the largest of its scored positions, where there are any
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
     used: int = 0  # iterations of all positions, with an exit rule
     taken: list[float] = field(default_factory=list)  # positions that took each routed pass, on average over layers
     seconds: float = 0.0
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether each example is right throughout."""
+        return [correct == scored for correct, scored in zip(self.correct, self.scored, strict=True)]
 
     def result(
         self,
@@ -59,10 +67,11 @@ class Tally:
         met = tuple(taken / self.positions for taken in self.taken)
         n, tokens = len(self.scored), sum(self.scored)
         loss = sum(self.nats) / tokens
-        exact = sum(right == scored for right, scored in zip(self.correct, self.scored, strict=True))
+        exact = sum(self.right)
         accuracy_low, accuracy_high = clustered_share(self.correct, self.scored)
         exact_low, exact_high = wilson(exact, n) if bytes_per_token is None else (None, None)
         loss_low, loss_high = clustered_mean(self.nats, self.scored) or (None, None)
+        told = settling(self.residuals, None if bytes_per_token else self.right) if self.residuals else None
         return Result(
             iterations=count,
             difficulty=difficulty,
@@ -83,6 +92,7 @@ class Tally:
             capacity_asked=asked if met else None,
             capacity_met=met or None,
             mean_iterations=self.used / self.positions if self.used else None,
+            **({} if told is None else told._asdict()),
         )
 
     def compared(self, result: Result, other: "Tally", reference: int, bytes_per_token: float | None) -> Result:
@@ -109,6 +119,8 @@ def evaluate(
     capacity: Capacity | None = None,
     selection: Selection | None = None,
     exit: str | Exit | None = None,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
 ) -> list[Result]:
     """Score a model at several iteration counts, one sweep per batch.
 
@@ -121,6 +133,9 @@ def evaluate(
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
         capacity, selection: of a model with routed passes; see `InnerThinkingTransformer.forward`.
         exit: a rule that ends thinking early (exits.py); each count is then a run of its own, and a position's limit.
+        restarts: runs of each example, from random initial states, of which the one that moved least in the end answers
+            (restarts.py); FLOPs are those of all runs.
+        generator: draws those states; None is one of seed 0.
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
@@ -137,6 +152,12 @@ def evaluate(
     counts = sorted({model.check_depth(count) for count in ([None] if iterations is None else iterations)})
     options = routing_options(model, capacity=capacity, selection=selection)
     rule = choose_exit(model, exit)
+    many = check_restarts(model, restarts)
+    if many is not None and rule is not None:
+        raise ValueError(
+            f"restarts={restarts} chooses after the last iteration, and exit {exit} has none: leave one out"
+        )
+    draws = torch.Generator(model.device).manual_seed(0) if generator is None else generator
     results = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
@@ -150,7 +171,9 @@ def evaluate(
             check_known(model, "input_ids: token id", input_ids)
             check_known(model, "labels: token id", labels[labels != IGNORE])
             frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
-            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options, rule)
+            ids, told = input_ids.to(model.device), labels.to(model.device)
+            runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE)
+            sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
@@ -171,13 +194,15 @@ def results_of(
     share = model.config.default_capacity if capacity is None else capacity
     default = model.config.default_iterations
     reference = default if default in tallies else max((count for count in tallies if count is not None), default=None)
+    moved = [tally for tally in tallies.values() if tally.residuals and not bytes_per_token]
+    pooled = settling([r for tally in moved for r in tally.residuals], [r for tally in moved for r in tally.right])
     results = []
     for count, tally in tallies.items():
         asked = None if share is None or count is None else check_capacity(first_passes(share, count), count - 1)
         result = tally.result(count, difficulty, bytes_per_token, asked)
         if reference is not None and count != reference:
             result = tally.compared(result, tallies[reference], reference, bytes_per_token)
-        results.append(result)
+        results.append(replace(result, auc_of_all=pooled.auc if result.residual is not None else None))
     return results
 
 
@@ -203,11 +228,14 @@ def sweep(
     tallies: Mapping[int | None, Tally],
     options: Mapping[str, Any],
     exit: Exit | None = None,
+    runs: Iterator[tuple[int | None, Reading]] | None = None,
+    times: int = 1,
 ) -> None:
-    """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each."""
+    """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each; or
+    from `runs`, answers that cost so many `times` one unroll."""
     start = time.perf_counter()
     scored = (labels != IGNORE).sum(dim=1).tolist()
-    answers = model.sweep(input_ids, list(tallies), **options)
+    answers = model.sweep(input_ids, list(tallies), **options) if runs is None else runs
     if exit is not None:
         answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
     for count, reading in answers:
@@ -218,8 +246,11 @@ def sweep(
         tally.scored += [scored[i] for i in kept]
         tally.correct += [int(correct[i]) for i in kept]
         tally.nats += [float(nats[i]) for i in kept]
+        if reading.residual is not None:
+            largest = reading.residual.masked_fill(labels == IGNORE, 0).amax(dim=1).tolist()
+            tally.residuals += [largest[i] for i in kept]
         tally.positions += input_ids.numel()
-        flops = model.config.flops_per_token(count, input_ids.shape[1])
+        flops = times * model.config.flops_per_token(count, input_ids.shape[1])
         if isinstance(reading, ModelOutput):  # which says what each position used
             flops = model.executed_flops_per_token(reading)
             if exit is not None:

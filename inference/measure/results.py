@@ -33,6 +33,13 @@ class Result:
             is paired by example, and far narrower than those of the two.
         guess: what the best answer that ignores the input reaches, in the unit of the headline: accuracy of always
             giving the most frequent answer, or for text the bits per byte of how often each token occurs here.
+        residual: how far the last iteration moved the state, |s_R - s_{R-1}| / |s_R|: the largest of an example's
+            scored positions, on average over examples; None without a loop, at one iteration, under an exit rule.
+        settled: share of the examples whose residual is below settling.SETTLED: the model has finished thinking.
+        auc: how well the residual tells examples that are right throughout from others, 0.5 for not at all; None for
+            text, and where all examples are alike.
+        auc_of_all: the same over the examples at all counts of this evaluation together, without an interval, since an
+            example occurs once for each count.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -60,6 +67,14 @@ class Result:
     difference_low: float | None = None
     difference_high: float | None = None
     guess: float | None = None
+    residual: float | None = None
+    settled: float | None = None
+    settled_low: float | None = None
+    settled_high: float | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    auc_of_all: float | None = None
 
 
 class Headline(NamedTuple):

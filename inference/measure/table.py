@@ -7,8 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mull.checkpoints.quantities import MEAN, cells, difference, examples_of, headline, number, si
+from mull.checkpoints.quantities import (
+    MEAN,
+    PERCENT,
+    cells,
+    difference,
+    examples_of,
+    headline,
+    interval_of,
+    number,
+    si,
+)
 from mull.inference.measure.results import Result, is_text, reference_of
+from mull.inference.measure.settling import SETTLED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,12 +28,42 @@ if TYPE_CHECKING:
 ByCount = Mapping[int | None, Mapping[int | None, Result]]  # by count and difficulty
 
 
-def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print `tables(results)` to the console, by default on standard output."""
+def print_table(
+    results: Sequence[Result], *, title: str | None = None, console: Console | None = None, settling: bool = False
+) -> None:
+    """Print `tables(results)` to the console, by default on standard output; with `settling` also `settling_table`."""
     from rich.console import Console
 
-    for made in tables(results, title=title):
+    also = settling_table(results) if settling else None
+    for made in [*tables(results, title=title), *([] if also is None else [also])]:
         (console or Console()).print(made)
+
+
+def settling_table(results: Sequence[Result]) -> Table | None:
+    """Whether the model had finished thinking, by iterations and difficulty, and whether that tells right from wrong;
+    None where nothing says so. Numbers are written as quantities.py says."""
+    rows: dict[int | None, dict[str, str]] = defaultdict(dict)
+    for result in results:
+        if result.residual is None:
+            continue
+        at, row = "" if result.difficulty is None else f" at {result.difficulty}", asdict(result)
+        cell = rows[result.iterations]
+        cell["iterations"] = cells(row, is_text(results), None)["iterations"]
+        cell[f"residual{at}"] = f"{result.residual:.3f}"
+        cell[f"settled %{at}"] = interval_of(row, "settled", PERCENT)
+        cell[f"AUC{at}"] = interval_of(row, "auc", MEAN)
+    found = {result.difficulty: result.auc_of_all for result in results if result.auc_of_all is not None}
+    together = ", ".join(f"{area:.3f}" + ("" if where is None else f" at {where}") for where, area in found.items())
+    about = f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: of right against wrong"
+    return (
+        filled(
+            rows,
+            "had it finished thinking?",
+            f"{about}, by residual; 95 % intervals" + (f"; AUC of all counts together: {together}" if together else ""),
+        )
+        if rows
+        else None
+    )
 
 
 def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
