@@ -163,13 +163,7 @@ def evaluate(
         tallies = {count: Tally() for count in counts}
         frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
-            if input_ids.dim() != 2 or input_ids.shape != labels.shape:
-                raise ValueError(
-                    f"input_ids {tuple(input_ids.shape)} and labels {tuple(labels.shape)} must have one shape "
-                    "(examples, positions)"
-                )
-            check_known(model, "input_ids: token id", input_ids)
-            check_known(model, "labels: token id", labels[labels != IGNORE])
+            check_batch(model, input_ids, labels)
             frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
             ids, told = input_ids.to(model.device), labels.to(model.device)
             runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE)
@@ -181,6 +175,17 @@ def evaluate(
         guess = best_guess(frequencies, bytes_per_token)
         results += [replace(result, guess=guess) for result in found]
     return results
+
+
+def check_batch(model: LanguageModel, input_ids: Tensor, labels: Tensor) -> None:
+    """Raise a ValueError unless the two have one shape (B, T), and the model knows all of their ids."""
+    if input_ids.dim() != 2 or input_ids.shape != labels.shape:
+        raise ValueError(
+            f"input_ids {tuple(input_ids.shape)} and labels {tuple(labels.shape)} must have one shape "
+            "(examples, positions)"
+        )
+    check_known(model, "input_ids: token id", input_ids)
+    check_known(model, "labels: token id", labels[labels != IGNORE])
 
 
 def results_of(
