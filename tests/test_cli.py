@@ -134,7 +134,7 @@ def test_damaged_folders_are_named(
         ("trainer.max_stepps", "3", "max_stepps"),
         ("model.network.init_args.config.wiring", "sandwitch", "sandwitch"),
         ("model.network.init_args.config.d_model", "17", "17"),
-        ("model.iterations.init_args.mean", "0", "0"),
+        ("model.iterations.init_args.minimum", "0", "minimum=0"),
         ("data.init_args.batch_size", "0", "batch_size"),
         ("model.backprop_iterations", "0", "backprop_iterations"),
         ("model.warmup_steps", "-10", "-10"),
