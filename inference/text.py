@@ -158,7 +158,8 @@ def shortened(text: str, most: int = 40) -> str:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids, without control tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    with trouble_reading("its own tokens"):
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int], stop: Sequence[str] = ()) -> str:
