@@ -219,17 +219,13 @@ def chat(args: list[str]) -> None:
 def add_writing(parser: ArgumentParser) -> None:
     """The options of commands that write text."""
     parser.add_argument("folder", help="checkpoint folder")
-    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
     parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; then the most")
-    parser.add_argument(
-        "--decode",
-        type=str,
-        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
-        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
-    )
+    decoders = "speculate:4:16 (4 iterations draft 16 tokens: same text, sooner), wavefront:4:32 (sooner still, lossy)"
+    parser.add_argument("--decode", type=str, help=f"way of writing: plain, {decoders}")
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
@@ -367,7 +363,9 @@ counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 
-def at_least(limit: int) -> Callable[[Any], int]:
+def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
+    highest = "2^63 - 1" if most == 2**63 - 1 else f"{most:,}"
+
     def parse(text: Any) -> int:
         try:
             value = int(text)
@@ -375,11 +373,11 @@ def at_least(limit: int) -> Callable[[Any], int]:
             raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
         if value < limit:
             raise ValueError(f"{value} is below the limit of {limit}")
-        if value >= 2**63:
-            raise ValueError(f"{value} is above the limit of 2^63 - 1")
+        if value > most:
+            raise ValueError(f"{value} is above the limit of {highest}")
         return value
 
-    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
+    parse.__name__ = f"integer from {limit} to {highest};"
     return parse
 
 

@@ -14,7 +14,7 @@ bytes lie partly in the prompt.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from re import fullmatch
 
@@ -240,6 +240,8 @@ class TextStream:
 
 def stop_strings(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts that end an answer. Raises ValueError where they cannot be looked for."""
+    if not isinstance(stop, str | Iterable | None):
+        raise ValueError(f"stop must be a text or a list of texts, not {stop!r}")
     chosen = (stop,) if isinstance(stop, str) else tuple(stop or ())
     wrong = [each for each in chosen if not isinstance(each, str) or not each]
     if wrong:
