@@ -103,7 +103,7 @@ def test_other_options_of_text_are_not_yaml_either(
         (["--prompt", "a", "--iterations", "2.5"], "value: '2.5'"),
         (["--prompt", "a", "--dtype", "int8"], "int8"),
         (["--prompt", "a", "--iterations", str(2**40)], "integer from 1 to 1,000,000; value: '1099511627776'"),
-        (["--prompt", "a", "--device", "meta"], "device 'meta' cannot draw"),
+        (["--prompt", "a", "--device", "meta"], "device 'meta' cannot be used here (it holds no numbers)"),
         (["--prompt", "a", "--batch-size", "0"], "value: '0'"),
     ],
 )
