@@ -187,9 +187,9 @@ def chat(args: list[str]) -> None:
 
 def add_writing(parser: ArgumentParser) -> None:
     """The options of commands that write text."""
-    from mull.inference.arguments import CacheDtype, Dtype, at_least, shares
+    from mull.inference.arguments import MAX_COUNT, CacheDtype, Dtype, at_least, shares
 
-    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )

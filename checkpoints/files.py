@@ -28,6 +28,7 @@ MAX_NODES = 20_000  # of a YAML file: some two seconds of reading
 MAX_INTEGER = 2**63 - 1
 MAX_GROWTH = 1_000
 VOCABULARIES = ("BPE", "WordPiece", "WordLevel", "Unigram")  # types of tokenizer models, which replace nothing
+FEW = 512  # the first tokens, which are tried too: bytes and signs
 TRIAL = "A b, 1 é\n<end>"  # a text that every tokenizer can take: some fail only when they are used
 
 
@@ -249,6 +250,8 @@ def read_tokenizer(path: Path, checksum: str | None = None) -> Tokenizer:
         tokenizer.no_padding()  # may ask for any length
         for special in (True, False):
             tokenizer.decode(tokenizer.encode(TRIAL, add_special_tokens=special).ids)
+        for token in range(FEW):  # streams decode tokens one by one
+            tokenizer.decode([token])
     return tokenizer
 
 

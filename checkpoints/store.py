@@ -251,7 +251,10 @@ class Shapes(TorchFunctionMode):
 
 def usable(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device)
+        if found.is_meta:
+            raise RuntimeError("it holds no numbers")
+        return found.device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); pass 'cpu' or another") from error

@@ -45,7 +45,9 @@ counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 
-def at_least(limit: int) -> Callable[[Any], int]:
+def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
+    highest = "2^63 - 1" if most == 2**63 - 1 else f"{most:,}"
+
     def parse(text: Any) -> int:
         try:
             value = int(text)
@@ -53,9 +55,9 @@ def at_least(limit: int) -> Callable[[Any], int]:
             raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
         if value < limit:
             raise ValueError(f"{value} is below the limit of {limit}")
-        if value >= 2**63:
-            raise ValueError(f"{value} is above the limit of 2^63 - 1")
+        if value > most:
+            raise ValueError(f"{value} is above the limit of {highest}")
         return value
 
-    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
+    parse.__name__ = f"integer from {limit} to {highest};"
     return parse

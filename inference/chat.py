@@ -167,6 +167,6 @@ def converse(model: LanguageModel, call: dict[str, Any]) -> None:
 
 def count_of(line: str) -> int:
     words = line.split()
-    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit():
-        raise ValueError(f"{line.strip()!r} names no count; write /iterations 8")
+    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 6:
+        raise ValueError(f"{line.strip()[:40]!r} names no count from 1 to 999,999; write /iterations 8")
     return int(words[1])

@@ -36,11 +36,19 @@ def call_of(options: Any) -> dict[str, Any]:
         depth = len(options.capacity) + 1
     return {
         "iterations": depth,
-        "generator": torch.Generator(options.device).manual_seed(options.seed),
+        "generator": generator_on(options.device).manual_seed(options.seed),
         "stop": [unescaped(each) for each in options.stop or []],
         "cache_dtype": dtype_of(options.cache_dtype),
         **{name: options[name] for name in AS_THEY_ARE if name in options},
     }
+
+
+def generator_on(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot draw ({reason}); pass --device cpu or another") from None
 
 
 def dtype_of(name: str) -> torch.dtype | None:

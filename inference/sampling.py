@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,8 @@ def probabilities(
         ranked = renormalized(ranked, torch.arange(ranked.shape[-1], device=ranked.device) < top_k)
     if top_p is not None and top_p < 1:
         mass_before = ranked.cumsum(dim=-1) - ranked
-        ranked = renormalized(ranked, mass_before < top_p)  # the token that reaches top_p is kept
+        first = torch.arange(ranked.shape[-1], device=ranked.device) == 0  # also where top_p rounds to 0
+        ranked = renormalized(ranked, (mass_before < top_p) | first)  # the token that reaches top_p is kept
     if min_p is not None:
         ranked = renormalized(ranked, ranked >= min_p * ranked[..., :1])
     return torch.zeros_like(p).scatter(-1, token_ids, ranked)
@@ -73,6 +75,13 @@ class Draw:
 
     def __post_init__(self) -> None:
         t, k = self.temperature, self.top_k
+        for name, value in (("temperature", t), ("top_p", self.top_p), ("min_p", self.min_p)):
+            if not isinstance(value, Real) and (value is not None or name == "temperature"):
+                raise ValueError(f"{name} must be a number, not {value!r}")
+        given: Any = self.generator
+        each = given if isinstance(given, list | tuple) else [given]
+        if not all(isinstance(one, torch.Generator | None) for one in each):
+            raise ValueError(f"generator must be a torch.Generator, or a list of one a row, not {self.generator!r}")
         if not (t >= 0 and math.isfinite(t)):
             raise ValueError(f"temperature {t} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")
         if t > 0 and self.generator is None:

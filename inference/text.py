@@ -14,7 +14,7 @@ bytes lie partly in the prompt.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from re import fullmatch
 
@@ -158,7 +158,8 @@ def shortened(text: str, most: int = 40) -> str:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids, without control tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    with trouble_reading("its own tokens"):
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int], stop: Sequence[str] = ()) -> str:
@@ -239,6 +240,8 @@ class TextStream:
 
 def stop_strings(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts that end an answer. Raises ValueError where they cannot be looked for."""
+    if not isinstance(stop, str | Iterable | None):
+        raise ValueError(f"stop must be a text or a list of texts, not {stop!r}")
     chosen = (stop,) if isinstance(stop, str) else tuple(stop or ())
     wrong = [each for each in chosen if not isinstance(each, str) or not each]
     if wrong:

@@ -73,6 +73,9 @@ class LanguageModel(nn.Module):
 
     def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """`forward` of token ids (B, T): integers of any type, as a tensor, as an array or as lists."""
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not isinstance(mask, Tensor):
+            kwargs["attention_mask"] = as_valid(mask).to(self.device)
         return super().__call__(as_ids(input_ids, self.device), *args, **kwargs)
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -159,7 +162,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"a cache keeps floating-point numbers, such as torch.bfloat16, not {dtype}")
         c = self.config
         return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)

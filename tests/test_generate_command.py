@@ -102,6 +102,8 @@ def test_other_options_of_text_are_not_yaml_either(
         (["--prompt", "a", "--top-k", "2.0", "--temperature", "1"], "integer from 1 to 2^63 - 1; value: '2.0'"),
         (["--prompt", "a", "--iterations", "2.5"], "value: '2.5'"),
         (["--prompt", "a", "--dtype", "int8"], "int8"),
+        (["--prompt", "a", "--iterations", str(2**40)], "integer from 1 to 1,000,000; value: '1099511627776'"),
+        (["--prompt", "a", "--device", "meta"], "device 'meta' cannot be used here (it holds no numbers)"),
         (["--prompt", "a", "--batch-size", "0"], "value: '0'"),
     ],
 )
@@ -294,10 +296,17 @@ def chat_call(folder: Path) -> dict[str, Any]:
 def test_mistakes_in_a_chat_do_not_end_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = b"/iterations x\n/iterations 0\n/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
+    lines = b"/iterations x\n/iterations 99999999999\n/iterations 0\n/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
     out, err = talk(folder, lines, capsys, monkeypatch, "--iterations", "2")
-    says = ["write /iterations 8", "at least 1", "no command '/dance'", "byte 0xe9", "max_length is 40"]
-    assert [say in line for say, line in zip(says, err.splitlines(), strict=True)] == [True] * 5
+    says = [
+        "write /iterations 8",
+        "no count from 1 to 999,999",
+        "at least 1",
+        "no command '/dance'",
+        "byte 0xe9",
+        "max_length is 40",
+    ]
+    assert [say in line for say, line in zip(says, err.splitlines(), strict=True)] == [True] * 6
     assert out == f"{mull.generate(mull.load(folder), 'It was', 2, max_new_tokens=6).text}\n"
 
 

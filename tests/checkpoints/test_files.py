@@ -187,6 +187,7 @@ TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[C
         ({"normalizer": {"type": "Prepend", "prepend": "x" * 9_000}}, "may lengthen a text"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}}, ""),
         ({"model": {"type": "Unigram", "unk_id": 9, "vocab": []}}, "is no tokenizer"),
+        ({"decoder": {"type": "Strip", "content": "a", "start": 1000, "stop": 1000}}, "index out of bounds"),
     ],
 )
 def test_tokenizers_that_fail_when_they_are_used(
