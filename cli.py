@@ -133,12 +133,13 @@ def evaluate(args: list[str]) -> None:
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
-    if options.output:
-        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    output = None if options.output is None else Path(options.output).expanduser()
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
         asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
         chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
-        return show_tokens(model, batches, data.tokenizer, asked[-1] if asked else None, options.output, **chosen)
+        return show_tokens(model, batches, data.tokenizer, asked[-1] if asked else None, output, **chosen)
     results = measure(
         model,
         batches,
@@ -148,15 +149,15 @@ def evaluate(args: list[str]) -> None:
         selection=options.selection,
         exit=options.exit,
     )
+    if output is not None:  # before anything is printed, which ends where nobody reads any more
+        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
+        write_report(output, results, title, trained, getattr(data, "difficulty_name", "difficulty"))
     if options.json:
         print(to_json(results))
     else:
         from rich.markup import escape
 
         print_table(results, title=escape(options.folder))
-    if options.output:
-        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
-        write_report(Path(options.output), results, title, trained, getattr(data, "difficulty_name", "difficulty"))
 
 
 def generate(args: list[str]) -> int:

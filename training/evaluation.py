@@ -39,7 +39,7 @@ def data_of(
         ValueError: its data module is unknown, is not trusted, or has no evaluation batches.
     """
     import_plugins(plugins)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     file = folder / TRAINING
     description = described(folder, paths)
     arguments = description.get("init_args") or {}

@@ -26,7 +26,7 @@ import yaml
 from mull.checkpoints.replacing import complete, replace_all
 from mull.inference.measure.results import Result
 from mull.training.cli import TrainingCLI, quiet, read_configuration
-from mull.training.companions import end_with_parent
+from mull.training.companions import come_first, end_with_first
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
@@ -52,13 +52,14 @@ def train(args: list[str]) -> Path:
     if run.config.trainer.fast_dev_run:
         try_out(run)
     elif run.trainer.is_global_zero:
+        come_first()
         with only_run(run.folder):
             try:
                 train_alone(run, shlex.join(["mull", "train", *args]))
             finally:
                 close(run.trainer.loggers)
     else:  # a further process of a run whose first one holds the lock, and exports and measures
-        end_with_parent()
+        end_with_first()
         run.datamodule.prepare_data()
         run.identity = identify(run)
         fit(run, standing(run.folder, run.identity, run.completed))
@@ -165,7 +166,10 @@ def fit(run: TrainingCLI, there: Standing) -> None:
     last = run.states / LAST
     run.saving.take_signals()
     try:
-        run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        try:
+            run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        finally:
+            run.saving.give_signals_back()
         run.saving.leave_if_told()
     except NonFiniteLossError as error:
         kept = f"the last good state stays in {last}" if last.exists() else "no state was saved yet"

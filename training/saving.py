@@ -88,12 +88,12 @@ class Saving(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.give_signals_back()
-        self.stopping = self.stopping or self.signal is not None  # it came when all steps were done
 
     def give_signals_back(self) -> None:
+        """Let signals mean what they meant before; also after the trainer has put back the handlers that it found."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.handlers = {}
+        self.stopping = self.stopping or self.signal is not None  # one may have come when all steps were done
 
     def leave_if_told(self) -> None:
         """Raise `Stopped` if a signal has come and its step is done and saved."""

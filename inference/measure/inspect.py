@@ -23,7 +23,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     Raises:
         FileNotFoundError, ValueError: the folder is no sound one; see `store.verify`.
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     config, found = verify(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [

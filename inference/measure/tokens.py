@@ -153,7 +153,7 @@ def show_tokens(
     batches: Batches,
     tokenizer: Tokenizer,
     count: int | None,
-    output: str | None,
+    output: Path | None,
     *,
     exit: str | Exit | None = None,
     capacity: Capacity | None = None,
@@ -172,10 +172,12 @@ def show_tokens(
 
     pairs = [pair for difficulty in batches.values() for pair in difficulty]
     uses = token_uses(model, pairs, count, exit=exit, capacity=capacity, selection=selection)
-    for table in token_tables(uses, tokenizer):
-        Console().print(table)
+    tables = token_tables(uses, tokenizer)
     if model.config.routed_layers and count != 1:
-        Console().print(router_table(router_uses(model, pairs, count, capacity=capacity, selection=selection)))
-    if output:
-        write_heat_map(uses, tokenizer, Path(output) / "tokens.png")
-        print(f"wrote {Path(output) / 'tokens.png'}")
+        tables += [router_table(router_uses(model, pairs, count, capacity=capacity, selection=selection))]
+    if output is not None:  # before anything is printed, which ends where nobody reads any more
+        write_heat_map(uses, tokenizer, output / "tokens.png")
+    for table in tables:
+        Console().print(table)
+    if output is not None:
+        print(f"wrote {output / 'tokens.png'}")
