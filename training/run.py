@@ -62,7 +62,9 @@ def train(args: list[str]) -> Path:
         end_with_first()
         run.datamodule.prepare_data()
         run.identity = identify(run)
-        fit(run, standing(run.folder, run.identity, run.completed))
+        there = standing(run.folder, run.identity, run.completed)
+        if not there.exported and not there.ended:
+            fit(run, there)
     return run.folder
 
 

@@ -176,9 +176,9 @@ class Saving(Checkpoint):
             self.extended = False
         if not self.whole:
             self.postpone(trainer)
-        elif self.ask(trainer) or self.due or may_stop(trainer):
+        elif may_stop(trainer) or (not by_clock(trainer) and (self.ask(trainer) or self.due)):
             self.write(trainer)
-        elif self.pending is not None:
+        elif not by_clock(trainer):
             self.forget(trainer)
         self.leave_validation_if_told(trainer)
 
@@ -256,11 +256,14 @@ def may_stop(trainer: pl.Trainer) -> bool:
 
 def validates_now(trainer: pl.Trainer) -> bool:
     """Whether a validation comes right after the present batch; not one that the clock decides on."""
-    loop = trainer.fit_loop
-    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
-    return (
-        not by_clock and not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    )
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not by_clock(trainer) and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
+
+
+def by_clock(trainer: pl.Trainer) -> bool:
+    """Whether validations come after a time, so that a run that goes on has them elsewhere."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
 
 
 def validates_in_next_step(trainer: pl.Trainer) -> bool:

@@ -26,8 +26,8 @@ def two(reliability, tmp_path, monkeypatch):
 
 
 def test_two_processes_are_killed_and_go_on(two, reliability, tmp_path):
-    """Guards runs of two processes: the first is ended before every eighteenth operation on files, and the second follows;
-    going on ends in the same bits. (All operations and random kills: benchmarks/reliability.py.)"""
+    """Guards runs of two processes: the first is ended before every eighteenth operation on files, the second follows,
+    and going on ends in the same bits. (All operations and random kills: benchmarks/reliability.py.)"""
     args, expected = two
     assert reliability.killed_everywhere(args, tmp_path / "out", step=18) >= 3
     assert reliability.outcome(tmp_path / "out") == expected
