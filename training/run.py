@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -185,14 +184,14 @@ def fit(run: TrainingCLI, there: Standing) -> None:
 
 
 def measures(run: TrainingCLI) -> list[str]:
-    """The names of what a log shows beside the configuration: the losses of a validation, and the final ones."""
+    """The names of what a log shows beside the configuration: the loss of a validation, and the final ones.
+
+    Which difficulties will be measured is not known yet, so there may be names that get no value.
+    """
     counts: list[int | None] = [*run.model.validate_at] or [None]
-    difficulties: list[int | None] = [None]
-    if hasattr(run.datamodule, "evaluation_batches"):
-        with suppress(ValueError):  # nothing in it is unseen, which is said when it is measured
-            difficulties = [*run.datamodule.evaluation_batches(examples=1)]
-    several = difficulties if len(difficulties) > 1 else [None]
-    return ["val/loss", *(label("loss", count, difficulty) for difficulty in several for count in counts)]
+    difficulties = getattr(run.datamodule, "difficulties", [])
+    named = [None, *difficulties] if len(difficulties) > 1 else [None]
+    return ["val/loss", *(label("loss", count, difficulty) for difficulty in named for count in counts)]
 
 
 def restore_final_weights(run: TrainingCLI) -> None:
