@@ -220,7 +220,7 @@ def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, t
 
 @pytest.mark.parametrize("runs", ["adamw"], indirect=True)
 def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_again(runs, tmp_path, monkeypatch):
-    """Guards the order of the end: weights first, then depth.json and the card with it, with the same numbers."""
+    """Guards the order of the end: weights first, then log, depth.json and the card with it, with the same numbers."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(TaskData, "evaluation_batches", fail)
@@ -232,7 +232,10 @@ def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_
     before = contents(out)
     train([*runs.args, str(out)])
     changed = {path.name for path, state in contents(out).items() if before.get(path) != state}
-    assert changed == {"depth.json", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+    assert (
+        changed == {"depth.json", "README.md", "metrics.csv"}
+        and "By iteration count" in (out / "README.md").read_text()
+    )
     depths = [json.loads((folder / "depth.json").read_text()) for folder in (runs.whole, out)]
     rows = [[{**row, "seconds": None} for row in depth["rows"]] for depth in depths]
     assert rows[0] == rows[1] and depths[1]["command"].startswith("mull train --config ")
