@@ -242,14 +242,37 @@ def test_a_signal_ends_an_evaluation_in_order(folder, tmp_path, capsys, monkeypa
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     assert set(before) == {"evaluation.json", "evaluation.csv", "evaluation.png"}
     handler = signal.getsignal(signal.SIGTERM)
+    at_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored where tests run
     for place in ("mull.inference.measure.evaluate.score", "mull.checkpoints.replacing.write_through"):
         with monkeypatch.context() as patch:
-            patch.setattr(place, lambda *_: os.kill(os.getpid(), number))
+            patch.setattr(place, lambda *_: signal.raise_signal(number))
             capsys.readouterr()
             assert main([*arguments, "--iterations", "1,2"]) == status
         assert capsys.readouterr().err == said
         assert {path.name: path.read_bytes() for path in output.iterdir()} == before
     assert signal.getsignal(signal.SIGTERM) is handler
+    signal.signal(signal.SIGINT, at_interrupt)
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ([], {"evaluation.json", "evaluation.csv", "evaluation.png"}),
+        (["--tokens", "--exit", "latent:0.5"], {"tokens.png"}),
+    ],
+)
+def test_an_evaluation_that_nobody_reads_is_written(folder, tmp_path, monkeypatch, options, files):
+    """Guards `mull evaluate ... | head -1`: files first, then what is printed; and ~ in `--output=~/x`."""
+
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("rich.console.Console.print", gone)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # which would give pytest's own output away
+    arguments = ["evaluate", str(folder), "--examples", "4", "--difficulty", "8", "--iterations", "4", *options]
+    assert main([*arguments, "--output=~/x"]) == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == files
 
 
 def test_a_folder_may_be_called_null(

@@ -240,8 +240,8 @@ def is_log(arg: str) -> bool:
 
 def quiet() -> None:
     """Keep the trainer's product tips and hardware notes off the screen; warnings about the run still show."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*tensorboardX.*", ".*LightningCLI's args.*", ".*LeafSpec.*",
                     ".*IterableDataset.*__len__.*", ".*Checkpoint directory.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message)

@@ -12,15 +12,24 @@ import threading
 import time
 
 EVERY = 0.5  # seconds between two looks
+FIRST = "MULL_FIRST_PROCESS"  # variable of the environment: the number of the process that starts the others
 
 
-def end_with_parent() -> None:
-    """From now on, end this process at once when the one that started it has ended; it has nothing to lose."""
-    parent = os.getppid()
+def come_first() -> None:
+    """Let further processes, which are started from now on, know this one."""
+    os.environ[FIRST] = str(os.getpid())
+
+
+def end_with_first() -> None:
+    """From now on, end this process at once when the one that started it has ended; it has nothing to lose.
+
+    That is the first one, or what has started all of them, such as torchrun.
+    """
+    started_by = int(os.environ.get(FIRST) or os.getppid())
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == started_by:
             time.sleep(EVERY)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+    threading.Thread(target=watch, daemon=True, name="end-with-first").start()

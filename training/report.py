@@ -39,13 +39,14 @@ def report(options: Any, command: str) -> None:
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
-    if options.output:
-        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    output = None if options.output is None else Path(options.output).expanduser()
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
         asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
         pairs = [pair for difficulty in batches.values() for pair in difficulty]
         chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
-        return show(model, data.tokenizer, pairs, asked[-1] if asked else None, options.output, **chosen)
+        return show(model, data.tokenizer, pairs, asked[-1] if asked else None, output, **chosen)
     results = evaluate(
         model,
         batches,
@@ -58,10 +59,10 @@ def report(options: Any, command: str) -> None:
     )
     if options.record:
         record(options.folder, data, results, command)
-    if options.output:  # files first: a reader of what is printed may have gone
+    if output is not None:  # before anything is printed, which ends where nobody reads any more
         title, trained = Path(options.folder).resolve().name, model.config.default_iterations
         unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
-        write_report(Path(options.output), results, title, trained, unit, chance)
+        write_report(output, results, title, trained, unit, chance)
     if options.json:
         print(to_json(results))
     else:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -26,7 +25,7 @@ import yaml
 from mull.checkpoints.replacing import complete, replace_all
 from mull.inference.measure.results import Result
 from mull.training.cli import TrainingCLI, quiet, read_configuration
-from mull.training.companions import end_with_parent
+from mull.training.companions import come_first, end_with_first
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
@@ -52,16 +51,19 @@ def train(args: list[str]) -> Path:
     if run.config.trainer.fast_dev_run:
         try_out(run)
     elif run.trainer.is_global_zero:
+        come_first()
         with only_run(run.folder):
             try:
                 train_alone(run, shlex.join(["mull", "train", *args]))
             finally:
                 close(run.trainer.loggers)
     else:  # a further process of a run whose first one holds the lock, and exports and measures
-        end_with_parent()
+        end_with_first()
         run.datamodule.prepare_data()
         run.identity = identify(run)
-        fit(run, standing(run.folder, run.identity, run.completed))
+        there = standing(run.folder, run.identity, run.completed)
+        if not there.exported and not there.ended:
+            fit(run, there)
     return run.folder
 
 
@@ -166,7 +168,10 @@ def fit(run: TrainingCLI, there: Standing) -> None:
     last = run.states / LAST
     run.saving.take_signals()
     try:
-        run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        try:
+            run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        finally:
+            run.saving.give_signals_back()
         run.saving.leave_if_told()
     except NonFiniteLossError as error:
         kept = f"the last good state stays in {last}" if last.exists() else "no state was saved yet"
@@ -180,14 +185,14 @@ def fit(run: TrainingCLI, there: Standing) -> None:
 
 
 def measures(run: TrainingCLI) -> list[str]:
-    """The names of what a log shows beside the configuration: the losses of a validation, and the final ones."""
+    """The names of what a log shows beside the configuration: the loss of a validation, and the final ones.
+
+    Which difficulties will be measured is not known yet, so there may be names that get no value.
+    """
     counts: list[int | None] = [*run.model.validate_at] or [None]
-    difficulties: list[int | None] = [None]
-    if hasattr(run.datamodule, "evaluation_batches"):
-        with suppress(ValueError):  # nothing in it is unseen, which is said when it is measured
-            difficulties = [*run.datamodule.evaluation_batches(examples=1)]
-    several = difficulties if len(difficulties) > 1 else [None]
-    return ["val/loss", *(label("loss", count, difficulty) for difficulty in several for count in counts)]
+    difficulties = getattr(run.datamodule, "difficulties", [])
+    named = [None, *difficulties] if len(difficulties) > 1 else [None]
+    return ["val/loss", *(label("loss", count, difficulty) for difficulty in named for count in counts)]
 
 
 def restore_final_weights(run: TrainingCLI) -> None:

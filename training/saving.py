@@ -88,12 +88,12 @@ class Saving(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.give_signals_back()
-        self.stopping = self.stopping or self.signal is not None  # it came when all steps were done
 
     def give_signals_back(self) -> None:
+        """Let signals mean what they meant before; also after the trainer has put back the handlers that it found."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.handlers = {}
+        self.stopping = self.stopping or self.signal is not None  # one may have come when all steps were done
 
     def leave_if_told(self) -> None:
         """Raise `Stopped` if a signal has come and its step is done and saved."""
@@ -176,9 +176,9 @@ class Saving(Checkpoint):
             self.extended = False
         if not self.whole:
             self.postpone(trainer)
-        elif self.ask(trainer) or self.due or may_stop(trainer):
+        elif may_stop(trainer) or (not by_clock(trainer) and (self.ask(trainer) or self.due)):
             self.write(trainer)
-        elif self.pending is not None:
+        elif not by_clock(trainer):
             self.forget(trainer)
         self.leave_validation_if_told(trainer)
 
@@ -256,10 +256,14 @@ def may_stop(trainer: pl.Trainer) -> bool:
 
 def validates_now(trainer: pl.Trainer) -> bool:
     """Whether a validation comes right after the present batch; not one that the clock decides on."""
-    loop, batches = trainer.fit_loop, trainer.fit_loop._data_fetcher
-    if batches is None or getattr(trainer, "_val_check_time_interval", None) is not None:
-        return False
-    return not loop.epoch_loop.val_loop.skip and loop.epoch_loop._should_check_val_fx(batches)
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not by_clock(trainer) and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
+
+
+def by_clock(trainer: pl.Trainer) -> bool:
+    """Whether validations come after a time, so that a run that goes on has them elsewhere."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
 
 
 def validates_in_next_step(trainer: pl.Trainer) -> bool:

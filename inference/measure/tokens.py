@@ -205,7 +205,7 @@ def show(
     tokenizer: Tokenizer,
     pairs: Sequence[tuple[Tensor, Tensor]],
     iterations: int | None,
-    output: str | None,
+    output: Path | None,
     *,
     exit: str | Exit | None = None,
     **routing: Any,
@@ -224,12 +224,14 @@ def show(
     from rich.console import Console
 
     uses = token_uses(model, pairs, iterations, exit=exit, **routing)
-    for table in token_tables(uses, tokenizer):
-        Console().print(table)
+    tables = token_tables(uses, tokenizer)
     if model.config.routed_layers and iterations != 1:
-        Console().print(router_table(router_uses(model, pairs, iterations, **routing)))
-    if output:
+        tables += [router_table(router_uses(model, pairs, iterations, **routing))]
+    if output is not None:  # before anything is printed, which ends where nobody reads any more
         count = model.config.default_iterations if iterations is None else iterations
         how = f"at most {count}, exit {exit}" if exit is not None else f"{count} passes, routed"
-        write_heat_map(uses, tokenizer, Path(output) / "tokens.png", f"iterations of every position: {how}")
-        print(f"wrote {Path(output) / 'tokens.png'}")
+        write_heat_map(uses, tokenizer, output / "tokens.png", f"iterations of every position: {how}")
+    for table in tables:
+        Console().print(table)
+    if output is not None:
+        print(f"wrote {output / 'tokens.png'}")

@@ -220,7 +220,7 @@ def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, t
 
 @pytest.mark.parametrize("runs", ["adamw"], indirect=True)
 def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_again(runs, tmp_path, monkeypatch):
-    """Guards the order of the end: weights first, then depth.json and the card with it, with the same numbers."""
+    """Guards the order of the end: weights first, then log, depth.json and the card with it, with the same numbers."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(TaskData, "evaluation_batches", fail)
@@ -233,7 +233,8 @@ def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_
     train([*runs.args, str(out)])
     changed = {path.name for path, state in contents(out).items() if before.get(path) != state}
     assert (
-        changed == {"depth.json", "depth.png", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+        changed == {"depth.json", "depth.png", "README.md", "metrics.csv"}
+        and "By iteration count" in (out / "README.md").read_text()
     )
     depths = [json.loads((folder / "depth.json").read_text()) for folder in (runs.whole, out)]
     rows = [[{**row, "seconds": None} for row in depth["rows"]] for depth in depths]
@@ -314,6 +315,25 @@ def test_what_does_not_decide_the_weights_may_change(runs, tmp_path):
         [*runs.args, str(tmp_path / "out"), "--save_every", "1", "--trainer.log_every_n_steps", "2", "--threads", "1"]
     )
     assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+@pytest.mark.parametrize(
+    "data", [b"\xff\n1\n", b"step,loss\n1,2,3\n", b"step,loss\nx,2\n", b"step,loss\n1\n", b"loss\n2\n"]
+)
+def test_a_damaged_log_is_named(runs, tmp_path, data):
+    """Guards metrics.csv: one line says what is wrong with it and how to go on, which then works."""
+    shutil.copytree(runs.unfinished, tmp_path / "out")
+    file = tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv"
+    file.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"metrics\.csv is damaged .*: move it away, and the same line goes on"
+    ) as told:
+        train([*runs.args, str(tmp_path / "out")])
+    assert "\n" not in str(told.value) and file.read_bytes() == data
+    file.unlink()
+    train([*runs.args, str(tmp_path / "out")])
+    assert min(step for step, _ in logged(tmp_path / "out")) == SAVED
 
 
 class NaN(LastIteration):
