@@ -60,10 +60,16 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.formatwarning = before
 
 
-def warning_line(message: Warning | str, category: type[Warning], file: str, line: int, _: str | None = None) -> str:
+def warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,  # noqa: ARG001
+) -> str:
     """A warning as one line: of mull what it says, of others where it comes from too."""
-    ours = Path(file).is_relative_to(Path(__file__).parent)
-    where = "" if ours else f"{file}:{line}: {category.__name__}: "
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    where = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
     return f"mull: warning: {where}{' '.join(str(message).split())}\n"
 
 

@@ -104,7 +104,8 @@ def depth_table(rows: Sequence[Row]) -> list[str]:
     body = ["| " + " | ".join(row[column] for column in used) + " |" for row in shown]
     notes = ["", "Numbers behind a value are its 95 % interval."]
     if examples_of(rows):
-        notes[-1] = f"{examples_of(rows)}{' by difficulty' if shown[0]['difficulty'] else ''}. {notes[-1]}"
+        each = " of each difficulty, in their order" if shown[0]["difficulty"] else ""
+        notes[-1] = f"{examples_of(rows)}{each}. {notes[-1]}"
     if reference is not None:
         unit = "bits per byte" if text else "points of accuracy"
         notes[-1] += f" vs {reference}: {unit} more than at {reference} iterations, on the same examples."
