@@ -229,6 +229,17 @@ def test_evaluate_writes_table_and_picture(folder: Path, tmp_path: Path, capsys:
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path) -> None:
+    """Guards evidence: 11 rows of 8 bits are no 512, and what says so is a line, without code and paths."""
+    line = [sys.executable, "-m", "mull", "evaluate", str(folder), "--difficulty", "8,9,16", "--examples", "30"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        f"mull: warning: parity has {there} different test items of length {length}: measured on these, not on 30"
+        for length, there in ((8, 11), (9, 22))
+    ]
+    assert "11, 22, 30 examples" in " ".join(done.stdout.split())
+
+
 def test_a_folder_may_be_called_null(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
