@@ -263,7 +263,7 @@ def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.Captu
     assert main(["generate", str(folder), "--prompt", "1 0 1", "--iterations", "3", "--max-new-tokens", "4"]) == 0
     captured = capsys.readouterr()
     assert captured.out.split() == Parity(8).tokenizer.decode(expected.tokens[0, len(ids) :].tolist()).split()
-    assert "3.0 iterations each" in captured.err
+    assert "3.00 iterations each" in captured.err
 
 
 def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

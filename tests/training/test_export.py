@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mull
+from mull.checkpoints.card import model_card
 from mull.cli import main
 from mull.training.data import Addition, Parity, PHop, TaskData, TextData
 from mull.training.data.task import Task
@@ -110,5 +111,6 @@ def test_texts_are_told_by_their_names(tmp_path: Path) -> None:
     about = TextData(["data/gsm8k-train.jsonl", "data/tinyshakespeare.txt"], ["question"]).about()
     assert "grade-school problems with worked answers and plays of Shakespeare, byte by byte" in about.purpose
     assert about.data == "GSM8K (arXiv 2110.14168), MIT licence; tinyshakespeare, public domain" and about.prompt
+    assert "\nmull evaluate . --paths your.txt\n" in model_card("x", network(Parity()).config, None, about)
     own = TextData([str(tmp_path / "novel.txt")]).about()
     assert own.data == "novel.txt: licence unknown to mull" and own.prompt is None and "novel.txt" in own.purpose

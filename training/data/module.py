@@ -292,6 +292,7 @@ class TextData(StreamData):
                 [source.licence for source in public] + ([f"{own}: licence unknown to mull"] if own else [])
             ),
             prompt=public[0].prompt if public else None,
+            measured_on="--paths your.txt",
         )
 
     def content_key(self) -> str:
