@@ -76,6 +76,25 @@ def test_a_card_can_be_written_anew_from_what_the_folder_holds(
         renew_card(exported / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("depth", "says"),
+    [
+        ({"rows": []}, "lacks a command or rows"),
+        ({"command": "x", "rows": [{"loss": "low"}]}, "which is no number"),
+        ({"command": "x", "rows": [{"loss": 1.0}]}, "a result of the evaluation lacks iterations, difficulty"),
+    ],
+)
+def test_a_damaged_table_makes_no_card(
+    exported: Path, depth: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards folders of others: one line, and the page as it was."""
+    before = (exported / "README.md").read_bytes()
+    (exported / "depth.json").write_text(json.dumps(depth))
+    assert main(["inspect", str(exported), "--card"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and (exported / "README.md").read_bytes() == before
+
+
 def test_results_can_be_kept_in_the_folder(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards `evaluate --record`: depth.json has the line that makes it, and the page has its numbers."""
     line = ["evaluate", str(exported), "--iterations", "1,3", "--difficulty", "16", "--examples", "4"]
