@@ -31,6 +31,7 @@ class About:
         right: the answer that is right; None where none is.
         answer: what the model writes; None where nobody has asked it.
         iterations: the count at which it was asked; None for a model without a loop, or the default.
+        measured_on: what `mull evaluate` has to be given beside the folder, such as --paths and a text.
     """
 
     purpose: str
@@ -39,6 +40,7 @@ class About:
     right: str | None = None
     answer: str | None = None
     iterations: int | None = None
+    measured_on: str = ""
 
 
 def model_card(
@@ -84,7 +86,8 @@ def example(about: About | None) -> list[str]:
         lines += [f"mull generate . --prompt {shlex.quote(about.prompt)}{depth}"]
         if about.answer is not None:
             lines += [f"    {line}" for line in about.answer.strip().splitlines()]
-    lines += ["mull inspect .", "mull evaluate .", "```", ""]
+    evaluation = f"mull evaluate . {'' if about is None else about.measured_on}".rstrip()
+    lines += ["mull inspect .", evaluation, "```", ""]
     if about is not None and about.right is not None:
         lines += [f"The indented line is its answer; `{about.right}` is right.", ""]
     elif about is not None and about.answer is not None:
@@ -104,7 +107,8 @@ def depth_table(rows: Sequence[Row]) -> list[str]:
     body = ["| " + " | ".join(row[column] for column in used) + " |" for row in shown]
     notes = ["", "Numbers behind a value are its 95 % interval."]
     if examples_of(rows):
-        notes[-1] = f"{examples_of(rows)}{' by difficulty' if shown[0]['difficulty'] else ''}. {notes[-1]}"
+        each = " of each difficulty, in their order" if shown[0]["difficulty"] else ""
+        notes[-1] = f"{examples_of(rows)}{each}. {notes[-1]}"
     if reference is not None:
         unit = "bits per byte" if text else "points of accuracy"
         notes[-1] += f" vs {reference}: {unit} more than at {reference} iterations, on the same examples."

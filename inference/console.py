@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mull.checkpoints.quantities import MEAN, number
 from mull.inference.checks import check_prompt
 from mull.inference.decoders import choose_decoder
 from mull.inference.generate import stream
@@ -157,4 +158,4 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
 
 def summary(used: list[int], seconds: float) -> str:
     mean = sum(used) / max(len(used), 1)
-    return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
+    return f"[{len(used)} tokens, {number(mean, MEAN)} iterations each, {len(used) / seconds:.1f} tokens/s]"

@@ -275,6 +275,17 @@ def test_an_evaluation_that_nobody_reads_is_written(folder, tmp_path, monkeypatc
     assert {path.name for path in (tmp_path / "x").iterdir()} == files
 
 
+def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path) -> None:
+    """Guards evidence: 11 rows of 8 bits are no 512, and what says so is a line, without code and paths."""
+    line = [sys.executable, "-m", "mull", "evaluate", str(folder), "--difficulty", "8,9,16", "--examples", "30"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        f"mull: warning: parity has {there} different test items of length {length}: measured on these, not on 30"
+        for length, there in ((8, 11), (9, 22))
+    ]
+    assert "11, 22, 30 examples" in " ".join(done.stdout.split())
+
+
 def test_a_folder_may_be_called_null(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,7 +309,7 @@ def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.Captu
     assert main(["generate", str(folder), "--prompt", "1 0 1", "--iterations", "3", "--max-new-tokens", "4"]) == 0
     captured = capsys.readouterr()
     assert captured.out.split() == Parity(8).tokenizer.decode(expected.tokens[0, len(ids) :].tolist()).split()
-    assert "3.0 iterations each" in captured.err
+    assert "3.00 iterations each" in captured.err
 
 
 def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data.distributed import DistributedSampler
 
+from mull.checkpoints.quantities import NATS, number
 from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
@@ -104,7 +105,8 @@ class DepthValidation(pl.Callback):
         gap = means["loss@1"] - means["loss"]
         if gap < self.ignored_below:
             rank_zero_warn(
-                f"step {step}: the loop is ignored: loss {means['loss@1']:.4f} at 1 iteration and {means['loss']:.4f} "
+                f"step {step}: the loop is ignored: loss {number(means['loss@1'], NATS)} at 1 iteration and "
+                f"{number(means['loss'], NATS)} "
                 f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
             )
 

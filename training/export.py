@@ -17,11 +17,12 @@ import torch
 from torch import nn
 
 from mull.checkpoints.card import About, model_card
-from mull.checkpoints.files import is_there, read_bytes, read_json
+from mull.checkpoints.files import is_there, read_bytes
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, save, verify
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.inspect import read_depth
 from mull.inference.measure.plots import draw, png_of
 from mull.inference.measure.results import Result, from_json, to_json
 from mull.inference.measure.table import print_table
@@ -130,7 +131,7 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
     if depth is not None:
         files[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
     elif is_there(folder / DEPTH):
-        depth = read_json(folder / DEPTH)
+        depth = read_depth(folder / DEPTH)
     if depth is not None:
         results = from_json(json.dumps(depth))
         if any(result.iterations is not None for result in results):

@@ -96,22 +96,28 @@ def depth_lines(file: Path) -> list[str]:
     """The measured table of depth.json."""
     if not is_there(file):
         return []
+    found = read_depth(file)
+    return ["", f"measured by `{shown(found['command'], 200)}`:", *aligned(found["rows"])]
+
+
+def read_depth(file: Path) -> dict[str, Any]:
+    """What a depth.json holds: a command, and rows of numbers. Raises ValueError for anything else."""
     found = read_json(file)
     command, rows = found.get("command"), found.get("rows")
     if not isinstance(command, str) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise damaged(file, "lacks a command or rows", "measure again with `mull evaluate`")
     for row in rows:
-        wrong = [name for name, value in row.items() if not is_plain(value)]
+        wrong = [name for name, value in row.items() if not is_plain(value, name in ("capacity_asked", "capacity_met"))]
         if wrong:
             said = f"{shown(wrong[0], 40)} {shown(row[wrong[0]], 40)}"
             raise damaged(file, f"holds a result with {said}, which is no number", "measure again with `mull evaluate`")
-    return ["", f"measured by `{shown(command, 200)}`:", *aligned(rows)]
+    return found
 
 
-def is_plain(value: Any) -> bool:
-    """Whether this may stand in a result: a number, null, or a list of numbers."""
-    if isinstance(value, list):
-        return all(each is not None and is_plain(each) for each in value)
+def is_plain(value: Any, listed: bool) -> bool:
+    """Whether this may stand in a result: null, a number, or a list of numbers where there is one for each pass."""
+    if listed and value is not None:
+        return isinstance(value, list) and all(each is not None and is_plain(each, False) for each in value)
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300)
 
 

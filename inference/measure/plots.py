@@ -17,6 +17,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mull.checkpoints.quantities import BITS, number
 from mull.checkpoints.replacing import replace_all
 from mull.inference.measure.results import Result, headline, is_text, reference_of
 
@@ -66,7 +67,7 @@ def draw(
         title: above the panels.
         chance: where guessing lands, in the unit of the vertical axis (0 .. 1 for accuracy), one dotted line; None
             draws what each difficulty's most frequent answers give (`Result.guess`).
-        trained_iterations: count of a call that names none; a vertical mark on the left.
+        trained_iterations: count of a call that names none; a vertical line on the left.
         baselines: results of other models by name; one without a loop is a level line on the left, a point beside it.
             Their difficulties take the colours of `results`; those that `results` lacks are left out.
         difficulty_name: what the difficulty counts, for the legend, e.g. "length".
@@ -94,10 +95,9 @@ def draw(
     dress(left, right, counts, text)
     for panel in more:
         dress_differences(panel, counts, reference, text)
-    guessed = mark((left, right), results, colors, chance, trained_iterations)
-    constant = "frequencies of tokens alone" if text else "always the most frequent answer"
-    level = None if not guessed else constant if chance is None else "chance"
-    add_legend(figure, colors, looks, difficulty_name, level)
+    lines = {} if trained_iterations is None else {"default count": "-"}
+    lines |= mark((left, right), results, colors, chance, trained_iterations)
+    add_legend(figure, colors, looks, difficulty_name, lines)
     if title is not None:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -153,12 +153,13 @@ def draw_differences(panel: Axes, line: Sequence[Result], color: Any) -> None:
 
 def dress(left: Axes, right: Axes, counts: Sequence[int], text: bool) -> None:
     """Axes, ticks and names of the panels of values."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
     over_counts(left, counts)
     right.set_xscale("log")
     low, high = right.get_xlim()
-    right.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0)))
+    decades = LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 2.0, 5.0))
+    right.xaxis.set_major_locator(decades if high > 8 * low else MaxNLocator(4, steps=[1, 2, 5, 10]))
     right.xaxis.set_minor_locator(NullLocator())
     right.xaxis.set_major_formatter(EngFormatter())
     right.set_xlabel("FLOPs per token")
@@ -210,21 +211,24 @@ def mark(
     colors: Mapping[int | None, Any],
     chance: float | None,
     trained_iterations: float | None,
-) -> bool:
-    """The levels of guessing on both panels, and the default count on the left one, named where it stands; whether
-    there are levels of guessing."""
+) -> dict[str, Any]:
+    """Draw the levels of guessing on both panels, and the default count on the left one. Returns the name of the former
+    in the legend, and its style. A level far from everything else would flatten it, and is told by its number."""
+    if trained_iterations is not None:
+        panels[0].axvline(trained_iterations, color=GREY, linestyle="-", linewidth=0.9)
     guesses = {result.difficulty: result.guess for result in results if result.guess is not None}
     levels = [(GREY, chance)] if chance is not None else [(colors[d], guess) for d, guess in guesses.items()]
+    if not levels:
+        return {}
+    text = is_text(results)
+    constant = "frequencies of tokens alone" if text else "always the most frequent answer"
+    low, high = panels[0].get_ylim()
+    if text and chance is None and any(not low - (high - low) < level < high + (high - low) for _, level in levels):
+        return {f"{constant}: {', '.join(number(level, BITS) for _, level in levels)}, not drawn": "none"}
     for color, level in levels:
         for panel in panels:
             panel.axhline(level, color=color, linestyle=":", linewidth=1.2)
-    if trained_iterations is not None:
-        panels[0].axvline(trained_iterations, color=GREY, linestyle="-", linewidth=0.9)
-        panels[0].annotate(
-            "default count", (trained_iterations, 0), xycoords=panels[0].get_xaxis_transform(), xytext=(-3, 4),
-            textcoords="offset points", ha="right", rotation=90, color=GREY, fontsize=8,
-        )  # fmt: skip
-    return bool(levels)
+    return {constant if chance is None else "chance": ":"}
 
 
 def add_legend(
@@ -232,9 +236,9 @@ def add_legend(
     colors: Mapping[int | None, Any],
     looks: Mapping[str, tuple[Any, str]],
     difficulty_name: str,
-    level: str | None,
+    lines: Mapping[str, Any],
 ) -> None:
-    """One legend under the panels: difficulties by colour, baselines by style and marker, dotted lines, bands."""
+    """One legend under the panels: difficulties by colour, baselines by style and marker, further lines, and bands."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -242,7 +246,8 @@ def add_legend(
     entries: list[Any] = [Line2D([], [], color=c, marker="o", markersize=5, label=n) for n, c in names.items()]
     for name, (style, marker) in looks.items():
         entries.append(Line2D([], [], color="0.3", linestyle=style, marker=marker, markersize=7, label=name))
-    if level is not None:
-        entries.append(Line2D([], [], color=GREY, linestyle=":", label=level))
+    entries += [Line2D([], [], color=GREY, linestyle=style, label=name) for name, style in lines.items()]
     entries.append(Patch(color=GREY, alpha=0.18, linewidth=0, label="95 % interval"))
-    figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=min(len(entries), 6))
+    lines_needed = -(-len(entries) // (5 if len(figure.axes) == 2 else 8))  # as many lines as the width needs
+    columns = -(-len(entries) // lines_needed)
+    figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=columns)

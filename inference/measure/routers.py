@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mull.checkpoints.quantities import PERCENT, number
+from mull.checkpoints.quantities import NATS, PERCENT, number
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel
 from mull.models.config import Capacity
@@ -82,6 +82,6 @@ def router_table(uses: RouterUses) -> Table:
     table = Table("layer", "pass", "asked %", "met %", "entropy, nats", title="routed passes")
     for use in uses.passes:
         asked, met = number(use.asked, PERCENT), number(use.met, PERCENT)
-        table.add_row(str(use.layer), str(use.number), asked, met, f"{use.entropy:.3f}")
+        table.add_row(str(use.layer), str(use.number), asked, met, number(use.entropy, NATS))
     table.caption = f"{number(uses.dead, PERCENT)} % of the tokens take no routed pass"
     return table

@@ -67,7 +67,8 @@ def settling_table(results: Sequence[Result]) -> Table | None:
 
 
 def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
-    """One table for one difficulty. For several ones a table of the headline by difficulty, and one of its differences.
+    """One table for one difficulty. For several ones a table of the headline by difficulty, one of its differences, and
+    for a model with routed passes one of who took them.
 
     Seconds are of the sweep, of all difficulties together; numbers are written as quantities.py says.
     """
@@ -90,6 +91,9 @@ def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table
         compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
         about = f"{'bits per byte' if text else 'points'} by difficulty, on the same examples; 95 % intervals"
         made.append(filled(compared, f"difference to {reference} iterations", about))
+    if any(result.capacity_met for result in results):
+        met = {count: capacities(found, difficulties, text) for count, found in at.items()}
+        made.append(filled(met, "who took each routed pass", "% of the tokens, by pass; met by difficulty"))
     return made
 
 
@@ -115,7 +119,6 @@ def several(found: Mapping[int | None, Result], difficulties: Sequence[int | Non
     return {
         "iterations": last["iterations"],
         **shown,
-        "asked %": last["asked %"],
         "mean iterations": number(sum(used) / len(used), MEAN) if used else "",
         f"FLOPs/token ({difficulties[-1]})": si(measured[-1].flops_per_token),
         "sec": f"{sum(result.seconds for result in measured):.2f}",
@@ -123,9 +126,17 @@ def several(found: Mapping[int | None, Result], difficulties: Sequence[int | Non
 
 
 def differences(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
-    """The cells of a count in the table of differences; with routed passes, what they met too."""
+    """The cells of a count in the table of differences."""
     shown = {f"at {each}": difference(asdict(found[each]), text) if each in found else "" for each in difficulties}
     return {"iterations": cells(asdict(next(iter(found.values()))), text, None)["iterations"], **shown}
+
+
+def capacities(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count in the table of routed passes: what was asked for, and what each difficulty met."""
+    rows = {difficulty: cells(asdict(result), text, None) for difficulty, result in found.items()}
+    first = next(iter(rows.values()))
+    shown = {f"at {each}": rows[each]["met %"] if each in rows else "" for each in difficulties}
+    return {"iterations": first["iterations"], "asked": first["asked %"], **shown}
 
 
 def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, caption: str) -> Table:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import mull
+from mull.checkpoints.card import model_card
 from mull.cli import main
 from mull.training.data import Addition, Parity, PHop, TaskData, TextData
 from mull.training.data.task import Task
@@ -75,6 +76,25 @@ def test_a_card_can_be_written_anew_from_what_the_folder_holds(
         renew_card(exported / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("depth", "says"),
+    [
+        ({"rows": []}, "lacks a command or rows"),
+        ({"command": "x", "rows": [{"loss": "low"}]}, "which is no number"),
+        ({"command": "x", "rows": [{"loss": 1.0}]}, "a result of the evaluation lacks iterations, difficulty"),
+    ],
+)
+def test_a_damaged_table_makes_no_card(
+    exported: Path, depth: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards folders of others: one line, and the page as it was."""
+    before = (exported / "README.md").read_bytes()
+    (exported / "depth.json").write_text(json.dumps(depth))
+    assert main(["inspect", str(exported), "--card"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and (exported / "README.md").read_bytes() == before
+
+
 def test_results_can_be_kept_in_the_folder(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards `evaluate --record`: depth.json has the line that makes it, and the page has its numbers."""
     line = ["evaluate", str(exported), "--iterations", "1,3", "--difficulty", "16", "--examples", "4"]
@@ -110,5 +130,6 @@ def test_texts_are_told_by_their_names(tmp_path: Path) -> None:
     about = TextData(["data/gsm8k-train.jsonl", "data/tinyshakespeare.txt"], ["question"]).about()
     assert "grade-school problems with worked answers and plays of Shakespeare, byte by byte" in about.purpose
     assert about.data == "GSM8K (arXiv 2110.14168), MIT licence; tinyshakespeare, public domain" and about.prompt
+    assert "\nmull evaluate . --paths your.txt\n" in model_card("x", network(Parity()).config, None, about)
     own = TextData([str(tmp_path / "novel.txt")]).about()
     assert own.data == "novel.txt: licence unknown to mull" and own.prompt is None and "novel.txt" in own.purpose

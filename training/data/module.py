@@ -22,6 +22,7 @@ sees exactly the batches that an uninterrupted one would have seen.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -201,7 +202,10 @@ class TaskData(StreamData):
         """What a model of this task is for, and one of its test items."""
         trained = {*self.difficulties, *self.curriculum.values()}
         difficulty = min((each for each in trained if not self.task.is_seen(each, trained)), default=None)
-        prompt, right = (None, None) if difficulty is None else self.task.prompt("test", 0, 0, difficulty)
+        prompt, right = None, None
+        if difficulty is not None:
+            with suppress(ValueError):  # a task of one's own may have no test items, and trains all the same
+                prompt, right = self.task.prompt("test", 0, 0, difficulty)
         return About(
             purpose=self.task.purpose or f"Answers items of the task {self.task.name}.",
             data=f"random items of the task {self.task.name}, made by mull: nothing to license",
@@ -292,6 +296,7 @@ class TextData(StreamData):
                 [source.licence for source in public] + ([f"{own}: licence unknown to mull"] if own else [])
             ),
             prompt=public[0].prompt if public else None,
+            measured_on="--paths your.txt",
         )
 
     def content_key(self) -> str:

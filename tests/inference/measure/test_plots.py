@@ -67,8 +67,11 @@ def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
 def test_chance_and_trained_depth_are_marked() -> None:
     plain, marked = draw(RESULTS), draw(RESULTS, chance=0.25, trained_iterations=5.5, title="a title")
     assert [len(axes.lines) for axes in marked.axes] == [len(plain.axes[0].lines) + 2, len(plain.axes[1].lines) + 1]
-    assert {text.get_text() for axes in marked.axes for text in axes.texts} == {"default count"}
-    assert [text.get_text() for text in marked.legends[0].get_texts()][2:] == ["chance", "95 % interval"]
+    assert [text.get_text() for text in marked.legends[0].get_texts()][2:] == [
+        "default count",
+        "chance",
+        "95 % interval",
+    ]
     assert any(set(line.get_xdata()) == {5.5} for line in marked.axes[0].lines)  # type: ignore[arg-type]
     assert all(any(set(line.get_ydata()) == {0.25} for line in axes.lines) for axes in marked.axes)  # type: ignore[arg-type]
 
@@ -105,6 +108,17 @@ def test_what_guessing_gives_is_a_dotted_line_for_each_difficulty() -> None:
         assert [set(line.get_ydata()) for line in dotted] == [{0.5}, {0.6}]  # type: ignore[arg-type]
         assert [line.get_color() for line in dotted] == [line.get_color() for line in panel.lines[:2]]
     assert "always the most frequent answer" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_level_that_would_flatten_the_lines_is_told_and_not_drawn() -> None:
+    """Guards the picture of text: 5 bits of bare frequencies above lines from 1.7 to 2.0 leave nothing to see."""
+    results = [replace(make_result(count, None, 0.5), bits_per_byte=1.7 + 0.3 / count, guess=4.91) for count in COUNTS]
+    figure = draw(results)
+    assert not [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert figure.axes[0].get_ylim()[1] < 3
+    assert "frequencies of tokens alone: 4.910, not drawn" in [t.get_text() for t in figure.legends[0].get_texts()]
+    near = draw([replace(result, guess=2.1) for result in results])
+    assert [line for line in near.axes[0].lines if line.get_linestyle() == ":"]
 
 
 def test_differences_have_a_panel_with_their_paired_bands() -> None:

@@ -110,6 +110,16 @@ def test_differences_of_several_difficulties_have_a_table_of_their_own() -> None
     assert "vs 8" in single and "-40.0 ±2.0" in single
 
 
+def test_capacities_of_several_difficulties_have_a_table_of_their_own() -> None:
+    """Guards asked and met, by pass, also where difficulties stand side by side: hard ones take more than they ask."""
+    routed = replace(TASK, capacity=0.5, capacity_asked=(0.9, 0.1), capacity_met=(0.91, 0.12))
+    text = printed([routed, replace(routed, difficulty=64, capacity_met=(0.95, 0.3))], width=100)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "8 90/10 91.0/12.0 95.0/30.0" in lines and "who took each routed pass" in lines
+    single = printed([routed], width=120)
+    assert "90/10" in single and "91.0/12.0" in single
+
+
 def test_table_of_text_and_of_a_model_without_a_loop() -> None:
     text = printed([TEXT, replace(TEXT, iterations=None)])
     assert "bits per byte" in text
