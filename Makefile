@@ -12,8 +12,9 @@ FOLDERS := configs models checkpoints inference inference/decoders inference/mea
 demo: $(INSTALLED)
 	$(BIN)/mull train --config configs/demo.yaml
 	$(BIN)/mull evaluate checkpoints/demo --iterations 1,2,4,8,16,32,64 --difficulty 16,32,64 --output checkpoints/demo
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 1
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 32
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 1
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 32
+	@echo "nine ones: odd is right"
 	@echo "the picture: checkpoints/demo/evaluation.png"
 
 test: $(INSTALLED)

@@ -133,4 +133,6 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
 
 def summary(used: list[int], seconds: float) -> str:
     mean = sum(used) / max(len(used), 1)
-    return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
+    return (
+        f"[{len(used)} token{'s' * (len(used) != 1)}, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
+    )
