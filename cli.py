@@ -10,6 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the others
+    if args and args[0] == "help":
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -38,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if args[0] not in COMMANDS:
-            raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+            raise ValueError(unknown(args[0]))
         return COMMANDS[args[0]](args[1:]) or 0
     except BrokenPipeError:  # `mull inspect FOLDER | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,8 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         from mull.checkpoints.files import one_line
 
-        print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
+        print("mull: error: " + one_line(said(error), 500), file=sys.stderr)
         return 2
+
+
+def unknown(command: str) -> str:
+    """The error for a command that does not exist."""
+    near = get_close_matches(command.lower(), COMMANDS, 1)
+    meant = f", do you mean {near[0]}?" if near else "."
+    return f"there is no command {command!r}{meant} The commands are {', '.join(COMMANDS)}"
+
+
+def said(error: BaseException) -> str:
+    """The words of an error; of the file system's without their number, and with a way out."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; name another place, or make this one fit"
+    return str(error)
 
 
 def is_users(error: BaseException) -> bool:

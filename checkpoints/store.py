@@ -36,6 +36,7 @@ from mull.checkpoints.files import (
     MAX_TOKENIZER,
     checksum_of,
     damaged,
+    file_in_the_way,
     is_there,
     read_bytes,
     read_json,
@@ -86,9 +87,9 @@ def save(
         ValueError: the model is of no known family, or the path is a file.
     """
     folder = Path(path).expanduser()
-    blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
-    if blocking:
-        raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; a checkpoint is a folder, name another path")
     model_type = family_of(model)
     weights = to_safetensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     contents: dict[str, bytes] = {WEIGHTS: weights}

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mull.checkpoints import load
+from mull.checkpoints.files import file_in_the_way
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.plots import write_plot
@@ -28,6 +29,10 @@ def report(options: Any) -> None:
     Raises:
         FileNotFoundError, ValueError: the folder or an option is wrong.
     """
+    output = Path(options.output).expanduser() if options.output else None
+    blocking = None if output is None else file_in_the_way(output)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
     model = load(options.folder, options.device)
     data = data_of(options.folder, options.paths, trust=options.trust)
     batches = data.evaluation_batches(
@@ -39,10 +44,10 @@ def report(options: Any) -> None:
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
-    if options.output:
-        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
-        return show_tokens(model, data, batches, options)
+        return show_tokens(model, data, batches, options, output)
     results = evaluate(
         model,
         batches,
@@ -56,8 +61,7 @@ def report(options: Any) -> None:
         print(to_json(results))
     else:
         print_table(results, title=escape(options.folder))
-    if options.output:
-        output = Path(options.output)
+    if output is not None:
         (output / "evaluation.json").write_text(to_json(results) + "\n")
         (output / "evaluation.csv").write_text(to_csv(results))
         trained = model.config.default_iterations
@@ -71,7 +75,7 @@ def report(options: Any) -> None:
             )
 
 
-def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
+def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any, output: Path | None) -> None:
     """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
     pairs = [pair for difficulty in batches.values() for pair in difficulty]
     asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
@@ -89,9 +93,9 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
     if model.config.routed_layers and count != 1:
         routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
         Console().print(router_table(routed))
-    if options.output:
-        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
-        print(f"wrote {Path(options.output) / 'tokens.png'}")
+    if output is not None:
+        write_heat_map(uses, data.tokenizer, output / "tokens.png")
+        print(f"wrote {output / 'tokens.png'}")
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:
