@@ -283,3 +283,36 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     said = subprocess.run([sys.executable, "-m", "mull", "--version"], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f"mull {mull.__version__}\n")
     assert {"load", "save", "generate"} <= set(dir(mull))
+
+
+@pytest.mark.parametrize("name", ["[x]", "[bold]x[", ":smile:", r"$\alpha_{$ x", "a b", "%d {0}", "null", "-x", "été"])
+def test_a_folder_may_have_any_name(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup of tables, formulas of plots and signs of formats are letters in a name; all of the evaluation is kept."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, name)
+    arguments = ["--examples", "2", "--iterations", "1,2", f"--output={name}"]
+    assert main(["evaluate", f"./{name}", *arguments]) == 0
+    assert name in capsys.readouterr().out
+    assert {f"evaluation.{kind}" for kind in ("json", "csv", "png")} < {path.name for path in Path(name).iterdir()}
+    assert main(["inspect", f"./{name}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+
+
+def test_a_home_is_the_users_in_every_option(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells leave `--output=~/x` as it is; taken as it stands, it would make a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(folder, tmp_path / "home" / "tiny")
+    (tmp_path / "home" / "prompts.txt").write_text("1 0 1\n")
+    (tmp_path / "home" / "own.yaml").write_text("seed_everything: 5\n")
+    assert main(["evaluate", "~/tiny", "--examples", "2", "--output=~/out"]) == 0
+    assert main(["generate", "~/tiny", "--prompts=~/prompts.txt", "--max-new-tokens=1"]) == 0
+    with pytest.raises(SystemExit):  # with status 0, when it is printed
+        main(["train", "--from=~/tiny", "--config=parity", "--config=~/own.yaml", "--print_config"])
+    assert "seed_everything: 5" in capsys.readouterr().out
+    assert (tmp_path / "home" / "out" / "evaluation.json").is_file() and not list((tmp_path / "here").iterdir())

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from mull.checkpoints import load
 from mull.checkpoints.files import file_in_the_way
@@ -60,7 +59,7 @@ def report(options: Any) -> None:
     if options.json:
         print(to_json(results))
     else:
-        print_table(results, title=escape(options.folder))
+        print_table(results, title=options.folder)
     if output is not None:
         (output / "evaluation.json").write_text(to_json(results) + "\n")
         (output / "evaluation.csv").write_text(to_csv(results))

@@ -77,7 +77,7 @@ def draw(
     mark(left, right, chance, trained_iterations)
     add_legend(figure, colors, looks, difficulty_name)
     if title is not None:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12, parse_math=False)  # a $ in the name of a folder is a $
     return figure
 
 

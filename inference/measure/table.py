@@ -28,10 +28,11 @@ def table(results: Sequence[Result], *, title: str | None = None) -> Table:
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     shown = "bits per byte" if is_text(results) else "accuracy in %"
     made = Table(
-        title=title,
+        title=None if title is None else Text(title),  # the name of a folder may look like markup
         caption=f"{shown} ± 95 % interval; loss in nats; sec: the sweep so far",
         box=SIMPLE_HEAD,
         collapse_padding=True,
