@@ -241,10 +241,9 @@ def data(args: list[str]) -> None:
     parser = new_parser("data")
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(corpora.SOURCES)}, or all")
     names = parse(parser, args).names
-    if not names:
-        print("\n".join(corpora.listing()))
-    for name in corpora.SOURCES if names == ["all"] else names:
-        print("\n".join(corpora.fetch(name)))
+    asked = list(corpora.SOURCES) if names == ["all"] else names
+    lines = [line for name in asked for line in corpora.fetch(name)]  # all of it, before a reader who has gone ends it
+    print("\n".join(lines if names else corpora.listing()))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

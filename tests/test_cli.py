@@ -5,6 +5,7 @@ half-written (design: contracts of the command line).
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,19 @@ def test_a_folder_may_be_called_null(
     demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
     for name in ("null", "# x"):
         assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--exit", "fixed:1", "--tokens"]], ids=" ".join)
+def test_a_reader_who_has_gone_costs_no_results(extra: list[str], folder: Path, tmp_path: Path) -> None:
+    """`mull evaluate ... --output DIR | head -0`: what was measured is written before it is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "mull", "evaluate", folder, "--examples", "4", "--output", tmp_path, *extra]
+    run = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert run.returncode == 0 and run.stderr == ""
+    pictures = {"tokens.png"} if "--tokens" in extra else {f"evaluation.{kind}" for kind in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
 
 
 def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

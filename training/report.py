@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mull.checkpoints import load
 from mull.checkpoints.files import file_in_the_way
 from mull.inference.early_exit import choose_exit
@@ -12,7 +10,7 @@ from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.plots import write_plot
 from mull.inference.measure.results import to_csv, to_json
 from mull.inference.measure.routers import router_table, router_uses
-from mull.inference.measure.table import print_table
+from mull.inference.measure.table import print_table, standard_output
 from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
@@ -56,11 +54,7 @@ def report(options: Any) -> None:
         selection=options.selection,
         exit=options.exit,
     )
-    if options.json:
-        print(to_json(results))
-    else:
-        print_table(results, title=options.folder)
-    if output is not None:
+    if output is not None:  # before anything is printed: a reader who has gone ends the command
         (output / "evaluation.json").write_text(to_json(results) + "\n")
         (output / "evaluation.csv").write_text(to_csv(results))
         trained = model.config.default_iterations
@@ -72,6 +66,10 @@ def report(options: Any) -> None:
                 trained_iterations=trained,
                 difficulty_name=getattr(data, "difficulty_name", "difficulty"),
             )
+    if options.json:
+        print(to_json(results))
+    else:
+        print_table(results, title=options.folder)
 
 
 def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any, output: Path | None) -> None:
@@ -87,13 +85,14 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any, out
         capacity=options.capacity,
         selection=options.selection,
     )
-    for table in token_tables(uses, data.tokenizer):
-        Console().print(table)
-    if model.config.routed_layers and count != 1:
-        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
-        Console().print(router_table(routed))
     if output is not None:
         write_heat_map(uses, data.tokenizer, output / "tokens.png")
+    for table in token_tables(uses, data.tokenizer):
+        standard_output().print(table)
+    if model.config.routed_layers and count != 1:
+        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
+        standard_output().print(router_table(routed))
+    if output is not None:
         print(f"wrote {output / 'tokens.png'}")
 
 

@@ -15,9 +15,18 @@ if TYPE_CHECKING:
 
 def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
     """Print `table(results)` to the console, by default on standard output."""
+    (console or standard_output()).print(table(results, title=title))
+
+
+def standard_output() -> Console:
+    """A console on standard output, for which a reader who has gone is what it is for `print`: a BrokenPipeError."""
     from rich.console import Console
 
-    (console or Console()).print(table(results, title=title))
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process with status 1
+            raise BrokenPipeError
+
+    return Plain()
 
 
 def table(results: Sequence[Result], *, title: str | None = None) -> Table:
