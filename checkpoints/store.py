@@ -189,6 +189,11 @@ def existing(path: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     complete(folder)
+    if not is_there(folder / CONFIG) and (folder / "trainer").is_dir():
+        raise FileNotFoundError(
+            f"{folder} holds a training and no model: it has not come to its end, and the line that began it goes on, "
+            "or its network is of no registered family"
+        )
     return folder
 
 
