@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the others
+    if args and args[0] == "help":
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
         if args[0] not in COMMANDS:
-            raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+            raise ValueError(unknown(args[0]))
         return COMMANDS[args[0]](args[1:]) or 0
     except BrokenPipeError:  # `mull inspect FOLDER | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         from mull.checkpoints.files import one_line
 
-        print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
+        print("mull: error: " + one_line(said(error), 500), file=sys.stderr)
         return 2
     finally:
         if at_sigterm is not None:
@@ -88,6 +91,20 @@ def warning_line(
     ours = Path(filename).is_relative_to(Path(__file__).parent)
     where = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
     return f"mull: warning: {where}{' '.join(str(message).split())}\n"
+
+
+def unknown(command: str) -> str:
+    """The error for a command that does not exist."""
+    near = get_close_matches(command.lower(), COMMANDS, 1)
+    meant = f", do you mean {near[0]}?" if near else "."
+    return f"there is no command {command!r}{meant} The commands are {', '.join(COMMANDS)}"
+
+
+def said(error: BaseException) -> str:
+    """The words of an error; of the file system's without their number, and with a way out."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; name another place, or make this one fit"
+    return str(error)
 
 
 def is_users(error: BaseException) -> bool:
@@ -268,10 +285,9 @@ def data(args: list[str]) -> None:
     parser = new_parser("data")
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(corpora.SOURCES)}, or all")
     names = parse(parser, args).names
-    if not names:
-        print("\n".join(corpora.listing()))
-    for name in corpora.SOURCES if names == ["all"] else names:
-        print("\n".join(corpora.fetch(name)))
+    asked = list(corpora.SOURCES) if names == ["all"] else names
+    lines = [line for name in asked for line in corpora.fetch(name)]  # all of it, before a reader who has gone ends it
+    print("\n".join(lines if names else corpora.listing()))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {

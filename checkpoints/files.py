@@ -119,6 +119,11 @@ def open_regular(path: Path) -> BufferedReader:
     return os.fdopen(handle, "rb")
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """The file that stands where a folder is to be, or one of its parents; None where a folder can be."""
+    return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+
+
 def is_there(path: Path) -> bool:
     """Whether something stands in a file's place, also a link that leads nowhere, which reading then names."""
     return os.path.lexists(path)

@@ -37,6 +37,7 @@ from mull.checkpoints.files import (
     MAX_TOKENIZER,
     checksum_of,
     damaged,
+    file_in_the_way,
     is_there,
     read_bytes,
     read_json,
@@ -90,9 +91,9 @@ def save(
         ValueError: the model is of no known family, the path is a file, or the tokenizer is of another library.
     """
     folder = Path(path).expanduser()
-    blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
-    if blocking:
-        raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; a checkpoint is a folder, name another path")
     model_type = family_of(model)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
@@ -198,6 +199,11 @@ def existing(path: str | Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     complete(folder)
+    if not is_there(folder / CONFIG) and (folder / "trainer").is_dir():
+        raise FileNotFoundError(
+            f"{folder} holds a training and no model: it has not come to its end, and the line that began it goes on, "
+            "or its network is of no registered family"
+        )
     return folder
 
 

@@ -158,4 +158,5 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
 
 def summary(used: list[int], seconds: float) -> str:
     mean = sum(used) / max(len(used), 1)
-    return f"[{len(used)} tokens, {number(mean, MEAN)} iterations each, {len(used) / seconds:.1f} tokens/s]"
+    tokens = f"{len(used)} token{'s' * (len(used) != 1)}"
+    return f"[{tokens}, {number(mean, MEAN)} iterations each, {len(used) / seconds:.1f} tokens/s]"

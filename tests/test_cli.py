@@ -301,6 +301,19 @@ def test_a_folder_may_be_called_null(
         assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
 
 
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--exit", "fixed:1", "--tokens"]], ids=" ".join)
+def test_a_reader_who_has_gone_costs_no_results(extra: list[str], folder: Path, tmp_path: Path) -> None:
+    """`mull evaluate ... --output DIR | head -0`: what was measured is written before it is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "mull", "evaluate", folder, "--examples", "4", "--output", tmp_path, *extra]
+    run = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert run.returncode == 0 and run.stderr == ""
+    pictures = {"tokens.png"} if "--tokens" in extra else {f"evaluation.{kind}" for kind in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+
+
 def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command prints the decoded tokens of mull.generate, and nothing else on standard output."""
     model = mull.load(folder)
@@ -340,3 +353,36 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     said = subprocess.run([sys.executable, "-m", "mull", "--version"], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f"mull {mull.__version__}\n")
     assert {"load", "save", "generate"} <= set(dir(mull))
+
+
+@pytest.mark.parametrize("name", ["[x]", "[bold]x[", ":smile:", r"$\alpha_{$ x", "a b", "%d {0}", "null", "-x", "été"])
+def test_a_folder_may_have_any_name(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup of tables, formulas of plots and signs of formats are letters in a name; all of the evaluation is kept."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, name)
+    arguments = ["--examples", "2", "--iterations", "1,2", f"--output={name}"]
+    assert main(["evaluate", f"./{name}", *arguments]) == 0
+    assert name in capsys.readouterr().out
+    assert {f"evaluation.{kind}" for kind in ("json", "csv", "png")} < {path.name for path in Path(name).iterdir()}
+    assert main(["inspect", f"./{name}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+
+
+def test_a_home_is_the_users_in_every_option(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells leave `--output=~/x` as it is; taken as it stands, it would make a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(folder, tmp_path / "home" / "tiny")
+    (tmp_path / "home" / "prompts.txt").write_text("1 0 1\n")
+    (tmp_path / "home" / "own.yaml").write_text("seed_everything: 5\n")
+    assert main(["evaluate", "~/tiny", "--examples", "2", "--output=~/out"]) == 0
+    assert main(["generate", "~/tiny", "--prompts=~/prompts.txt", "--max-new-tokens=1"]) == 0
+    with pytest.raises(SystemExit):  # with status 0, when it is printed
+        main(["train", "--from=~/tiny", "--config=parity", "--config=~/own.yaml", "--print_config"])
+    assert "seed_everything: 5" in capsys.readouterr().out
+    assert (tmp_path / "home" / "out" / "evaluation.json").is_file() and not list((tmp_path / "here").iterdir())

@@ -50,7 +50,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         ValueError: no configuration is named, or a value in it is wrong.
     """
     if not args:
-        raise ValueError("name the run: mull train --config FILE, for example configs/demo.yaml")
+        raise ValueError("name the run: mull train --config FILE, or a name, as mull train --config demo")
     named, args = split_off(plain(args))
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)

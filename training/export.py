@@ -47,7 +47,10 @@ def export(network: nn.Module, data: Any, folder: Path, training: str, device: s
         device: where the thresholds are set: the trainer has brought the network back to the CPU.
     """
     if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
-        say(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
+        say(
+            f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}; make it "
+            "a family to evaluate it and to generate (@family, docs/extending.md)"
+        )
         return
     network.to(device).eval()
     calibrate(network, data.val_dataloader())

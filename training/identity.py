@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mull.checkpoints.files import read_yaml
+from mull.checkpoints.files import file_in_the_way, read_yaml
 from mull.checkpoints.store import CONFIG, TRAINING, VERSION
 from mull.training.optimizers import warmup_stable_decay
 from mull.training.states import LAST, read_state
@@ -77,8 +77,9 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_place(folder: Path) -> None:
     """Raise a ValueError if a run cannot be in that folder, whatever run it is. Nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder with --output")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
     stated = (folder / "trainer" / LAST).exists()
     if (folder / CONFIG).exists() and not (folder / TRAINING).exists() and not stated:
         raise ValueError(f"{folder} holds a checkpoint whose training is unknown; {REMEDY}")

@@ -7,6 +7,7 @@ a name that does not exist is told the nearest that does.
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -19,17 +20,21 @@ from jsonargparse import ArgumentError
 from mull.checkpoints.files import shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
-UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: (--)?([\w.-]+)\S*")
+UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
+FREE = re.compile(r"unrecognized arguments?: (.*)")
+FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
 def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
     """The error of a parser as one that a person understands."""
     said = " ".join((error.message or "").split())
-    unknown = UNKNOWN.search(said)
+    unknown, free = UNKNOWN.search(said), FREE.match(said)
     if unknown and unknown[2] and not CLASS.search(said):
-        return ValueError(f"there is no option --{unknown[3]}; {instead(unknown[3], parser)}")
-    if unknown:
+        return ValueError(f"there is no option --{unknown[2]}; {instead(unknown[2], parser)}")
+    if free:
+        return ValueError(f"{free[1]!r} belongs to no option; {written_out(free[1], parser)}")
+    if unknown and CLASS.search(said):
         return ValueError(f"{place(said)} has no option {named(unknown)!r}; {takes(said, named(unknown))}")
     return ValueError(plain(said))
 
@@ -42,8 +47,17 @@ def instead(asked: str, parser: ArgumentParser) -> str:
     return f"do you mean --{near[0]}?" if near else f"`{parser.prog} --help` lists what there is"
 
 
+def written_out(word: str, parser: ArgumentParser) -> str:
+    """How a word is given that stands alone on the command line."""
+    option = FREE_TEXT.get(parser.prog)
+    if word == "help" or option is None:
+        return f"`{parser.prog} --help` lists what there is"
+    return f"do you mean --{option} {shlex.quote(word)}?"
+
+
 def named(unknown: re.Match[str]) -> str:
-    return (unknown[1] or unknown[3]).removeprefix("config.")
+    """The name that a class does not have."""
+    return (unknown[1] or unknown[2]).removeprefix("config.")
 
 
 def place(said: str) -> str:

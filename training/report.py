@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from mull.checkpoints import load
+from mull.checkpoints.files import file_in_the_way
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
@@ -28,6 +27,10 @@ def report(options: Any, command: str) -> None:
     Raises:
         FileNotFoundError, ValueError: the folder or an option is wrong.
     """
+    output = Path(options.output).expanduser() if options.output else None
+    blocking = None if output is None else file_in_the_way(output)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
     model = load(options.folder, options.device)
     data = data_of(options.folder, options.paths, trust=options.trust)
     batches = data.evaluation_batches(
@@ -39,7 +42,6 @@ def report(options: Any, command: str) -> None:
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
-    output = None if options.output is None else Path(options.output).expanduser()
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
@@ -66,7 +68,7 @@ def report(options: Any, command: str) -> None:
     if options.json:
         print(to_json(results))
     else:
-        print_table(results, title=escape(options.folder), settling=options.settling)
+        print_table(results, title=options.folder, settling=options.settling)
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

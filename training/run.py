@@ -148,11 +148,12 @@ def configuration_text(run: TrainingCLI) -> str:
 def announce(run: TrainingCLI, there: Standing) -> None:
     """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
+    threads, device = torch.get_num_threads(), run.trainer.strategy.root_device
     done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
     start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
     say(
         f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
-        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}"
+        f"{done}{run.trainer.max_steps} steps, {threads} thread{'s' * (threads != 1)}, {device}"
     )
 
 

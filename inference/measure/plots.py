@@ -99,7 +99,7 @@ def draw(
     lines |= mark((left, right), results, colors, chance, trained_iterations)
     add_legend(figure, colors, looks, difficulty_name, lines)
     if title is not None:
-        figure.suptitle(title, fontsize=12)
+        figure.suptitle(title, fontsize=12, parse_math=False)  # a $ in the name of a folder is a $
     return figure
 
 

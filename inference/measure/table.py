@@ -32,11 +32,20 @@ def print_table(
     results: Sequence[Result], *, title: str | None = None, console: Console | None = None, settling: bool = False
 ) -> None:
     """Print `tables(results)` to the console, by default on standard output; with `settling` also `settling_table`."""
-    from rich.console import Console
-
     also = settling_table(results) if settling else None
     for made in [*tables(results, title=title), *([] if also is None else [also])]:
-        (console or Console()).print(made)
+        (console or standard_output()).print(made)
+
+
+def standard_output() -> Console:
+    """A console on standard output, for which a reader who has gone is what it is for `print`: a BrokenPipeError."""
+    from rich.console import Console
+
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process with status 1
+            raise BrokenPipeError
+
+    return Plain()
 
 
 def settling_table(results: Sequence[Result]) -> Table | None:
@@ -55,15 +64,8 @@ def settling_table(results: Sequence[Result]) -> Table | None:
     found = {result.difficulty: result.auc_of_all for result in results if result.auc_of_all is not None}
     together = ", ".join(f"{area:.3f}" + ("" if where is None else f" at {where}") for where, area in found.items())
     about = f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: of right against wrong"
-    return (
-        filled(
-            rows,
-            "had it finished thinking?",
-            f"{about}, by residual; 95 % intervals" + (f"; AUC of all counts together: {together}" if together else ""),
-        )
-        if rows
-        else None
-    )
+    about += f", by residual; 95 % intervals{'; AUC of all counts together: ' * bool(together)}{together}"
+    return filled(rows, "had it finished thinking?", about) if rows else None
 
 
 def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
@@ -143,8 +145,10 @@ def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, capt
     """A table of these cells, one row a count; columns that are blank throughout are left out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
-    made = Table(title=title, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    name = None if title is None else Text(title)  # that of a folder may look like markup
+    made = Table(title=name, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
     for name in names:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing

@@ -25,6 +25,7 @@ from mull.inference.exits import Exit
 from mull.inference.measure.evaluate import IGNORE, losses
 from mull.inference.measure.plots import write_png
 from mull.inference.measure.routers import router_table, router_uses
+from mull.inference.measure.table import standard_output
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel
 
@@ -221,8 +222,6 @@ def show(
         exit: a rule that ends thinking early.
         routing: capacity and selection, of a model with routed passes.
     """
-    from rich.console import Console
-
     uses = token_uses(model, pairs, iterations, exit=exit, **routing)
     tables = token_tables(uses, tokenizer)
     if model.config.routed_layers and iterations != 1:
@@ -232,6 +231,6 @@ def show(
         how = f"at most {count}, exit {exit}" if exit is not None else f"{count} passes, routed"
         write_heat_map(uses, tokenizer, output / "tokens.png", f"iterations of every position: {how}")
     for table in tables:
-        Console().print(table)
+        standard_output().print(table)
     if output is not None:
         print(f"wrote {output / 'tokens.png'}")

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 import mull
+from mull.checkpoints import load_tokenizer
 from mull.checkpoints.names import SHIPPED, folder_of, shipped
+from mull.checkpoints.store import verify
+from mull.training.start import read_start
 
 
 def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,3 +39,14 @@ def test_a_model_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     own = mull.Transformer(mull.TransformerConfig(vocab_size=3, d_model=8, n_heads=2, n_layers=1))
     mull.save(own, "parity")
     assert mull.load("parity").config == own.config
+
+
+def test_an_unfinished_run_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C there is a folder and no model; copying it again, the remedy for damage, would not help."""
+    monkeypatch.chdir(tmp_path)
+    Path("checkpoints/mine/trainer").mkdir(parents=True)
+    for read in (mull.load, load_tokenizer, verify, read_start):
+        with pytest.raises(
+            FileNotFoundError, match=r"mine holds a training and no model: .* the line that began it goes on"
+        ):
+            read("mine")

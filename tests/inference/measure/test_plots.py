@@ -172,3 +172,9 @@ def test_importing_loads_neither_matplotlib_nor_rich_nor_the_trainer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_title_is_no_formula(tmp_path: Path) -> None:
+    r"""A folder may be called `$\alpha_{$`; read as a formula, that ends the picture behind a whole evaluation."""
+    write_plot(RESULTS, tmp_path / "plot.png", title=r"$\alpha_{$ x")
+    assert draw(RESULTS, title=r"$\alpha_{$ x").get_suptitle() == r"$\alpha_{$ x"
