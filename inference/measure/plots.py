@@ -32,11 +32,6 @@ MOST_TICKS = 10
 GREY = "0.35"
 
 
-def write_plot(results: Sequence[Result], path: str | Path, **options: Any) -> None:
-    """Write the picture that `draw` makes with these options as a PNG of 1500 x 660 pixels, 1860 with differences."""
-    write_png(draw(results, **options), path)
-
-
 def write_png(figure: Figure, path: str | Path) -> None:
     """Write a picture as a PNG, whole or not at all."""
     replace_all(Path(path).parent, {Path(path).name: png_of(figure)})

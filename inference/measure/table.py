@@ -147,8 +147,8 @@ def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, capt
     from rich.table import Table
     from rich.text import Text
 
-    name = None if title is None else Text(title)  # that of a folder may look like markup
-    made = Table(title=name, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    plain = None if title is None else Text(title)  # the name of a folder may look like markup
+    made = Table(title=plain, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
     for name in names:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing

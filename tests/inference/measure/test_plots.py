@@ -176,5 +176,5 @@ def test_importing_loads_neither_matplotlib_nor_rich_nor_the_trainer() -> None:
 
 def test_a_title_is_no_formula(tmp_path: Path) -> None:
     r"""A folder may be called `$\alpha_{$`; read as a formula, that ends the picture behind a whole evaluation."""
-    write_plot(RESULTS, tmp_path / "plot.png", title=r"$\alpha_{$ x")
+    write_png(draw(RESULTS, title=r"$\alpha_{$ x"), tmp_path / "plot.png")
     assert draw(RESULTS, title=r"$\alpha_{$ x").get_suptitle() == r"$\alpha_{$ x"
