@@ -7,6 +7,7 @@ without the trainer.
 from typing import TYPE_CHECKING, Any
 
 from mull.training.data.addition import Addition
+from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
 from mull.training.data.parity import Parity
 from mull.training.data.state_tracking import StateTracking
@@ -21,6 +22,7 @@ __all__ = [
     "Addition",
     "Corpus",
     "Example",
+    "ModChain",
     "PHop",
     "Parity",
     "Split",

@@ -9,11 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.training.data import IGNORE, Addition, Parity, PHop, Split, StateTracking, Task
+from mull.training.data import IGNORE, Addition, ModChain, Parity, PHop, Split, StateTracking, Task
 from mull.training.data.p_hop import follow
 from mull.training.data.task import START, UNKNOWN
 
-TASKS = [Parity(17), Addition(3, digits=2), PHop(2, length=20, alphabet=3, max_hops=5), StateTracking(17)]
+TASKS = [
+    Parity(17),
+    Addition(3, digits=2),
+    PHop(2, length=20, alphabet=3, max_hops=5),
+    StateTracking(17),
+    ModChain(4, modulus=7, distractors=2),
+]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
@@ -42,6 +48,7 @@ GOLDEN = {
     "addition": "53444a9a50a6",
     "p_hop": "4d4ce41cd047",
     "state_tracking": "aea8340dbc02",
+    "mod_chain": "ae4cd489763a",
 }
 
 
@@ -130,9 +137,25 @@ def every_item(task: Task, difficulty: int) -> list[np.ndarray]:
         return [np.array(row, dtype=np.uint8) for row in space if follow(bytes(row), difficulty) is not None]
     elif isinstance(task, StateTracking):
         space = itertools.product(task.drawn, repeat=difficulty)
+    elif isinstance(task, ModChain):
+        return every_chain(task, difficulty)
     else:
         space = itertools.product((0, 1), repeat=difficulty)
     return [np.array(item) for item in space]
+
+
+def every_chain(task: ModChain, difficulty: int) -> list[np.ndarray]:
+    """The whole space of a task without distractors: numbers and operations, under all names, in all orders."""
+    sums = list(itertools.product((0, 1), range(task.modulus)))
+    operations = sums + [(2, int(factor)) for factor in task.factors]
+    numbers = [(0, number) for number in range(task.modulus)]
+    items = []
+    for names in itertools.permutations(range(len(task.names)), difficulty + 1):
+        linked = [(place, name, names[place - 1] if place else -1) for place, name in enumerate(names)]
+        for chain in itertools.product(numbers, *[operations] * difficulty):
+            statements = [place + operation for place, operation in zip(linked, chain, strict=True)]
+            items += [np.array(order) for order in itertools.permutations(statements)]
+    return items
 
 
 BRUTE = [
@@ -140,6 +163,7 @@ BRUTE = [
     (Parity(), [2, 4, 5], [5]),  # short ones: the longest is still unseen at its last bit
     (Addition(digits=1), [2, 3], [2, 3]),
     (StateTracking(group="S5", letters="generators"), [3, 9], [9]),
+    (ModChain(1, modulus=3, distractors=0, variables=3), [1, 2], [1, 2]),
     (PHop(1, length=10, alphabet=3), [1, 2], [1, 2, 3]),
     (PHop(1, length=5, alphabet=3), [1, 2], [1, 2]),
 ]
