@@ -8,7 +8,6 @@ from typing import Any
 
 from mull.models.rules import RULES
 
-
 LATER: dict[str, Any] = {  # options that came later, at the values that do nothing; of every family
     "window": 0,
     "window_heads": 0,

@@ -108,7 +108,9 @@ class IteratedModel(LanguageModel, ABC):
         check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.context(input_ids, attention_mask, cache, depth)
-            readings, previous = {}, None
+            readings: dict[int, Reading] = {}
+            before: Tensor | None = None
+            previous: Tensor | None = None
             for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
                 if count in read_at:
                     readings[count] = self.reading(thought, previous, context)

@@ -192,7 +192,15 @@ def test_sizes_that_cannot_be(
 
 
 @pytest.mark.parametrize(
-    "changes", [{"injection": "add"}, {"wiring": "pre_norm"}, {"n_kv_heads": 1}, {"qk_norm": True}, {"window": 3}, {"damping": 0.5}]
+    "changes",
+    [
+        {"injection": "add"},
+        {"wiring": "pre_norm"},
+        {"n_kv_heads": 1},
+        {"qk_norm": True},
+        {"window": 3},
+        {"damping": 0.5},
+    ],
 )
 def test_what_the_layout_cannot_express_is_refused_and_nothing_written(
     tmp_path: Path, changes: dict[str, object]
