@@ -7,10 +7,12 @@ without the trainer.
 from typing import TYPE_CHECKING, Any
 
 from mull.training.data.addition import Addition
+from mull.training.data.maze import Maze
 from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
 from mull.training.data.parity import Parity
 from mull.training.data.state_tracking import StateTracking
+from mull.training.data.sudoku import Sudoku
 from mull.training.data.task import IGNORE, Example, Split, Task
 from mull.training.data.text import Corpus
 
@@ -22,11 +24,13 @@ __all__ = [
     "Addition",
     "Corpus",
     "Example",
+    "Maze",
     "ModChain",
     "PHop",
     "Parity",
     "Split",
     "StateTracking",
+    "Sudoku",
     "Task",
     "TaskData",
     "TextData",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mull.training.data import IGNORE, Addition, ModChain, Parity, PHop, Split, StateTracking, Task
+from mull.training.data import IGNORE, Addition, Maze, ModChain, Parity, PHop, Split, StateTracking, Sudoku, Task
 from mull.training.data.p_hop import follow
 from mull.training.data.task import START, UNKNOWN
 
@@ -19,6 +19,8 @@ TASKS = [
     PHop(2, length=20, alphabet=3, max_hops=5),
     StateTracking(17),
     ModChain(4, modulus=7, distractors=2),
+    Sudoku(12, side=6),
+    Maze(9),
 ]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -37,7 +39,8 @@ def test_an_item_does_not_depend_on_its_batch(task: Task) -> None:
 @every_task
 def test_streams_differ(task: Task) -> None:
     """Another seed, split or index is another stream: nothing of the address is forgotten."""
-    addresses = itertools.product(SPLITS[:2], (0, 1), (0, 1), (None, task.default_difficulty + 1))
+    harder = task.default_difficulty + (2 if isinstance(task, Maze) else 1)  # its sides are odd
+    addresses = itertools.product(SPLITS[:2], (0, 1), (0, 1), (None, harder))
     # Several items per address: two single items of a small task may well be equal by chance.
     seen = [task.batch(s, seed, range(20 * i, 20 * i + 20), d)[0].tobytes() for s, seed, i, d in addresses]
     assert len(set(seen)) == len(seen) == 16
@@ -49,6 +52,8 @@ GOLDEN = {
     "p_hop": "4d4ce41cd047",
     "state_tracking": "aea8340dbc02",
     "mod_chain": "ae4cd489763a",
+    "sudoku": "f898a11c8752",
+    "maze": "ffbc81a102ad",
 }
 
 
@@ -118,11 +123,14 @@ def test_the_same_sum_in_another_order_is_no_other_test_item() -> None:
 
 
 def scored_prefixes(task: Task, split: Split, difficulty: int, items: list[np.ndarray]) -> set[tuple[int, ...]]:
-    """The token ids up to each position that is scored when these items are laid out in a split."""
+    """The token ids up to each position that is scored when these items are laid out in a split; whole rows where
+    answers stand in place, since every token sees its whole row."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(task, "_item", lambda *_: items.pop())
         patch.setattr(task, "_held_out", lambda *_: items)
         input_ids, labels = task.batch(split, 0, range(len(items)), difficulty)
+    if task.in_place:
+        return set(map(tuple, input_ids.tolist()))
     return {tuple(row[: t + 1]) for row, told in zip(input_ids.tolist(), labels, strict=True)
             for t in np.flatnonzero(told != IGNORE)}  # fmt: skip
 
@@ -139,6 +147,8 @@ def every_item(task: Task, difficulty: int) -> list[np.ndarray]:
         space = itertools.product(task.drawn, repeat=difficulty)
     elif isinstance(task, ModChain):
         return every_chain(task, difficulty)
+    elif isinstance(task, Maze):
+        return every_maze()
     else:
         space = itertools.product((0, 1), repeat=difficulty)
     return [np.array(item) for item in space]
@@ -158,12 +168,34 @@ def every_chain(task: ModChain, difficulty: int) -> list[np.ndarray]:
     return items
 
 
+def every_maze() -> list[np.ndarray]:
+    """All mazes of side 7: spanning trees of nine rooms, with a start and a goal."""
+    rooms = [(r, c) for r in (1, 3, 5) for c in (1, 3, 5)]
+    doors = [(r, c) for r in range(1, 6) for c in range(1, 6) if (r + c) % 2]
+    mazes = []
+    for opened in itertools.combinations(doors, 8):
+        reached, before = {rooms[0]}, set[tuple[int, int]]()
+        while reached != before:
+            before = set(reached)
+            sides = [((r, c - 1), (r, c + 1)) if r % 2 else ((r - 1, c), (r + 1, c)) for r, c in opened]
+            reached |= {room for pair in sides if reached & {*pair} for room in pair}
+        if len(reached) == 9:
+            for start, goal in itertools.permutations(rooms, 2):
+                maze = np.zeros((7, 7), dtype=np.uint8)
+                maze[tuple(zip(*rooms, *opened, strict=True))] = 1
+                maze[start], maze[goal] = 2, 3
+                mazes.append(np.stack([maze.flatten(), np.zeros(49, dtype=np.uint8)]))
+    assert len(mazes) == 192 * 72
+    return mazes
+
+
 BRUTE = [
     (Parity(), [1, 3, 5, 8, 9, 11], [8, 9, 11]),  # lengths that are trained on, and that are tested
     (Parity(), [2, 4, 5], [5]),  # short ones: the longest is still unseen at its last bit
     (Addition(digits=1), [2, 3], [2, 3]),
     (StateTracking(group="S5", letters="generators"), [3, 9], [9]),
     (ModChain(1, modulus=3, distractors=0, variables=3), [1, 2], [1, 2]),
+    (Maze(7), [7], [7]),
     (PHop(1, length=10, alphabet=3), [1, 2], [1, 2, 3]),
     (PHop(1, length=5, alphabet=3), [1, 2], [1, 2]),
 ]
@@ -210,7 +242,7 @@ def test_the_checker_accepts_the_answer_and_nothing_else(task: Task) -> None:
         assert not task.check(prompt, "nonsense")
 
 
-@every_task
+@pytest.mark.parametrize("task", [task for task in TASKS if not task.in_place], ids=lambda task: task.name)
 def test_the_labels_after_a_prompt_spell_the_answer(task: Task) -> None:
     """What a model learns from labels is what `prompt` and the checker call the answer, closed by a stop token."""
     for index in range(20):
@@ -221,6 +253,17 @@ def test_the_labels_after_a_prompt_spell_the_answer(task: Task) -> None:
         assert labels[-1] in task.stop_tokens and IGNORE not in labels[len(asked) - 1 :]
         told = [task.symbols[i] for i in labels[len(asked) - 1 :] if task.symbols[i] != "<end>"]
         assert " ".join(told) == answer
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task.in_place], ids=lambda task: task.name)
+def test_the_labels_in_a_prompt_fill_it_in(task: Task) -> None:
+    """Answered in place: the prompt is the whole row, and the answer is the row with the labels where they are."""
+    for index in range(20):
+        prompt, answer = task.prompt("train", 1, index)
+        input_ids, labels = task.example("train", 1, index)
+        assert np.array_equal(task.encode(prompt), input_ids)
+        assert np.array_equal(task.encode(answer), np.where(labels == IGNORE, input_ids, labels))
+        assert task.answer_length(task.default_difficulty) == len(labels) and task.stop_tokens == ()
 
 
 @every_task
