@@ -7,6 +7,7 @@ without the trainer.
 from typing import TYPE_CHECKING, Any
 
 from mull.training.data.addition import Addition
+from mull.training.data.countdown import Countdown
 from mull.training.data.maze import Maze
 from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
@@ -23,6 +24,7 @@ __all__ = [
     "IGNORE",
     "Addition",
     "Corpus",
+    "Countdown",
     "Example",
     "Maze",
     "ModChain",
