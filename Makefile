@@ -5,15 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
-FOLDERS := models checkpoints inference inference/decoders inference/measure training training/data
+FOLDERS := configs models checkpoints inference inference/decoders inference/measure training training/data
 
 .PHONY: demo data test format clean
 
 demo: $(INSTALLED)
 	$(BIN)/mull train --config configs/demo.yaml
-	$(BIN)/mull evaluate checkpoints/demo --iterations 1,2,4,8,16,32,64 --difficulty 16,32,64 --output checkpoints/demo
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 1
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1 1 0 1 1" --iterations 32
+	$(BIN)/mull evaluate checkpoints/demo --iterations 1,4,8,16,32,64,128,256 --difficulty 32,64,128,256 --examples 64 \
+		--output checkpoints/demo
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 1
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 32
+	@echo "nine ones: odd is right"
 	@echo "the picture: checkpoints/demo/evaluation.png"
 
 test: $(INSTALLED)

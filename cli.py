@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -20,9 +25,10 @@ if TYPE_CHECKING:
     from mull.models import LanguageModel
 
 
-CacheDtype = Literal["same", "float32", "bfloat16"]
-MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
-Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
+FOLDER = (
+    "checkpoint folder, or the name of one: what is there as a path is a path, then checkpoints/NAME, then the folder "
+    "that ships with mull"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,15 +36,19 @@ def main(arguments: list[str] | None = None) -> int:
     args = sys.argv[1:] if arguments is None else arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a character still shows the others
+    if args and args[0] == "help":
+        args = [*args[1:], "--help"]
     if not args or args[0] in ("-h", "--help"):
         print(usage())
         return 0
     if args[0] == "--version":
         print(f"mull {import_module('mull').__version__}")
         return 0
+    at_sigterm = signal.signal(signal.SIGTERM, end) if threading.current_thread() is threading.main_thread() else None
+    before, warnings.formatwarning = warnings.formatwarning, warning_line
     try:
         if args[0] not in COMMANDS:
-            raise ValueError(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+            raise ValueError(unknown(args[0]))
         return COMMANDS[args[0]](args[1:]) or 0
     except BrokenPipeError:  # `mull inspect FOLDER | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -46,13 +56,55 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        return 143
     except BaseException as error:
         if os.environ.get("MULL_TRACEBACK") or not is_users(error):
             raise
         from mull.checkpoints.files import one_line
 
-        print("mull: error: " + one_line(str(error), 500), file=sys.stderr)
+        print("mull: error: " + one_line(said(error), 500), file=sys.stderr)
         return 2
+    finally:
+        if at_sigterm is not None:
+            signal.signal(signal.SIGTERM, at_sigterm)
+        warnings.formatwarning = before
+
+
+class Terminated(SystemExit):
+    """SIGTERM has come; what is at work is ended in order, as by Ctrl-C, so that nothing is left half-written."""
+
+
+def end(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal's handler is given)
+    raise Terminated(128 + number)
+
+
+def warning_line(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,  # noqa: ARG001 (what the module `warnings` gives)
+) -> str:
+    """A warning as one line: of mull what it says, of others where it comes from too."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent)
+    where = "" if ours else f"{filename}:{lineno}: {category.__name__}: "
+    return f"mull: warning: {where}{' '.join(str(message).split())}\n"
+
+
+def unknown(command: str) -> str:
+    """The error for a command that does not exist."""
+    near = get_close_matches(command.lower(), COMMANDS, 1)
+    meant = f", do you mean {near[0]}?" if near else "."
+    return f"there is no command {command!r}{meant} The commands are {', '.join(COMMANDS)}"
+
+
+def said(error: BaseException) -> str:
+    """The words of an error; of the file system's without their number, and with a way out."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; name another place, or make this one fit"
+    return str(error)
 
 
 def is_users(error: BaseException) -> bool:
@@ -79,20 +131,19 @@ def train(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
-    from mull.inference.early_exit import choose_exit
-    from mull.inference.measure.evaluate import evaluate as measure
-    from mull.inference.measure.plots import write_plot
-    from mull.inference.measure.results import to_csv, to_json
-    from mull.inference.measure.table import print_table
+    from mull.inference.arguments import at_least, counts, shares
     from mull.models.selection import Selection
-    from mull.training.evaluation import data_of
+    from mull.training.report import report
 
     parser = new_parser("evaluate")
-    parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
-    parser.add_argument("--selection", type=Selection | None, help="of routed tokens (default: threshold)")
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; counts are limits")
+    parser.add_argument(
+        "--selection",
+        type=Selection | None,
+        help="how routed tokens are chosen, top_k or threshold (default: threshold)",
+    )
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
     parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
     parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
@@ -100,85 +151,20 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
     parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--restarts", type=at_least(1), default=1, help="runs from random states; the calmest answers")
+    parser.add_argument("--settling", action="store_true", help="had it finished thinking, and does that tell errors")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-    options = parse(parser, args)
-    model = load(options)
-    data = data_of(options.folder, options.paths, trust=options.trust)
-    batches = data.evaluation_batches(
-        options.difficulty,
-        options.examples,
-        min(options.batch_size, options.examples),
-        **({} if options.seed is None else {"seed": options.seed}),
-    )
-    if options.tokens and options.json:
-        raise ValueError("--tokens prints tables: leave --json out")
-    choose_exit(model, options.exit)
-    if options.output:
-        Path(options.output).mkdir(parents=True, exist_ok=True)  # known to work before the long part
-    if options.tokens:
-        return show_tokens(model, data, batches, options)
-    results = measure(
-        model,
-        batches,
-        depths(model, options.iterations, options.capacity),
-        bytes_per_token=data.bytes_per_token,
-        capacity=options.capacity,
-        selection=options.selection,
-        exit=options.exit,
-    )
-    if options.json:
-        print(to_json(results))
-    else:
-        from rich.markup import escape
-
-        print_table(results, title=escape(options.folder))
-    if options.output:
-        output = Path(options.output)
-        (output / "evaluation.json").write_text(to_json(results) + "\n")
-        (output / "evaluation.csv").write_text(to_csv(results))
-        trained = model.config.default_iterations
-        if trained is not None:  # a picture against iterations needs some
-            write_plot(
-                results,
-                output / "evaluation.png",
-                title=Path(options.folder).resolve().name,
-                trained_iterations=trained,
-                difficulty_name=getattr(data, "difficulty_name", "difficulty"),
-            )
-
-
-def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> None:
-    """Print what tokens use, at the deepest count asked for; draw it into the output folder."""
-    from rich.console import Console
-
-    from mull.inference.measure.routers import router_table, router_uses
-    from mull.inference.measure.tokens import token_tables, token_uses, write_heat_map
-
-    pairs = [pair for difficulty in batches.values() for pair in difficulty]
-    asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
-    count = asked[-1] if asked else None
-    uses = token_uses(
-        model,
-        pairs,
-        count,
-        exit=options.exit,
-        capacity=options.capacity,
-        selection=options.selection,
-    )
-    for table in token_tables(uses, data.tokenizer):
-        Console().print(table)
-    if model.config.routed_layers and count != 1:
-        routed = router_uses(model, pairs, count, capacity=options.capacity, selection=options.selection)
-        Console().print(router_table(routed))
-    if options.output:
-        write_heat_map(uses, data.tokenizer, Path(options.output) / "tokens.png")
-        print(f"wrote {Path(options.output) / 'tokens.png'}")
+    command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
+    report(parse(parser, args, ["exit"]), command)
 
 
 def generate(args: list[str]) -> int:
     """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
+    from mull.inference.arguments import at_least
+
     parser = new_parser("generate")
     add_writing(parser)
     parser.add_argument("--prompt", type=str, help="text to continue; the answer is streamed")
@@ -189,13 +175,7 @@ def generate(args: list[str]) -> int:
         "answer as it is finished, with the number of its line",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=16, help="prompts of a file answered at once")
-    parser.add_argument(
-        "--decode",
-        type=str,
-        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
-        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
-    )
-    options = parse(parser, args)
+    options = parse(parser, args, ["exit", "decode"])
     if (options.prompt is None) == (options.prompts is None):
         raise ValueError('give either --prompt "text" or --prompts FILE')
 
@@ -214,7 +194,7 @@ def chat(args: list[str]) -> None:
     """Talk with a model that remembers what was said: mull chat FOLDER --iterations 32"""
     parser = new_parser("chat")
     add_writing(parser)
-    options = parse(parser, args)
+    options = parse(parser, args, ["exit", "decode"])
 
     from mull.inference.chat import converse
     from mull.inference.console import call_of
@@ -224,12 +204,21 @@ def chat(args: list[str]) -> None:
 
 def add_writing(parser: ArgumentParser) -> None:
     """The options of commands that write text."""
-    parser.add_argument("folder", help="checkpoint folder")
-    parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
+    from mull.inference.arguments import MAX_COUNT, CacheDtype, Dtype, at_least, shares
+
+    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, latent:0.03; then the most")
+    parser.add_argument(
+        "--exit", type=str, help="rule that ends thinking early, as latent:0.03; --iterations is then the most"
+    )
+    parser.add_argument(
+        "--decode",
+        type=str,
+        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
+        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
+    )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
@@ -260,14 +249,20 @@ def load_writer(options: Any) -> LanguageModel:
 
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
+    from mull.inference.arguments import counts, shares
+
     parser = new_parser("inspect")
-    parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
+    parser.add_argument("--card", action="store_true", help="write README.md and depth.png of the folder anew first")
     options = parse(parser, args)
 
     from mull.inference.measure.inspect import inspection
 
+    if options.card:
+        from mull.training.export import renew_card
+
+        renew_card(options.folder)
     print(inspection(options.folder, options.iterations, options.capacity))
 
 
@@ -278,33 +273,21 @@ def convert(args: list[str]) -> None:
     parser.add_argument("destination", help="folder to write, new or empty")
     options = parse(parser, args)
 
-    import mull
-    from mull.checkpoints import huginn, load_tokenizer
-    from mull.checkpoints.files import read_json
+    from mull.checkpoints.convert import convert as write
 
-    source, destination = Path(options.source).expanduser(), Path(options.destination).expanduser()
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} is there already; name a folder that is new or empty")
-    model = mull.load(source)
-    tokenizer = load_tokenizer(source) if (source / "tokenizer.json").is_file() else None
-    if huginn.is_huginn(read_json(source / "config.json")):
-        mull.save(model, destination, tokenizer)
-    else:
-        huginn.write(model, destination, tokenizer)
-    print(f"wrote {destination}")
+    print(f"wrote {write(options.source, options.destination)}")
 
 
 def data(args: list[str]) -> None:
     """Fetch public text that configurations name: mull data gsm8k (without a name: what there is)"""
     from mull.training.data import corpora
 
-    parser = ArgumentParser(prog="mull data", description=data.__doc__, exit_on_error=False)
+    parser = new_parser("data")
     parser.add_argument("names", nargs="*", default=[], help=f"of {', '.join(corpora.SOURCES)}, or all")
-    names = parser.parse_args(args).names
-    if not names:
-        print("\n".join(corpora.listing()))
-    for name in corpora.SOURCES if names == ["all"] else names:
-        print("\n".join(corpora.fetch(name)))
+    names = parse(parser, args).names
+    asked = list(corpora.SOURCES) if names == ["all"] else names
+    lines = [line for name in asked for line in corpora.fetch(name)]  # all of it, before a reader who has gone ends it
+    print("\n".join(lines if names else corpora.listing()))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
@@ -319,68 +302,43 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 
 
 def new_parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"mull {command}", description=COMMANDS[command].__doc__, exit_on_error=False)
-    parser.add_argument("--plugin", action="append", help="module or .py file of your own to import first; repeatable")
+    from mull.checkpoints.names import shipped
+    from mull.training.help import Page
+
+    parser = ArgumentParser(
+        prog=f"mull {command}",
+        description=COMMANDS[command].__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,  # --iter is no option; it could become another one's short form
+        formatter_class=Page,
+    )
+    if command not in ("convert", "data"):
+        parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
+    if command != "data":
+        parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")
     return parser
 
 
-def parse(parser: ArgumentParser, args: list[str]) -> Any:
-    """The options; the plugins they name are imported before anything is read."""
-    from mull.checkpoints.plugins import import_plugins
+def parse(parser: ArgumentParser, args: list[str], words: Sequence[str] = ()) -> Any:
+    """The options; the plugins they name are imported before anything is read.
 
-    options = parser.parse_args(args)
-    import_plugins(options.plugin or [])
+    Args:
+        words: registries whose words the help lists.
+    """
+    from mull.checkpoints.names import folder_of
+    from mull.checkpoints.plugins import import_plugins, named_in
+    from mull.training.help import listed
+    from mull.training.mistakes import in_words
+
+    import_plugins(named_in(args))  # before the help too, which lists what they register
+    parser.epilog = listed(words)
+    try:
+        options = parser.parse_args(args)
+    except ArgumentError as error:
+        raise in_words(error, parser) from error
+    if "folder" in options:
+        options.folder = str(folder_of(options.folder))
     return options
-
-
-def counts(text: str | list[int]) -> list[int]:
-    """`1,2,4` as a sorted list of integers of at least 1."""
-    values = []
-    for word in text if isinstance(text, list) else str(text).split(","):
-        try:
-            values.append(int(word))
-        except ValueError:
-            raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
-    if min(values) < 1:
-        raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
-    if max(values) > MAX_COUNT:
-        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
-    return sorted(set(values))
-
-
-def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """`0.5`, or `0.9,0,0.9` with one share for each routed pass, from 0 to 1 each."""
-    values = []
-    for word in text if isinstance(text, tuple) else str(text).split(","):
-        try:
-            values.append(float(word))
-        except ValueError:
-            raise ValueError(
-                f"{word!r} is no number; write a share as 0.5, or one for each routed pass as 0.9,0,0.9"
-            ) from None
-        if not 0 <= values[-1] <= 1:
-            raise ValueError(f"{word} lies outside 0 .. 1; a capacity is the share of tokens that take a routed pass")
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
-shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
-
-
-def at_least(limit: int) -> Callable[[Any], int]:
-    def parse(text: Any) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
-        if value < limit:
-            raise ValueError(f"{value} is below the limit of {limit}")
-        if value >= 2**63:
-            raise ValueError(f"{value} is above the limit of 2^63 - 1")
-        return value
-
-    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
-    return parse
 
 
 def load(options: Any) -> LanguageModel:
@@ -388,13 +346,3 @@ def load(options: Any) -> LanguageModel:
     from mull.inference.console import dtype_of
 
     return mull.load(options.folder, options.device, dtype_of(options.get("dtype", "same")))
-
-
-def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:
-    """The counts to measure at: those asked for, or around the trained mean; None for a model without a loop."""
-    from mull.models.loop import counts_around
-
-    if asked is None and isinstance(capacity, tuple):  # one share for each routed pass says how many passes there are
-        return [len(capacity) + 1]
-    mean = model.config.default_iterations
-    return asked if asked is not None or mean is None else counts_around(mean)

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import ctypes
 import json
 import os
 import random
@@ -24,12 +25,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from safetensors.torch import load_file
 
 import mull
@@ -66,14 +68,22 @@ THINKING = {
     "class_path": "mull.InnerThinkingTransformer",
     "init_args": {"config": {"d_model": 16, "n_heads": 2, "d_ff": 16, "n_layers": 2, "max_length": 16}},
 }
+STOPPING = {
+    "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+    "init_args": {"monitor": "val/loss", "patience": 2, "min_delta": 1e9},  # the first validation is the best of all
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulation": {"trainer": {"accumulate_grad_batches": 2}},
     "average": {"trainer": {"callbacks": [EMA]}},
     "accumulation, average": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [EMA]}},
     "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
+    "two processes": {"trainer": {"devices": 2, "strategy": "ddp"}},
+    "early stopping": {"trainer": {"callbacks": [STOPPING], "max_steps": 40}, "save_every": 3},
     "inner thinking": {"model": {"network": THINKING, "backprop_iterations": None}},
 }
+VICTIMS: dict[str, Sequence[int | None]] = {"two processes": (None, None, 0, 1)}  # both of them, or one alone
+PATIENCE = 120.0  # seconds in which a process must end whose companion was killed
 EACH = "accumulation, average"  # the variant of which every operation is met by a fresh run
 
 
@@ -81,7 +91,7 @@ def arguments(folder: Path, variant: dict[str, Any]) -> list[str]:
     """Write the configuration of a variant; return the arguments that train it, but for the folder after --output."""
     config = copy.deepcopy(BASE)
     for section, values in variant.items():
-        config[section] |= values
+        config[section] = {**config[section], **values} if isinstance(values, dict) else values
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(config))
     return ["--config", str(file), "--output"]
@@ -112,6 +122,7 @@ class Operations:
 
     def __init__(self, folder: Path, stop_before: int | None) -> None:
         self.folder, self.stop_before, self.count = str(folder), stop_before, 0
+        self.process = os.getpid()  # not a fork of it
         self.sync = os.fsync
         os.fsync = self.fsync
         sys.addaudithook(self.watch)
@@ -126,38 +137,132 @@ class Operations:
         self.sync(handle)
 
     def operation(self) -> None:
-        if self.count == self.stop_before:
+        if self.count == self.stop_before and os.getpid() == self.process:
             os._exit(KILLED)
         self.count += 1
 
 
-def in_child(work: Callable[[], Any], folder: Path, stop_before: int | None = None, after: float | None = None) -> int:
+class Companion:
+    """A further process of a run, as Lightning's launcher knows it; a fork, which has no need to import torch anew.
+
+    It begins with the work of its parent, under its own number, and without its parent's open files and locks.
+    """
+
+    def __init__(self, number: int, work: Callable[[], Any]) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.closerange(3, 1000)
+            os.environ["LOCAL_RANK"] = str(number)
+            do(work)
+
+    def poll(self) -> None:
+        if self.returncode is None:
+            found, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if found else None
+
+    def send_signal(self, number: int) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+
+def launch_by_forks(work: Callable[[], Any]) -> None:
+    """Let Lightning's launcher, which would start this command line anew, make companions."""
+
+    def launch(launcher: Any) -> None:
+        place = launcher.cluster_environment
+        os.environ |= {"MASTER_ADDR": place.main_address, "MASTER_PORT": str(place.main_port)}
+        os.environ |= {"NODE_RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(launcher.num_processes)}
+        launcher.procs = [Companion(number, work) for number in range(1, launcher.num_processes)]
+
+    _SubprocessScriptLauncher._call_children_scripts = launch  # type: ignore[method-assign]
+
+
+def do(work: Callable[[], Any]) -> NoReturn:
+    """Do the work, and end this process with its exit status."""
+    status = 1
+    try:
+        work()
+        status = 0
+    except SystemExit as error:
+        status = int(error.code or 0)
+    except BaseException:  # noqa: BLE001 (whatever ends the work is shown, and the child ends)
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(status)
+
+
+def in_child(
+    work: Callable[[], Any],
+    folder: Path,
+    stop_before: int | None = None,
+    after: float | None = None,
+    alone: int | None = None,
+    several: bool = False,
+) -> int:
     """Do some work in a child process; return its exit status, negative where a signal has ended it.
 
     Args:
         work: what it does.
         folder: where its file operations are counted.
         stop_before: number of the operation before which the child ends, from 0; None: none.
-        after: seconds until the child is sent SIGKILL; None: never.
+        after: seconds until SIGKILL is sent; None: never.
+        alone: number of the only process that is sent it, where several train together; None: all are.
+        several: the work has further processes, which must end by themselves when the child or one of them has ended.
     """
     child = os.fork()
     if child == 0:
-        status = 1
-        try:
-            if stop_before is not None:
-                Operations(folder, stop_before)
-            work()
-            status = 0
-        except SystemExit as error:
-            status = int(error.code or 0)
-        except BaseException:  # noqa: BLE001 (whatever ends the work is shown, and the child ends)
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(status)
+        os.setpgid(0, 0)
+        if several:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what one says of another that was killed
+            launch_by_forks(work)
+        if stop_before is not None:
+            Operations(folder, stop_before)
+        do(work)
+    with contextlib.suppress(OSError):  # it has done so itself
+        os.setpgid(child, child)
     if after is not None:
         time.sleep(after)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        others = Path(f"/proc/{child}/task/{child}/children").read_text().split() if alone else []
+        if alone is None or (alone and not others):
+            os.killpg(child, signal.SIGKILL)
+        else:
+            os.kill(int(others[alone - 1]) if alone else child, signal.SIGKILL)
+    if not several:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    statuses = statuses_of_group(child)
+    ended = [status for status in statuses if status in (-signal.SIGKILL, KILLED)]
+    return ended[0] if ended else max(statuses, key=abs)
+
+
+def statuses_of_group(group: int) -> list[int]:
+    """The exit statuses of all processes of a group, which have to end within `PATIENCE` seconds of the first end."""
+    statuses: list[int] = []
+    ended = None
+    while True:
+        try:
+            found, status = os.waitpid(-group, os.WNOHANG)
+        except ChildProcessError:
+            return statuses
+        if found:
+            statuses.append(os.waitstatus_to_exitcode(status))
+            ended = ended or time.monotonic()
+        elif ended is not None and time.monotonic() - ended > PATIENCE:
+            os.killpg(group, signal.SIGKILL)
+            raise AssertionError(f"a process of the run did not end within {PATIENCE:.0f} seconds of the first")
+        time.sleep(0.02)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of companions whose parent was killed, so that it can wait for them (Linux)."""
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def attempt(arguments: list[str], folder: Path, **how: Any) -> int:
+    """Train in as many child processes as the configuration names devices; how they end: see `in_child`."""
+    devices = yaml.safe_load(Path(arguments[1]).read_text())["trainer"].get("devices", 1)
+    return in_child(lambda: train([*arguments, str(folder)]), folder, several=devices > 1, **how)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -181,7 +286,7 @@ def killed_everywhere(arguments: list[str], folder: Path, step: int = 1) -> int:
     """
     kills = 0
     while True:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * step)
+        status = attempt(arguments, folder, stop_before=kills * step)
         if status != KILLED:
             assert status == 0, f"the run ended with status {status} after {kills} kills"
             return kills
@@ -192,26 +297,37 @@ def killed_at_each(arguments: list[str], folder: Path, expected: dict[str, Any],
     """For every `every`-th file operation of a run: a fresh run, killed before it and gone on with; the kills."""
     kills = 0
     while True:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, stop_before=kills * every)
+        status = attempt(arguments, folder, stop_before=kills * every)
         if status == 0:
             return kills
         assert status == KILLED, f"the run ended with status {status} before operation {kills * every}"
-        assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+        assert attempt(arguments, folder) == 0
         assert outcome(folder) == expected, f"killed before operation {kills * every}"
         shutil.rmtree(folder)
         kills += 1
 
 
-def killed_at_random(arguments: list[str], folder: Path, kills: int, longest: float, seed: int = 0) -> int:
-    """Go on with a run that is sent SIGKILL after random times, until it has ended; the kills that hit it."""
+def killed_at_random(
+    arguments: list[str],
+    folder: Path,
+    kills: int,
+    longest: float,
+    seed: int = 0,
+    victims: Sequence[int | None] = (None,),
+) -> int:
+    """Go on with a run that is sent SIGKILL after random times, until it has ended; the kills that hit it.
+
+    Each of the `victims` is as likely: the number of one of its processes, or None for all of them.
+    """
     draw, hits = random.Random(seed), 0
     while hits < kills:
-        status = in_child(lambda: train([*arguments, str(folder)]), folder, after=draw.uniform(0, longest))
+        seconds, victim = draw.uniform(0, longest), draw.choice(victims)
+        status = attempt(arguments, folder, after=seconds, alone=victim)
         hits += status == -signal.SIGKILL
         if status == 0:
             return hits
         assert status == -signal.SIGKILL, f"the run ended with status {status}"
-    assert in_child(lambda: train([*arguments, str(folder)]), folder) == 0
+    assert attempt(arguments, folder) == 0
     return hits
 
 
@@ -242,14 +358,14 @@ def row(place: Path, name: str, kills: int) -> str:
     variant = VARIANTS[name]
     start, whole, each, chain = arguments(place, variant), place / "whole", place / "each", place / "chain"
     began = time.perf_counter()
-    assert in_child(lambda: train([*start, str(whole)]), whole) == 0
+    assert attempt(start, whole) == 0
     longest, expected = time.perf_counter() - began, outcome(whole)
     counts = [killed_at_each(start, each, expected) if name == EACH else "", killed_everywhere(start, chain)]
     assert outcome(chain) == expected
     hits, runs = 0, 0
     while hits < kills:
         folder = place / f"random-{runs}"
-        hits += killed_at_random(start, folder, kills - hits, longest, seed=runs)
+        hits += killed_at_random(start, folder, kills - hits, longest, runs, VICTIMS.get(name, (None,)))
         assert outcome(folder) == expected
         runs += 1
     return f"{counts[0]} | {counts[1]} | {hits}, in {runs} runs"
@@ -261,6 +377,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="variants (all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    adopt_orphans()
     print("| run | a fresh run for each operation | start n dies before operation n | random SIGKILLs | equal |")
     print("|---|---|---|---|---|")
     for name in options.runs:

@@ -28,6 +28,7 @@ MAX_NODES = 20_000  # of a YAML file: some two seconds of reading
 MAX_INTEGER = 2**63 - 1
 MAX_GROWTH = 1_000
 VOCABULARIES = ("BPE", "WordPiece", "WordLevel", "Unigram")  # types of tokenizer models, which replace nothing
+FEW = 512  # the first tokens, which are tried too: bytes and signs
 TRIAL = "A b, 1 é\n<end>"  # a text that every tokenizer can take: some fail only when they are used
 
 
@@ -116,6 +117,11 @@ def open_regular(path: Path) -> BufferedReader:
     if not regular:
         raise damaged(path, "is no regular file")
     return os.fdopen(handle, "rb")
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """The file that stands where a folder is to be, or one of its parents; None where a folder can be."""
+    return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
 
 
 def is_there(path: Path) -> bool:
@@ -249,6 +255,8 @@ def read_tokenizer(path: Path, checksum: str | None = None) -> Tokenizer:
         tokenizer.no_padding()  # may ask for any length
         for special in (True, False):
             tokenizer.decode(tokenizer.encode(TRIAL, add_special_tokens=special).ids)
+        for token in range(FEW):  # streams decode tokens one by one
+            tokenizer.decode([token])
     return tokenizer
 
 

@@ -1,5 +1,5 @@
-"""Configurations that an earlier version wrote, as this version has them: old folders load, and nothing else is
-guessed."""
+"""Configurations and tensors that an earlier version wrote, as this version has them: old folders load, and nothing
+else is guessed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def upgraded(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if model_type == "inner_thinking" and "residual_thinking" in fields and "rule" not in fields:
         return with_rule(fields)
     return dict(fields)
+
+
+def upgraded_shapes(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of stored tensors as this version has them. Thresholds of routers had one axis less, (passes, capacities);
+    the layers themselves repeat them along the axis of earlier capacities when they load them."""
+
+    def older(name: str, shape: tuple[int, ...]) -> bool:
+        now = wanted.get(name, ())
+        return name.endswith(".thresholds") and len(now) == 3 and shape == (now[0], now[2])
+
+    return {name: wanted[name] if older(name, shape) else shape for name, shape in found.items()}
 
 
 def with_rule(fields: Mapping[str, Any]) -> dict[str, Any]:

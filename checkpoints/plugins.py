@@ -8,12 +8,20 @@ classes needs no plugin: import their module.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 OWN = ("mull.models", "mull.inference", "mull.training")  # not mull.checkpoints: folders of others lie in there
 NAMED: set[str] = set()  # the modules that the user has named in this process
+
+
+def named_in(args: Sequence[str]) -> list[str]:
+    """The modules that --plugin names on a command line."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--plugin", action="append", default=[])
+    return list(parser.parse_known_args(args)[0].plugin)
 
 
 def import_plugins(names: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -120,6 +120,47 @@ def sweep(folder: Path, locked: bool) -> None:
         with suppress(OSError):
             if locked or time.time() - leftover.stat().st_mtime > OLD:
                 shutil.rmtree(leftover)
+
+
+@contextmanager
+def workplace(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in a folder, to work in for as long as it takes; it is removed at the end.
+
+    Those of the same prefix that killed processes have left are removed first: a process holds the lock of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with alone(folder):  # nobody sweeps between the making of a place and the taking of its lock
+            for leftover in folder.glob(f"{prefix}*"):
+                with suppress(OSError), lock_of(leftover) as free:
+                    if free or (free is None and time.time() - leftover.stat().st_mtime > OLD):
+                        shutil.rmtree(leftover)
+            place = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+            held.enter_context(lock_of(place))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def lock_of(folder: Path) -> Iterator[bool | None]:
+    """Take the lock of a folder, if nobody has it; says whether, or None where the system has no such locks."""
+    handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    try:
+        taken = None
+        if handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                taken = True
+            except BlockingIOError:
+                taken = False
+            except OSError:
+                pass
+        yield taken
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager

@@ -5,6 +5,7 @@
     tokenizer.json       Hugging Face tokenizers
     training.yaml        the whole resolved training configuration
     depth.json           accuracy or loss by iteration count, with the command that measured it
+    depth.png            a picture of it
     README.md            the model card
 
 Saving puts all files in place or none (replacing.py), also where the process is killed. Three checksums in config.json
@@ -36,28 +37,32 @@ from mull.checkpoints.files import (
     MAX_TOKENIZER,
     checksum_of,
     damaged,
+    file_in_the_way,
     is_there,
     read_bytes,
     read_json,
     read_tokenizer,
     shown,
 )
-from mull.checkpoints.migrations import upgraded
+from mull.checkpoints.migrations import upgraded, upgraded_shapes
+from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES, family_of
 
 VERSION = "0.1.0"
-CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, CARD = (
+CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, PICTURE, CARD = (
     "config.json",
     "model.safetensors",
     "tokenizer.json",
     "training.yaml",
     "depth.json",
+    "depth.png",
     "README.md",
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
+UNREGISTERED = f"import the module of its author that registers it first (--plugin), or {AGAIN}"
 MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
 MAX_SIZE = 2**31 - 1  # any other size
 
@@ -71,23 +76,31 @@ def save(
 ) -> None:
     """Write a checkpoint folder; an existing one has these files replaced and all others left alone.
 
-    training.yaml and depth.json speak of the weights: where they are not given, those of the old weights are removed.
+    training.yaml, depth.json and depth.png speak of the weights: where they are not given, those of the old weights are
+    removed.
 
     Args:
         model: any registered family.
         path: the folder; made if need be.
-        tokenizer: written as tokenizer.json; None leaves the one that is there.
+        tokenizer: written as tokenizer.json; None means `model.tokenizer`, and if the model has none either, a
+            tokenizer.json that is there stays.
         training: the resolved training configuration, as YAML text or a mapping.
         depth: the table by iteration count (`{"command": ..., "rows": [...]}`).
 
     Raises:
-        ValueError: the model is of no known family, or the path is a file.
+        ValueError: the model is of no known family, the path is a file, or the tokenizer is of another library.
     """
     folder = Path(path).expanduser()
-    blocking = [place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()]
-    if blocking:
-        raise ValueError(f"{blocking[0]} is a file; a checkpoint is a folder, name another path")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; a checkpoint is a folder, name another path")
     model_type = family_of(model)
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        kind = f"{type(tokenizer).__module__}.{type(tokenizer).__name__}"
+        raise ValueError(
+            f"tokenizer must be a tokenizers.Tokenizer, not {kind}; of transformers, give tokenizer.backend_tokenizer"
+        )
     weights = to_safetensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()})
     contents: dict[str, bytes] = {WEIGHTS: weights}
     if tokenizer is not None:
@@ -107,7 +120,7 @@ def save(
         contents[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
     contents[CARD] = model_card(folder.resolve().name, model.config, depth).encode()
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()  # last: it vouches for the weights
-    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH) if name not in contents])
+    replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH, PICTURE) if name not in contents])
 
 
 def tokenizer_sum(folder: Path, written: bytes | None) -> str | None:
@@ -133,7 +146,7 @@ def load(
     """Load the model of a checkpoint folder, in eval mode; `model.tokenizer` is the folder's, None if it has none.
 
     Args:
-        path: the folder; one in the public recurrent-depth layout (huginn.py) is recognised.
+        path: the folder, or the name of one (names.py); the public recurrent-depth layout (huginn.py) is recognised.
         device: where the weights go.
         dtype: floating-point type of the weights; None keeps the stored one.
         mapped: map the file of the weights instead of reading it, where nothing has to be converted: memory is shared
@@ -182,12 +195,15 @@ def verify(path: str | Path) -> tuple[ModelConfig, str]:
 
 def existing(path: str | Path) -> Path:
     """The folder of a checkpoint, a killed save of it ended first; raises if there is none."""
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
+    folder = folder_of(path)
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no checkpoint folder {folder}; `mull train` makes one")
+        raise ValueError(f"{folder} is a file; give the checkpoint folder that it lies in")
     complete(folder)
+    if not is_there(folder / CONFIG) and (folder / "trainer").is_dir():
+        raise FileNotFoundError(
+            f"{folder} holds a training and no model: it has not come to its end, and the line that began it goes on, "
+            "or its network is of no registered family"
+        )
     return folder
 
 
@@ -241,7 +257,10 @@ class Shapes(TorchFunctionMode):
 
 def usable(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device)
+        if found.is_meta:
+            raise RuntimeError("it holds no numbers")
+        return found.device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {str(device)!r} cannot be used here ({reason}); pass 'cpu' or another") from error
@@ -276,8 +295,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     model_type = found.pop("model_type", None)
     wrong = FAMILIES.wrong(model_type)
     if wrong:
-        remedy = f"import the module that registers it first (--plugin), or {AGAIN}"
-        raise damaged(folder / CONFIG, f"model_type {wrong}", remedy)
+        raise damaged(folder / CONFIG, f"model_type {wrong}", UNREGISTERED)
     config_class = FAMILIES[model_type].config_class
     found = upgraded(model_type, found)
     known = {f.name for f in fields(config_class)}
@@ -295,7 +313,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
     try:
         config = config_class(**{name: found[name] for name in known})
     except (ValueError, TypeError, OverflowError) as error:
-        raise damaged(folder / CONFIG, str(error)) from error
+        words = config_class.choices.items()
+        foreign = any(registry.wrong(found[field]) for field, registry in words)
+        raise damaged(folder / CONFIG, str(error), UNREGISTERED if foreign else AGAIN) from error
     check_fields_sum(said, folder)  # last, since a field that is wrong by itself is named
     return config, checksum
 
@@ -326,7 +346,7 @@ def stored_tensors(path: Path, checksum: str, config: ModelConfig) -> dict[str, 
 def check_fit(model: LanguageModel, tensors: Mapping[str, Stored], folder: Path) -> None:
     """Every tensor of the model is there in its shape, and no other."""
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
+    found = upgraded_shapes({name: tensor.shape for name, tensor in tensors.items()}, wanted)
     wrong = sorted(set(wanted.items()) ^ set(found.items()))
     if wrong:
         name = wrong[0][0]
@@ -343,8 +363,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
     It comes without truncation and padding: a limit stored with it would silently cut prompts.
     """
-    folder = Path(path).expanduser()
-    complete(folder)
+    folder = existing(path)
     if not is_there(folder / TOKENIZER):
         raise FileNotFoundError(
             f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from mull.inference.generate import stop_ids
+from mull.inference.decoders import Request, check_decoder, choose_decoder
+from mull.inference.generate import rounds_after, stop_ids
+from mull.inference.rounds import in_lockstep
 from mull.inference.sampling import Draw
 from mull.inference.session import Session
 from mull.inference.text import TextStream, encode
@@ -28,7 +30,7 @@ class Chat:
 
     Args:
         model: any family, with a tokenizer.
-        call: iterations, exit, max_new_tokens, stop, and the options of `Draw` and of `Session` by their names.
+        call: iterations, exit, decode, max_new_tokens, stop, and the options of `Draw` and of `Session` by their names.
 
     Raises:
         ValueError: an option that the model cannot follow.
@@ -37,18 +39,21 @@ class Chat:
     def __init__(self, model: LanguageModel, call: dict[str, Any]) -> None:
         self.model, self.call = model, call
         self.draw = Draw(**{name: call[name] for name in DRAW})
-        self.ends = set(stop_ids(model, None))
+        self.decoder = choose_decoder(call.get("decode"), call["exit"])
+        self.ends = stop_ids(model, None)
         self.most = check_count("max_new_tokens", call["max_new_tokens"])
         self.opening: list[int] = []  # what the tokenizer puts before a text: it stays when turns are forgotten
         self.turns: list[list[int]] = []  # token ids of each turn, its answer included
         self.iterations: int | None = call["iterations"]
         self.session = self.new_session()
+        self.read = 0  # tokens of all that was said that the session has read, and will not read again
 
     def new_session(self) -> Session:
         """A session that has read nothing."""
-        options = {name: self.call[name] for name in SESSION}
-        limit = self.model.config.max_length
-        return Session(self.model, 1, limit, self.iterations, self.call["exit"], **options)
+        options: Any = {name: self.call[name] for name in SESSION}
+        count = self.model.check_depth(self.iterations)
+        options["policy"] = check_decoder(self.decoder, self.model, count, self.draw.generator, options)
+        return Session(self.model, 1, self.model.config.max_length, count, self.decoder.exit, **options)
 
     def think(self, iterations: int) -> None:
         """Think so long from the next turn on.
@@ -59,7 +64,7 @@ class Chat:
         self.model.check_depth(iterations, 1)
         before, self.iterations = self.iterations, iterations
         try:
-            self.session = self.new_session()
+            self.session, self.read = self.new_session(), 0
         except ValueError:
             self.iterations = before
             raise
@@ -84,10 +89,7 @@ class Chat:
         self.turns.append(turn)
         shown = TextStream(tokenizer, self.said, self.call["stop"])
         try:
-            for _ in range(most):
-                token = self.next_token()
-                if token in self.ends:
-                    break
+            for token in self.tokens(most):
                 turn.append(token)
                 yield shown.add(token)
                 if shown.ended:
@@ -95,6 +97,30 @@ class Chat:
         finally:
             rest = shown.rest()
         yield rest
+
+    def tokens(self, most: int) -> Iterator[int]:
+        """The next tokens after all that was said, without that which ends them; `most` of them or fewer."""
+        self.forget_drafts()
+        device = self.model.device
+        unread, limits = self.said[self.read :], torch.tensor([most], device=device)
+        prompt, request = torch.tensor([unread], device=device), Request(self.draw, limits)
+        rounds = rounds_after(prompt, None, self.session, self.decoder, request)
+        for new in in_lockstep(rounds, [most], torch.tensor(self.ends, dtype=torch.int64, device=device)):
+            # what is said so far is what the session has read of it: rounds run ahead, and may be broken off
+            self.read = min(self.session.lengths[0], len(self.said))
+            token = int(new.tokens)
+            if token in self.ends:
+                return
+            yield token
+
+    def forget_drafts(self) -> None:
+        """Let the session hold what was said and nothing else: an answer may have ended in the middle of a round."""
+        if self.session.lengths[0] == self.read:
+            return
+        if self.session.warm_start:  # it keeps no states to go back to
+            self.session, self.read = self.new_session(), 0
+        else:
+            self.session.cut([self.read])
 
     @property
     def said(self) -> list[int]:
@@ -107,12 +133,7 @@ class Chat:
         while self.turns and sum(map(len, self.turns)) + needed > limit:
             del self.turns[0]
         if len(self.turns) < held:
-            self.session = self.new_session()
-
-    def next_token(self) -> int:
-        """The model's next token after all that was said, of which the session reads what it has not read yet."""
-        unread = torch.tensor([self.said[self.session.lengths[0] :]], device=self.model.device)
-        return int(self.draw.choose(self.session.read(unread).logits))
+            self.session, self.read = self.new_session(), 0
 
 
 def converse(model: LanguageModel, call: dict[str, Any]) -> None:
@@ -146,6 +167,6 @@ def converse(model: LanguageModel, call: dict[str, Any]) -> None:
 
 def count_of(line: str) -> int:
     words = line.split()
-    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit():
-        raise ValueError(f"{line.strip()!r} names no count; write /iterations 8")
+    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 6:
+        raise ValueError(f"{line.strip()[:40]!r} names no count from 1 to 999,999; write /iterations 8")
     return int(words[1])

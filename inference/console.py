@@ -5,11 +5,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
 
+from mull.checkpoints.quantities import MEAN, number
 from mull.inference.checks import check_prompt
+from mull.inference.decoders import choose_decoder
 from mull.inference.generate import stream
 from mull.inference.prompts import Line, integers, padded
 from mull.inference.text import TextStream, continuation, encode
@@ -34,11 +37,19 @@ def call_of(options: Any) -> dict[str, Any]:
         depth = len(options.capacity) + 1
     return {
         "iterations": depth,
-        "generator": torch.Generator(options.device).manual_seed(options.seed),
+        "generator": generator_on(options.device).manual_seed(options.seed),
         "stop": [unescaped(each) for each in options.stop or []],
         "cache_dtype": dtype_of(options.cache_dtype),
         **{name: options[name] for name in AS_THEY_ARE if name in options},
     }
+
+
+def generator_on(device: str) -> torch.Generator:
+    try:
+        return torch.Generator(device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {device!r} cannot draw ({reason}); pass --device cpu or another") from None
 
 
 def dtype_of(name: str) -> torch.dtype | None:
@@ -66,7 +77,8 @@ def write_answers(
     """Print the answers to the prompts of a file, one JSON object each, as soon as it is whole.
 
     Prompts of nearly one length share a batch, so answers come in another order than their lines, whose numbers they
-    carry. A line that cannot be answered is reported by its number, and the others are answered.
+    carry. What is drawn for a line depends on the seed and its number, and not on what it is answered beside. A line
+    that cannot be answered is reported by its number, and the others are answered.
 
     Args:
         lines: of `read_prompts`.
@@ -91,12 +103,25 @@ def write_answers(
             said = " ".join(str(error).split())
             print(f"mull: error: {source}, line {line.number}: {said}", file=sys.stderr, flush=True)
     good.sort(key=lambda pair: len(pair[1]))
+    decoder = choose_decoder(call.get("decode"), call["exit"])
+    draws = call["temperature"] > 0 or decoder.draws_more
+    if draws and "generators" not in decoder.understands:
+        batch_size = 1  # its rows would share their draws
     try:
         for first in range(0, len(good), batch_size):
-            counts += write_batch(model, good[first : first + batch_size], call)
+            batch = good[first : first + batch_size]
+            own = [generator_of(line.number, call["generator"]) for line, _ in batch]
+            drawn_by = own[0] if len(own) == 1 or not draws else own
+            counts += write_batch(model, batch, {**call, "generator": drawn_by})
     finally:
         print(summary(counts, time.perf_counter() - start), file=sys.stderr)
     return 2 if failed else 0
+
+
+def generator_of(line: int, given: torch.Generator) -> torch.Generator:
+    """The generator of a line, whose draws are a function of the given one's seed and of the number of the line."""
+    digest = blake2b(f"{given.initial_seed()} {line}".encode(), digest_size=8).digest()
+    return torch.Generator(given.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], call: dict[str, Any]) -> list[int]:
@@ -133,4 +158,5 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
 
 def summary(used: list[int], seconds: float) -> str:
     mean = sum(used) / max(len(used), 1)
-    return f"[{len(used)} tokens, {mean:.1f} iterations each, {len(used) / seconds:.1f} tokens/s]"
+    tokens = f"{len(used)} token{'s' * (len(used) != 1)}"
+    return f"[{tokens}, {number(mean, MEAN)} iterations each, {len(used) / seconds:.1f} tokens/s]"

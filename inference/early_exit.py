@@ -5,8 +5,7 @@
 What is iterated shrinks to the positions that stay (`Context.narrow`). The positions that left answer the others with
 their deepest keys (the `deepest` policy of the cache). A position's count depends on itself and on positions before it,
 so under the policy `deepest` it is the same in a batch, with padding, in one prompt or token by token (but for rules
-that
-read logits: exits.py). Under `shared` a prompt and its tokens one by one differ.
+that read logits: exits.py). Under `shared` a prompt and its tokens one by one differ.
 
 Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
 """
@@ -16,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from mull.inference.exits import Exit, Memory, Thought, parse
+from mull.inference.mode import evaluating
 from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.models.positions import Context
@@ -37,6 +37,7 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     return rule
 
 
+@evaluating
 @torch.no_grad()
 def think_until(
     model: LanguageModel,

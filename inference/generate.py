@@ -4,7 +4,8 @@
     rounds are cut into positions
 
 `stream` hands on one position of all rows at a time, `generate` collects them. Prompts of different lengths come padded
-on either side with an attention mask. A greedy row depends on nothing but itself; draws share one generator.
+on either side with an attention mask. A greedy row depends on nothing but itself, and so does a drawn one that has a
+generator of its own; otherwise draws share one generator.
 
 Shapes: B batch, P prompt positions with padding, N new positions, V vocabulary.
 """
@@ -22,9 +23,10 @@ from torch import Tensor
 from mull.inference.checks import check_known, check_prompt
 from mull.inference.decoders import Decoder, Request, check_decoder, choose_decoder
 from mull.inference.exits import Exit
+from mull.inference.mode import each_in_eval
 from mull.inference.prompts import PromptLike, as_prompts
 from mull.inference.rounds import NewTokens, Round, Rounds, in_lockstep
-from mull.inference.sampling import Draw
+from mull.inference.sampling import Draw, Generators
 from mull.inference.session import Session, SessionOptions
 from mull.inference.text import StopStrings, continuation, stop_strings
 from mull.models import LanguageModel
@@ -98,7 +100,7 @@ def stream(
     exit: str | Exit | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Generators | None = None,
     decode: str | Decoder | None = None,
     *,
     top_k: int | None = None,
@@ -122,7 +124,8 @@ def stream(
             Transformer has no loop and takes nothing but None). With an exit rule, the most that any position gets.
         exit: rule that ends thinking early, `latent:0.03` or of mull.inference.exits; short for decode="adaptive:...".
         max_new_tokens: most new tokens of a row; a row also ends at the model's max_length, padding not counted.
-        temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`.
+        temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`. With a list of B
+            generators, one a row, a drawn row depends on nothing but itself too.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
             `wavefront:4:32` thinks about up to 32 positions at once, 4 iterations a round, the later ones on guesses:
@@ -138,6 +141,7 @@ def stream(
     draw = Draw(generator, temperature, top_k, top_p, min_p)
     ids, given = as_prompts(model, prompt_ids, attention_mask)
     held = check_prompt(model, ids, given)
+    draw.check_rows(len(ids))
     max_new_tokens = check_count("max_new_tokens", max_new_tokens)
     iterations = model.check_depth(iterations, len(ids))
     decoder = choose_decoder(decode, exit)
@@ -151,7 +155,8 @@ def stream(
     room = max(length + limit for length, limit in zip(held, limits, strict=True))
     session = Session(model, len(prompt), room, iterations, decoder.exit, **options)
     request = Request(draw, torch.tensor(limits, device=model.device))
-    return in_lockstep(rounds_after(prompt, mask, session, decoder, request), limits, stops, ended)
+    rounds = each_in_eval(model, rounds_after(prompt, mask, session, decoder, request))
+    return in_lockstep(rounds, limits, stops, ended)
 
 
 def stop_ids(model: LanguageModel, stop_tokens: Sequence[int] | None) -> list[int]:
@@ -172,6 +177,7 @@ def rounds_after(prompt: Tensor, mask: Tensor | None, session: Session, decoder:
     left = request.limits - 1
     if keep is not None:
         session, last, left = session.fork(keep), last[keep], left[keep]
+        request = replace(request, draw=request.draw.rows(keep))
     yield from decoder.rounds(session, last, replace(request, limits=left))
 
 

@@ -108,7 +108,7 @@ def integers(values: Any, name: str) -> Tensor:
 
 def as_mask(mask: Any) -> Tensor | None:
     """A mask of ones and zeros, of any type, as a boolean tensor."""
-    return None if mask is None else as_valid(mask if isinstance(mask, Tensor) else torch.as_tensor(mask))
+    return None if mask is None else as_valid(mask)
 
 
 # ------------------------------------------------------------------------------------------------------------- files

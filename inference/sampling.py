@@ -11,14 +11,19 @@ generator and from nowhere else. Of equally likely tokens the smaller id counts 
 Shapes: B batch, V vocabulary.
 """
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
-from numbers import Integral
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Generators = torch.Generator | Sequence[torch.Generator]  # one for all rows, or one a row
 TINY = 1e-30  # a smaller temperature would be 0 in fp32, and the largest logit 0 / 0
 
 
@@ -41,7 +46,8 @@ def probabilities(
         ranked = renormalized(ranked, torch.arange(ranked.shape[-1], device=ranked.device) < top_k)
     if top_p is not None and top_p < 1:
         mass_before = ranked.cumsum(dim=-1) - ranked
-        ranked = renormalized(ranked, mass_before < top_p)  # the token that reaches top_p is kept
+        first = torch.arange(ranked.shape[-1], device=ranked.device) == 0  # also where top_p rounds to 0
+        ranked = renormalized(ranked, (mass_before < top_p) | first)  # the token that reaches top_p is kept
     if min_p is not None:
         ranked = renormalized(ranked, ranked >= min_p * ranked[..., :1])
     return torch.zeros_like(p).scatter(-1, token_ids, ranked)
@@ -52,7 +58,8 @@ class Draw:
     """How tokens are drawn. Greedy is the one-hot distribution of the most likely token.
 
     Args:
-        generator: source of the draws, on any device; one draw serves all rows, so a row's token depends on its place.
+        generator: source of the draws, on any device. One draw of it serves all rows, so a row's token depends on its
+            place. Of several, one a row, each serves its own, so a row's tokens are those that it would get alone.
         temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
         top_k, top_p, min_p: filters of draws, None for none; see the head of this file.
 
@@ -60,7 +67,7 @@ class Draw:
         ValueError: an option out of range, a draw without a generator, or a filter where nothing is drawn.
     """
 
-    generator: torch.Generator | None = None
+    generator: Generators | None = None
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
@@ -68,6 +75,13 @@ class Draw:
 
     def __post_init__(self) -> None:
         t, k = self.temperature, self.top_k
+        for name, value in (("temperature", t), ("top_p", self.top_p), ("min_p", self.min_p)):
+            if not isinstance(value, Real) and (value is not None or name == "temperature"):
+                raise ValueError(f"{name} must be a number, not {value!r}")
+        given: Any = self.generator
+        each = given if isinstance(given, list | tuple) else [given]
+        if not all(isinstance(one, torch.Generator | None) for one in each):
+            raise ValueError(f"generator must be a torch.Generator, or a list of one a row, not {self.generator!r}")
         if not (t >= 0 and math.isfinite(t)):
             raise ValueError(f"temperature {t} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")
         if t > 0 and self.generator is None:
@@ -103,7 +117,12 @@ class Draw:
         """(N, V) probabilities -> (N,) tokens."""
         if self.generator is None or self.temperature == 0:
             return p.argmax(dim=-1)
-        return torch.multinomial(p.to(self.generator.device), 1, generator=self.generator).squeeze(-1).to(p.device)
+        parts = [p] if isinstance(self.generator, torch.Generator) else p.split(1)
+        drawn = [
+            torch.multinomial(part.to(each.device), 1, generator=each)
+            for part, each in zip(parts, self.generators, strict=True)
+        ]
+        return torch.cat(drawn).squeeze(-1).to(p.device)
 
     def token_at(self, p: Tensor, luck: Tensor) -> Tensor:
         """(N, V) probabilities and draws (N,) from [0, 1) -> (N,) tokens: that in whose part of [0, 1) the draw falls.
@@ -117,7 +136,27 @@ class Draw:
         """(rows, k) from [0, 1)."""
         if self.generator is None or self.temperature == 0:
             return torch.full((rows, k), 0.5)  # one-hot ratios are 0 or 1
-        return torch.rand(rows, k, generator=self.generator, device=self.generator.device)
+        each = rows if isinstance(self.generator, torch.Generator) else 1
+        drawn = [torch.rand(each, k, dtype=torch.float32, generator=g, device=g.device) for g in self.generators]
+        return torch.cat(drawn)
+
+    def check_rows(self, rows: int) -> None:
+        """Raise a ValueError if there is a generator for each of another number of rows."""
+        if not isinstance(self.generator, torch.Generator | None) and len(self.generator) != rows:
+            raise ValueError(f"there are {len(self.generators)} generators for {rows} rows; give one a row, or one")
+
+    @property
+    def generators(self) -> Sequence[torch.Generator]:
+        """All of them, for all rows together or one a row."""
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return [] if self.generator is None else [self.generator]
+        return self.generator
+
+    def rows(self, keep: Tensor) -> Draw:
+        """The draws of some rows only, `keep` (B',), their places: what a decoder goes on with that forks its rows."""
+        if self.generator is None or isinstance(self.generator, torch.Generator):
+            return self
+        return replace(self, generator=[self.generator[row] for row in keep.tolist()])
 
 
 def renormalized(p: Tensor, keep: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
+from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Policy
 from mull.models.config import Capacity
@@ -139,7 +140,8 @@ class Session:
         if self.exit is not None:
             return think_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
         options: dict[str, Any] = self.routing if start is None else {"state": start}
-        return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+        with in_eval(self.model):
+            return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
         """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises
@@ -154,10 +156,11 @@ class Session:
             raise ValueError(f"there is no row {outside[0]}: the session has {self.batch_size} rows, counted from 0")
         new = copy(self)
         new.cache = self.cache.fork(chosen)
+        there = torch.tensor(chosen, device=self.model.device)
         if self.state is not None:
-            new.state = self.state[chosen]
+            new.state = self.state[there]
         if isinstance(self.iterations, Tensor):
-            new.iterations = self.iterations[chosen]
+            new.iterations = self.iterations[there]
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ bytes lie partly in the prompt.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from re import fullmatch
 
@@ -22,6 +22,8 @@ import torch
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE, Unigram
 from torch import Tensor
+
+from mull.checkpoints.files import is_panic
 
 UNDECIDED = "\ufffd"  # what a decoder shows where bytes are no character (yet)
 FEW = 64  # a vocabulary of so many tokens or fewer is named when a symbol is not in it
@@ -39,11 +41,8 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
         ValueError: the prompt is empty, is not UTF-8, or holds what the tokenizer has no token for.
     """
     check_text(text)
-    try:
-        with literally(tokenizer) as reader:
-            encoding = reader.encode(text)
-    except Exception as error:  # tokenizers raises bare Exception, for example of WordLevel without an unknown token
-        raise ValueError(f"the tokenizer cannot read the prompt {shortened(text)}: {error}") from error
+    with literally(tokenizer) as reader, trouble_reading(f"the prompt {shortened(text)}"):
+        encoding = reader.encode(text)
     start, end = body(encoding)
     check_known(tokenizer, text, encoding, start, end)
     if start == end:
@@ -53,8 +52,20 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of texts as a corpus has them: what `encode` makes of each without the opening, and unchecked."""
-    with literally(tokenizer) as reader:
+    with literally(tokenizer) as reader, trouble_reading(f"the text {shortened(''.join(texts[:1]))}, or behind it"):
         return [encoding.ids for encoding in reader.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@contextmanager
+def trouble_reading(what: str) -> Iterator[None]:
+    """Turn whatever a tokenizer raises into a ValueError: bare Exceptions, for example of WordLevel without an unknown
+    token, and panics, for example of a template that names a token which it does not define."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
+        raise ValueError(f"the tokenizer cannot read {what}: {error}; mend its tokenizer.json") from error
 
 
 @contextmanager
@@ -147,7 +158,8 @@ def shortened(text: str, most: int = 40) -> str:
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """The text of ids, without control tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=True)
+    with trouble_reading("its own tokens"):
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def continuation(tokenizer: Tokenizer, prompt: Sequence[int], answer: Sequence[int], stop: Sequence[str] = ()) -> str:
@@ -228,6 +240,8 @@ class TextStream:
 
 def stop_strings(tokenizer: Tokenizer | None, stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """The texts that end an answer. Raises ValueError where they cannot be looked for."""
+    if not isinstance(stop, str | Iterable | None):
+        raise ValueError(f"stop must be a text or a list of texts, not {stop!r}")
     chosen = (stop,) if isinstance(stop, str) else tuple(stop or ())
     wrong = [each for each in chosen if not isinstance(each, str) or not each]
     if wrong:

@@ -7,6 +7,7 @@ The name stands in a registry, for a frozen dataclass with an `example` of how i
 behind colons are its first fields, in their order; every field can be given by name, or left out to have its default.
 """
 
+import sys
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
@@ -20,8 +21,36 @@ def parse(text: str, registry: Registry[Any]) -> Any:
     name, _, rest = text.partition(":") if ":" in text.split(",")[0] else text.partition(",")
     if name not in registry:
         examples = ", ".join(kind.example for kind in registry.values())
-        raise ValueError(f"{registry.kind} {name!r} is not known; known are {', '.join(registry)}, as in {examples}")
+        raise ValueError(
+            f"{registry.kind} {name!r} is not known; known are {', '.join(registry)}, as in {examples}; "
+            "one of your own is known with its module (--plugin)"
+        )
     return registry[name].from_text(rest)
+
+
+def described(registry: Registry[Any]) -> list[str]:
+    """A line about each thing of a registry, for help: how it is written, what it is, and its options."""
+    kinds = list(registry.values())
+    wide = max(len(kind.example) for kind in kinds)
+    shared = len({options(kind) for kind in kinds}) == 1
+    lines = [f"{kind.example:<{wide}}  {summary(kind)}{'' if shared else options(kind)}" for kind in kinds]
+    return [*lines, f"options of each:{options(kinds[0])}"] if shared else lines
+
+
+def summary(kind: type) -> str:
+    """The first sentence about a class: its own, or that of the file it is in where it says to see there."""
+    own = kind.__doc__ or ""
+    unsaid = (
+        own.startswith(f"{kind.__name__}(") or "See the head of this file" in own
+    )  # a dataclass writes the first itself
+    text = (getattr(sys.modules[kind.__module__], "__doc__", "") or "") if unsaid else own
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def options(kind: Any) -> str:
+    """The options of a dataclass in brackets, with their defaults."""
+    said = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(kind)]
+    return f" [{', '.join(said)}]" if said else ""
 
 
 def filled(kind: type[T], what: str, text: str, example: str) -> T:

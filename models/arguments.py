@@ -21,6 +21,8 @@ def as_ids(input_ids: Any, device: torch.device) -> Tensor:
             input_ids = torch.as_tensor(input_ids, device=device)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{wanted}; got {type(input_ids).__name__}: {str(error).splitlines()[0]}") from None
+    if input_ids.dim() == 0:
+        raise ValueError(f"{wanted}, not a single number")
     if input_ids.dtype in (torch.int64, torch.int32):
         return input_ids
     if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
@@ -43,7 +45,10 @@ def as_valid(attention_mask: Any) -> Tensor:
     Raises:
         ValueError: a float mask with other values. Additive masks have the opposite meaning at 0.
     """
-    attention_mask = torch.as_tensor(attention_mask)
+    try:
+        attention_mask = torch.as_tensor(attention_mask)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"attention_mask must be ones and zeros, not {type(attention_mask).__name__}") from None
     if attention_mask.is_floating_point():  # integers and booleans are no additive masks, and need no look
         wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
         if wrong.numel():

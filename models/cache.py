@@ -202,8 +202,7 @@ class Cache:
             return held
         iterations = max(index + 1, 0 if held is None else held.shape[1])
         if index:  # a layer of the loop: all iterations at once where all will come, otherwise as they come
-            depth = self.depth if isinstance(self.depth, int) else 1
-            few = {"full": depth, "shared": min(depth, self.ring), "deepest": 2 * index}
+            few = {"full": self.total, "shared": min(self.total, self.ring), "deepest": 2 * index}
             iterations = max(iterations, few[self.policy])
         width = FIRST_COLUMNS if held is None else held.shape[4]
         while width <= columns:  # a prompt that just fits would be copied at its first new token

@@ -32,6 +32,7 @@ Deliberate deviations:
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -83,7 +84,7 @@ class InnerThinkingTransformer(LanguageModel):
                 where nothing is routed.
             selection: top_k over the sequence, or threshold; None means top_k in training and threshold in eval and
                 with a cache. top_k is not causal.
-            read_at: counts at which to answer too; each is a run of its own, since every layer thinks for itself.
+            read_at: counts at which to answer too; each but R is a run of its own, since every layer thinks for itself.
 
         Returns:
             logits (B, T, V); state (B, T, D), the last layer's output; iterations (B, T), the most passes that any
@@ -101,19 +102,21 @@ class InnerThinkingTransformer(LanguageModel):
             if cache is not None:
                 cache.reserve_capacity(plan.capacity)
             x, made = self.run_layers(self.embed(input_ids), context, plan)
-            readings = dict(self.sweep(input_ids, read_at, capacity, selection, attention_mask))
+            shallower = [count for count in dict.fromkeys(read_at) if count != depth]
+            readings = dict(self.sweep(input_ids, shallower, capacity, selection, attention_mask))
             logits = self.logits(x)
             if cache is not None:
                 context.commit(None)
-        return ModelOutput(
+        output = ModelOutput(
             logits=logits,
             state=x,
             iterations=1 + made.selected.sum(dim=-1).amax(dim=-1),
-            readings=readings,  # type: ignore[arg-type]  # a sweep over counts gives counts
             selected=made.selected,
             router_logits=made.logits,
             auxiliary_loss=made.auxiliary_loss,
         )
+        readings |= {count: output for count in read_at if count == depth}  # this run's own answer
+        return replace(output, readings={count: readings[count] for count in read_at}) if readings else output
 
     def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, Decision]:
         """All layers over x (B, T, D), and the decisions of the thinking ones."""
@@ -176,7 +179,11 @@ class InnerThinkingTransformer(LanguageModel):
 
     @torch.no_grad()
     def calibrate(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Set the thresholds of all routers, so that a share c of these tokens takes a pass of capacity c.
+        """Set the thresholds of all routers, so that a share c of these tokens takes a pass of capacity c, whatever the
+        capacities of the passes before it.
+
+        Each capacity e of the grid is run once, for all passes; the logits that a pass has then are those behind e, and
+        their quantiles are its thresholds for every c. Passes before of different capacities count by their mean.
 
         The more tokens of held-out text, the closer other text meets a capacity: its error is about 1 / sqrt(B T).
         """
@@ -185,20 +192,21 @@ class InnerThinkingTransformer(LanguageModel):
         iterations = max(2, self.config.mean_iterations)
         valid = None if attention_mask is None else attention_mask.bool()
         context = self.context(input_ids, attention_mask)
-        found: list[Tensor] = []  # thresholds, capacity by capacity, layer by layer and pass by pass
+        found: list[Tensor] = []  # thresholds (G,), earlier capacity by capacity, layer by layer and pass by pass
+        shares_above = torch.tensor([1 - share for share in GRID], dtype=torch.float64, device=input_ids.device)
 
         def select(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
             counted = (logits if eligible is None else logits[eligible]).flatten().to(torch.float64)
             # a little below the quantile: the logit that it is shall not be told from it by rounding
-            found.append(torch.quantile(counted, 1 - capacity) - 1e-5 * counted.std())
-            selected = logits >= found[-1].to(logits.dtype)
+            found.append(torch.quantile(counted, shares_above) - 1e-5 * counted.std())
+            selected = logits >= found[-1][GRID.index(capacity)].to(logits.dtype)
             return selected if eligible is None else selected & eligible
 
         for share in GRID:
             shares = (share,) * (iterations - 1)
             plan = Plan(iterations, iterations, shares, select, causal=False, learns=False, valid=valid)
             self.run_layers(self.embed(input_ids), context, plan)
-        table = rearrange(torch.stack(found), "(g n t) -> n t g", g=len(GRID), t=iterations - 1)
+        table = rearrange(torch.stack(found), "(e n t) g -> n t e g", e=len(GRID), t=iterations - 1)
         thinking = [layer for layer in self.layers if isinstance(layer, RoutedLayer)]
         for layer, thresholds in zip(thinking, table, strict=True):
             layer.thresholds.copy_(thresholds)

@@ -128,10 +128,13 @@ class IteratedModel(LanguageModel, ABC):
             readings=readings,
         )
 
-    def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
+    def sweep(
+        self, input_ids: Tensor, counts: Sequence[int | None], generator: torch.Generator | None = None
+    ) -> Iterator[tuple[int | None, Reading]]:
+        """As every family's; a generator draws the initial states."""
         wanted = [check_count("iterations", count) for count in counts]  # type: ignore[arg-type]  # refuses None
         context, previous = self.context(input_ids), None
-        for count, state in self.unroll(input_ids, max(wanted), context):
+        for count, state in self.unroll(input_ids, max(wanted), context, generator=generator):
             if count in wanted:
                 yield count, self.reading(state, previous, context)
             previous = state
@@ -156,8 +159,9 @@ class IteratedModel(LanguageModel, ABC):
             state = self.start(injected, generator)
         elif generator is not None:
             raise ValueError("state is the initial state, and generator draws one: give one of them")
-        elif state.shape != injected.shape:
-            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
+        elif getattr(state, "shape", None) != injected.shape:
+            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {found}")
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None

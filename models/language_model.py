@@ -73,6 +73,9 @@ class LanguageModel(nn.Module):
 
     def __call__(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """`forward` of token ids (B, T): integers of any type, as a tensor, as an array or as lists."""
+        mask = kwargs.get("attention_mask")
+        if mask is not None and not isinstance(mask, Tensor):
+            kwargs["attention_mask"] = as_valid(mask).to(self.device)
         return super().__call__(as_ids(input_ids, self.device), *args, **kwargs)
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -138,7 +141,14 @@ class LanguageModel(nn.Module):
         # models, and torch shares it by code object.
         own = FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
         unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-        self.compiled = torch.compile(own, dynamic=True, options={"guard_filter_fn": unguarded, "cpp_wrapper": True})
+        on_cpu = self.device.type == "cpu"  # elsewhere a wrapper in C++ would need that device's own headers
+        options = {"guard_filter_fn": unguarded, "cpp_wrapper": on_cpu}
+        self.compiled = torch.compile(own, dynamic=True, options=options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have of the model: everything but compiled code, which no other model may share. A
+        copy says the same, uncompiled, until `compile_decoding` is called on it."""
+        return {**self.__dict__, "compiled": None}
 
     def new_cache(
         self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1, dtype: torch.dtype | None = None
@@ -153,7 +163,7 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"a cache keeps floating-point numbers, such as torch.bfloat16, not {dtype}")
         c = self.config
         return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)

@@ -104,7 +104,7 @@ class RecurrentDepthTransformer(IteratedModel):
         if generator is None or not self.starts_at_random:
             return state
         std = math.sqrt(2 / 5)
-        drawn = torch.empty(injected.shape, device=generator.device)
+        drawn = torch.empty(injected.shape, dtype=torch.float32, device=generator.device)
         nn.init.trunc_normal_(drawn, std=std, a=-3 * std, b=3 * std, generator=generator)
         return state.copy_(drawn)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ from mull.models.loop import Iterations, iterate, last_state
 from mull.models.positions import Context
 from mull.models.roles import Role
 from mull.models.rules import RULES
-from mull.models.selection import Select, auxiliary, expected_thresholds, threshold
+from mull.models.selection import GRID, Select, auxiliary, before, behind, expected_thresholds, threshold
 
 BLOCK = 8  # tokens that are selected by threshold are gathered in multiples of this; see `Context.pick`
 
@@ -134,7 +134,15 @@ class RoutedLayer(Layer):
         if config.routing:
             n_routed = max(1, passes - 1)
             self.router = nn.Parameter(torch.empty(n_routed, config.d_model))
-            self.register_buffer("thresholds", expected_thresholds().repeat(n_routed, 1))  # h, (routed passes, G)
+            # h, (routed passes, G earlier, G)
+            self.register_buffer("thresholds", expected_thresholds().repeat(n_routed, len(GRID), 1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """As torch has it; thresholds of before, (routed passes, G), are taken to hold behind any capacity."""
+        name = f"{prefix}thresholds"
+        if name in state_dict and state_dict[name].dim() == 2:
+            state_dict[name] = state_dict[name][:, None].repeat(1, len(GRID), 1)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def think(self, x: Tensor, context: Context, index: int, plan: Plan) -> tuple[Tensor, Decision]:
         """All passes of the layer of this index over x (B, T, D): the last state, and what was decided."""
@@ -171,7 +179,9 @@ class RoutedLayer(Layer):
         """
         assert isinstance(context.cache, Cache)
         cache, end, total = context.cache, context.end, plan.total
-        wanted = {c: threshold(self.thresholds, c).tolist() for c in set(plan.capacity) if 0 < c < 1}
+        behind_all = [before(plan.capacity, t) for t in range(1, total)]
+        pairs = {(e, c) for e, c in zip(behind_all, plan.capacity, strict=True) if 0 < c < 1}
+        wanted = {(e, c): threshold(behind(self.thresholds, e), c).tolist() for e, c in pairs}
         taken, asked = [False] * (total - 1), [-math.inf] * (total - 1)
         known, logits, values_of = x, x, list[float]()  # the state that was asked about last, and its logits
 
@@ -188,7 +198,7 @@ class RoutedLayer(Layer):
                 cache.fill(index, t, total, *self.attention.keys_values(self.attention_norm(y), context.rotation))
             row = min(t, len(values_of)) - 1
             asked[t - 1] = values_of[row]
-            taken[t - 1] = capacity == 1 or asked[t - 1] >= wanted[capacity][row]
+            taken[t - 1] = capacity == 1 or asked[t - 1] >= wanted[behind_all[t - 1], capacity][row]
             if not taken[t - 1]:
                 return y
             answer = self.answer(y, context, (index, t), *cache.read((index, t), end))
@@ -242,7 +252,9 @@ class RoutedLayer(Layer):
         if capacity == 0:
             decision = Decision(torch.zeros_like(logits, dtype=torch.bool), logits.detach())
         else:
-            selected = plan.select(logits.detach(), eligible, capacity, self.thresholds[row])
+            # only a threshold is asked for one
+            known = behind(self.thresholds[row], before(plan.capacity, t)) if plan.causal else self.thresholds[row, 0]
+            selected = plan.select(logits.detach(), eligible, capacity, known)
             read = self.logits(y.detach(), row) if self.config.detached_auxiliary else logits
             decision = Decision(selected, logits.detach(), auxiliary(read, selected, eligible) if plan.learns else None)
         return decision, self.gate(logits[..., None])

@@ -5,7 +5,9 @@ half-written (design: contracts of the command line).
 """
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -132,7 +134,7 @@ def test_damaged_folders_are_named(
         ("trainer.max_stepps", "3", "max_stepps"),
         ("model.network.init_args.config.wiring", "sandwitch", "sandwitch"),
         ("model.network.init_args.config.d_model", "17", "17"),
-        ("model.iterations.init_args.mean", "0", "0"),
+        ("model.iterations.init_args.minimum", "0", "minimum=0"),
         ("data.init_args.batch_size", "0", "batch_size"),
         ("model.backprop_iterations", "0", "backprop_iterations"),
         ("model.warmup_steps", "-10", "-10"),
@@ -229,6 +231,61 @@ def test_evaluate_writes_table_and_picture(folder: Path, tmp_path: Path, capsys:
     assert (tmp_path / "out" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGTERM, 143, "terminated\n"), (signal.SIGINT, 130, "interrupted\n")]
+)
+def test_a_signal_ends_an_evaluation_in_order(folder, tmp_path, capsys, monkeypatch, number, status, said):
+    """Guards what stood there before: a signal while measuring, or between two files of the report, changes no file."""
+    output, arguments = tmp_path / "out", ["evaluate", str(folder), "--examples", "4", "--difficulty", "8"]
+    arguments += ["--output", str(output)]
+    assert main([*arguments, "--iterations", "1"]) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert set(before) == {"evaluation.json", "evaluation.csv", "evaluation.png"}
+    handler = signal.getsignal(signal.SIGTERM)
+    at_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored where tests run
+    for place in ("mull.inference.measure.evaluate.score", "mull.checkpoints.replacing.write_through"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *_: signal.raise_signal(number))
+            capsys.readouterr()
+            assert main([*arguments, "--iterations", "1,2"]) == status
+        assert capsys.readouterr().err == said
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert signal.getsignal(signal.SIGTERM) is handler
+    signal.signal(signal.SIGINT, at_interrupt)
+
+
+@pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ([], {"evaluation.json", "evaluation.csv", "evaluation.png"}),
+        (["--tokens", "--exit", "latent:0.5"], {"tokens.png"}),
+    ],
+)
+def test_an_evaluation_that_nobody_reads_is_written(folder, tmp_path, monkeypatch, options, files):
+    """Guards `mull evaluate ... | head -1`: files first, then what is printed; and ~ in `--output=~/x`."""
+
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("rich.console.Console.print", gone)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # which would give pytest's own output away
+    arguments = ["evaluate", str(folder), "--examples", "4", "--difficulty", "8", "--iterations", "4", *options]
+    assert main([*arguments, "--output=~/x"]) == 0
+    assert {path.name for path in (tmp_path / "x").iterdir()} == files
+
+
+def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path) -> None:
+    """Guards evidence: 11 rows of 8 bits are no 512, and what says so is a line, without code and paths."""
+    line = [sys.executable, "-m", "mull", "evaluate", str(folder), "--difficulty", "8,9,16", "--examples", "30"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        f"mull: warning: parity has {there} different test items of length {length}: measured on these, not on 30"
+        for length, there in ((8, 11), (9, 22))
+    ]
+    assert "11, 22, 30 examples" in " ".join(done.stdout.split())
+
+
 def test_a_folder_may_be_called_null(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +301,19 @@ def test_a_folder_may_be_called_null(
         assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
 
 
+@pytest.mark.parametrize("extra", [[], ["--json"], ["--exit", "fixed:1", "--tokens"]], ids=" ".join)
+def test_a_reader_who_has_gone_costs_no_results(extra: list[str], folder: Path, tmp_path: Path) -> None:
+    """`mull evaluate ... --output DIR | head -0`: what was measured is written before it is printed."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    line = [sys.executable, "-m", "mull", "evaluate", folder, "--examples", "4", "--output", tmp_path, *extra]
+    run = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert run.returncode == 0 and run.stderr == ""
+    pictures = {"tokens.png"} if "--tokens" in extra else {f"evaluation.{kind}" for kind in ("json", "csv", "png")}
+    assert {path.name for path in tmp_path.iterdir()} == pictures
+
+
 def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command prints the decoded tokens of mull.generate, and nothing else on standard output."""
     model = mull.load(folder)
@@ -252,7 +322,7 @@ def test_generate_answers_what_the_model_says(folder: Path, capsys: pytest.Captu
     assert main(["generate", str(folder), "--prompt", "1 0 1", "--iterations", "3", "--max-new-tokens", "4"]) == 0
     captured = capsys.readouterr()
     assert captured.out.split() == Parity(8).tokenizer.decode(expected.tokens[0, len(ids) :].tolist()).split()
-    assert "3.0 iterations each" in captured.err
+    assert "3.00 iterations each" in captured.err
 
 
 def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,3 +353,36 @@ def test_version_and_module(capsys: pytest.CaptureFixture[str]) -> None:
     said = subprocess.run([sys.executable, "-m", "mull", "--version"], capture_output=True, text=True)
     assert (said.returncode, said.stdout) == (0, f"mull {mull.__version__}\n")
     assert {"load", "save", "generate"} <= set(dir(mull))
+
+
+@pytest.mark.parametrize("name", ["[x]", "[bold]x[", ":smile:", r"$\alpha_{$ x", "a b", "%d {0}", "null", "-x", "été"])
+def test_a_folder_may_have_any_name(
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Markup of tables, formulas of plots and signs of formats are letters in a name; all of the evaluation is kept."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, name)
+    arguments = ["--examples", "2", "--iterations", "1,2", f"--output={name}"]
+    assert main(["evaluate", f"./{name}", *arguments]) == 0
+    assert name in capsys.readouterr().out
+    assert {f"evaluation.{kind}" for kind in ("json", "csv", "png")} < {path.name for path in Path(name).iterdir()}
+    assert main(["inspect", f"./{name}"]) == 0
+    assert capsys.readouterr().out.startswith(f"{name}: ")
+
+
+def test_a_home_is_the_users_in_every_option(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shells leave `--output=~/x` as it is; taken as it stands, it would make a folder that is called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copytree(folder, tmp_path / "home" / "tiny")
+    (tmp_path / "home" / "prompts.txt").write_text("1 0 1\n")
+    (tmp_path / "home" / "own.yaml").write_text("seed_everything: 5\n")
+    assert main(["evaluate", "~/tiny", "--examples", "2", "--output=~/out"]) == 0
+    assert main(["generate", "~/tiny", "--prompts=~/prompts.txt", "--max-new-tokens=1"]) == 0
+    with pytest.raises(SystemExit):  # with status 0, when it is printed
+        main(["train", "--from=~/tiny", "--config=parity", "--config=~/own.yaml", "--print_config"])
+    assert "seed_everything: 5" in capsys.readouterr().out
+    assert (tmp_path / "home" / "out" / "evaluation.json").is_file() and not list((tmp_path / "here").iterdir())

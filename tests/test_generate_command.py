@@ -16,6 +16,7 @@ from mull import inference
 from mull.cli import main
 from mull.inference.chat import Chat
 from mull.inference.console import call_of
+from mull.inference.sampling import Draw
 from mull.training.data import Parity
 from mull.training.data.tokenizer import byte_tokenizer
 
@@ -101,6 +102,8 @@ def test_other_options_of_text_are_not_yaml_either(
         (["--prompt", "a", "--top-k", "2.0", "--temperature", "1"], "integer from 1 to 2^63 - 1; value: '2.0'"),
         (["--prompt", "a", "--iterations", "2.5"], "value: '2.5'"),
         (["--prompt", "a", "--dtype", "int8"], "int8"),
+        (["--prompt", "a", "--iterations", str(2**40)], "integer from 1 to 1,000,000; value: '1099511627776'"),
+        (["--prompt", "a", "--device", "meta"], "device 'meta' cannot be used here (it holds no numbers)"),
         (["--prompt", "a", "--batch-size", "0"], "value: '0'"),
     ],
 )
@@ -159,6 +162,38 @@ def test_each_answer_of_a_file_is_the_answer_alone(
         assert [answer["text"] for answer in found] == [result.text for result in alone]
         assert [answer["tokens"] for answer in found] == [result.new_tokens.shape[1] for result in alone]
         assert all(answer.keys() == {"line", "prompt", "text", "tokens", "iterations"} for answer in found)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        [],
+        ["--exit", "latent:0.3"],
+        ["--decode", "speculate:1:3"],
+        ["--decode", "wavefront:2:3,noise=0.5"],
+    ],
+    ids=str,
+)
+def test_a_drawn_answer_of_a_file_depends_on_the_seed_and_its_line_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: list[str]
+) -> None:
+    """Whatever it is answered beside: in batches of any size, and in a file whose other lines are others. Rows end at
+    different times, so that draws would slip from row to row. Equal prompts on two lines have draws of their own."""
+    choice = random.Random(3)
+    prompts = ["".join(choice.choices("abc", k=length)) for length in (1, 22, 3, 3, 12, 9)] + ["ab"] * 2
+
+    def drawn(lines: list[str], *options: str) -> list[str]:
+        file = tmp_path / "prompts.txt"
+        file.write_text("\n".join(lines))
+        assert main(["generate", str(folder), "--prompts", str(file), "--iterations", "3", "--max-new-tokens", "15",
+                     "--temperature", "1.5", "--top-k", "200", *way, *options]) == 0  # fmt: skip
+        return [answer["text"] for answer in answers(capsys.readouterr().out)]
+
+    one, three, many = (drawn(prompts, "--batch-size", size) for size in ("1", "3", "16"))
+    assert one == three == many and one[-1] != one[-2]
+    others = drawn([prompts[0], *("b" * n for n in range(5, 10)), *prompts[6:]], "--batch-size", "5")
+    assert [others[0], *others[6:]] == [one[0], *one[6:]]
+    assert drawn(prompts, "--seed", "1") != one
 
 
 def test_a_bad_line_is_named_and_the_others_are_answered(
@@ -261,10 +296,17 @@ def chat_call(folder: Path) -> dict[str, Any]:
 def test_mistakes_in_a_chat_do_not_end_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = b"/iterations x\n/iterations 0\n/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
+    lines = b"/iterations x\n/iterations 99999999999\n/iterations 0\n/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
     out, err = talk(folder, lines, capsys, monkeypatch, "--iterations", "2")
-    says = ["write /iterations 8", "at least 1", "no command '/dance'", "byte 0xe9", "max_length is 40"]
-    assert [say in line for say, line in zip(says, err.splitlines(), strict=True)] == [True] * 5
+    says = [
+        "write /iterations 8",
+        "no count from 1 to 999,999",
+        "at least 1",
+        "no command '/dance'",
+        "byte 0xe9",
+        "max_length is 40",
+    ]
+    assert [say in line for say, line in zip(says, err.splitlines(), strict=True)] == [True] * 6
     assert out == f"{mull.generate(mull.load(folder), 'It was', 2, max_new_tokens=6).text}\n"
 
 
@@ -272,13 +314,13 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What was written before Ctrl-C stays said, and the next turn goes on behind it."""
-    real, calls = Chat.next_token, []
+    real, calls = Draw.choose, []
 
-    def next_token(self: Chat) -> int:
+    def choose(self: Draw, logits: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(self)
+        return real(self, logits)
 
     typed = iter(["It was", KeyboardInterrupt(), "not"])
 
@@ -288,7 +330,7 @@ def test_an_interrupt_stops_the_answer_and_not_the_chat(
             raise line
         return line
 
-    monkeypatch.setattr(Chat, "next_token", next_token)
+    monkeypatch.setattr(Draw, "choose", choose)
     monkeypatch.setattr(builtins, "input", typing)
     _, err = talk(folder, "", capsys, monkeypatch, "--iterations", "2")
     assert err.count("[stopped; /quit ends]") == 2
@@ -302,6 +344,64 @@ def test_a_chat_stops_at_stop_strings(
     stop = whole[2:4]
     out, _ = talk(folder, "It was\n", capsys, monkeypatch, "--iterations", "2", "--stop", stop.replace("\\", "\\\\"))
     assert out == whole.split(stop)[0] + "\n"
+
+
+@pytest.mark.parametrize("decode", ["speculate:1:4", "speculate:2:9", "wavefront:2:4,threshold=0.5", "plain"])
+def test_a_chat_writes_by_any_decoder(folder: Path, decode: str) -> None:
+    """Each answer is what `generate` writes by the same decoder behind all that was said, also behind answers that
+    ended in the middle of a round: at a stop string, or broken off."""
+    model = mull.load(folder)
+    call = {**chat_call(folder), "iterations": 3, "max_new_tokens": 5, "decode": decode}
+    chat, said = Chat(model, call), list[int]()
+
+    def expected(text: str) -> mull.inference.generate.Generation:
+        said.extend(("\n" * bool(said) + text).encode())
+        return mull.generate(model, [said], 3, max_new_tokens=5, decode=decode)
+
+    lossless = not decode.startswith("wavefront")  # later turns see keys of less thought than a prompt has
+    for number, text in enumerate(("It", "was")):
+        whole, found = expected(text), "".join(chat.answer(text))
+        assert [found] == whole.text or (number and not lossless)
+        said = chat.said if number and not lossless else said + [t for t in whole.new_tokens[0].tolist() if t != 256]
+        assert chat.said == said
+    pieces = chat.answer("so")
+    next(pieces)
+    pieces.close()  # as Ctrl-C does between two tokens
+    said += [*b"\nso", chat.said[-1]]
+    assert chat.said == said
+    after, found = expected("on"), "".join(chat.answer("on"))
+    assert [found] == after.text or (found and not lossless)
+
+
+def test_a_chat_that_is_interrupted_in_a_draft_forgets_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache holds drafted tokens then that nobody said."""
+    model = mull.load(folder)
+    chat = Chat(model, {**chat_call(folder), "iterations": 3, "max_new_tokens": 6, "decode": "speculate:1:4"})
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mull.inference.decoders.speculative.Speculative.verify", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            list(chat.answer("It was"))
+    assert chat.session.lengths[0] > len(chat.said), "drafts are held"
+    said = [*chat.said, *b"\nnot"]
+    assert ["".join(chat.answer("not"))] == mull.generate(model, [said], 3, max_new_tokens=6).text
+
+
+def test_a_chat_refuses_a_decoder_that_its_model_or_count_does_not_go_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At its start with one line; at a later count with one line too, and the old count stays."""
+    wrong = ["chat", str(folder), "--iterations", "2", "--decode", "speculate:2:4"]
+    assert "a draft at 2 iterations must be shallower" in fails(wrong, capsys)
+    assert "a call has one decoder" in fails([*wrong, "--exit", "latent:0.1"], capsys)
+    out, err = talk(
+        folder, "/iterations 1\nIt\n", capsys, monkeypatch, "--iterations", "2", "--decode", "speculate:1:4"
+    )
+    assert "a draft at 1 iterations must be shallower" in err and err.count("\n") == 1
+    assert out == f"{mull.generate(mull.load(folder), 'It', 2, max_new_tokens=6).text}\n"
 
 
 def test_what_stands_before_a_text_stays_when_turns_are_forgotten(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import mull
 from mull import cli
+from mull.checkpoints.names import shipped
+from mull.training.shipped import names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,9 +77,11 @@ def test_commands_name_what_exists(command: list[str]) -> None:
     """Every command, configuration and flag shown is one that there is."""
     assert command[0] in cli.COMMANDS
     source = Path(cli.__file__).read_text() + (ROOT / "training" / "cli.py").read_text()
-    for word in command[1:]:
-        if word.startswith("configs/"):
-            assert (ROOT / word).is_file(), word
+    for before, word in pairwise(command):
+        if before == "--config":
+            assert word in names(), word
+        if before in ("generate", "evaluate", "inspect", "chat"):
+            assert word in shipped() or word.startswith("checkpoints/") or word == "FOLDER", word
         if word.startswith("--") and "." not in word and word != "--config":
             assert f'"{word}"' in source, word
 

@@ -7,6 +7,7 @@ shows both at little cost (Huginn, arXiv 2502.05171, sections 4.2 and 4.3).
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -16,8 +17,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data.distributed import DistributedSampler
 
+from mull.checkpoints.quantities import NATS, number
+from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
 from mull.training.module import Batch, TrainingModule
@@ -101,7 +105,8 @@ class DepthValidation(pl.Callback):
         gap = means["loss@1"] - means["loss"]
         if gap < self.ignored_below:
             rank_zero_warn(
-                f"step {step}: the loop is ignored: loss {means['loss@1']:.4f} at 1 iteration and {means['loss']:.4f} "
+                f"step {step}: the loop is ignored: loss {number(means['loss@1'], NATS)} at 1 iteration and "
+                f"{number(means['loss'], NATS)} "
                 f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
             )
 
@@ -163,20 +168,32 @@ class Calibration(pl.Callback):
 def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
     """Set the thresholds of a network's routers on about n_tokens tokens of held-out batches.
 
-    Only the first batches that have the same length T are used, since one call takes them all. A network without
-    routers is left as it is.
+    Rows are taken from all batches, evenly: batches come difficulty by difficulty, and routers that have seen the first
+    ones only would send too many tokens of the others through a pass. A network without routers is left as it is.
+
+    Args:
+        network: the network; left in the mode that it is in.
+        batches: held-out batches; of more than 64 n_tokens tokens the first ones are looked at.
+        n_tokens: how many tokens are wanted; there may be fewer.
     """
     if not network.config.routed_layers:
         return
-    taken: list[Tensor] = []
+    rows: list[Tensor] = []
+    seen = 0
     for batch in batches:
-        if taken and batch["input_ids"].shape[1] != taken[0].shape[1]:
+        rows += batch["input_ids"]
+        seen += batch["input_ids"].numel()
+        if seen >= 64 * n_tokens:
             break
-        taken.append(batch["input_ids"])
-        if sum(ids.numel() for ids in taken) >= n_tokens:
-            break
-    if taken:
-        network.calibrate(torch.cat(taken).to(network.device))
+    wanted = min(len(rows), math.ceil(len(rows) * n_tokens / max(1, seen)))
+    taken = [rows[i * len(rows) // wanted] for i in range(wanted)]
+    if not taken:
+        return
+    ids = pad_sequence(taken, batch_first=True)
+    lengths = torch.tensor([len(row) for row in taken])
+    there = torch.arange(ids.shape[1])[None] < lengths[:, None]
+    with in_eval(network):
+        network.calibrate(ids.to(network.device), None if bool(there.all()) else there.long().to(network.device))
 
 
 class Throughput(pl.Callback):

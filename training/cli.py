@@ -7,11 +7,10 @@ line; the options after --config override the files, and a later --config overri
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -19,17 +18,19 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
-from mull.training.log import MetricsLog
+from mull.training.help import page_of_train
+from mull.training.mistakes import in_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
+from mull.training.records import Choice, make_loggers
 from mull.training.saving import Saving
+from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
@@ -49,10 +50,11 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         ValueError: no configuration is named, or a value in it is wrong.
     """
     if not args:
-        raise ValueError("name the run: mull train --config FILE, for example configs/demo.yaml")
-    named, args = split_off(args)
+        raise ValueError("name the run: mull train --config FILE, or a name, as mull train --config demo")
+    named, args = split_off(plain(args))
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)
+    args = with_paths(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(
@@ -62,7 +64,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         save_config_callback=None,
         trainer_defaults=TRAINER_DEFAULTS,
         seed_everything_default=0,
-        parser_kwargs={"exit_on_error": False, "prog": "mull train"},
+        parser_kwargs={"exit_on_error": False, "prog": "mull train", "allow_abbrev": False},
         args=args,
         run=False,
         auto_configure_optimizers=False,
@@ -97,19 +99,27 @@ class TrainingCLI(LightningCLI):
     resolved: dict[str, Any]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--output", type=str, default=None, help="folder of the run (checkpoints/<config>)")
         parser.add_argument(
-            "--threads", type=int | None, default=None, help="CPU threads of torch (measured at the start)"
+            "--output", type=str, default=None, help="folder of the run (default: checkpoints/<config>)"
+        )
+        parser.add_argument(
+            "--threads", type=int | None, default=None, help="CPU threads of torch (default: measured at the start)"
         )
         parser.add_argument(
             "--plugin", type=str | None, default=None, help="module or .py file of your own to import first; repeatable"
         )
         parser.add_argument(
-            "--from", type=str | None, default=None, help="checkpoint folder whose weights the run starts from"
+            "--from",
+            type=str | None,
+            default=None,
+            help="folder or name of a checkpoint whose weights the run starts from",
         )
         parser.add_argument("--save_every", type=int, default=100, help="steps between resumable states")
         parser.add_argument(
-            "--logger", type=Literal["csv", "wandb"], default="csv", help="wandb starts offline; `wandb sync` uploads"
+            "--logger",
+            type=Choice,
+            default="csv",
+            help="where a run can be looked at, beside metrics.csv; wandb starts offline, `wandb sync` uploads",
         )
         # what the network must know of the data, and one seed for everything
         parser.link_arguments("data.vocab_size", "model.network.init_args.config.vocab_size", apply_on="instantiate")
@@ -118,12 +128,16 @@ class TrainingCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        asked = [at for at, word in enumerate(args) if word in ("-h", "--help")]
+        if asked:
+            print(page_of_train(parser, " ".join(args[asked[0] + 1 :])))
+            raise SystemExit(0)
         try:
             super().parse_arguments(parser, args)
         except ArgumentError as error:
             # torch.nn.Module is the class that the parser takes where fields of a network are given and no class_path
             if not any(sign in str(error) for sign in ("'torch.nn.Module'", "required: model.network")):
-                raise
+                raise in_words(error, parser) from error
             raise ValueError(
                 "model.network has no class_path; a configuration that only changes some fields comes after its base: "
                 "mull train --config BASE --config CHANGES (the first comment of each file in configs/ has the line)"
@@ -142,14 +156,23 @@ class TrainingCLI(LightningCLI):
             torch.set_num_threads(self.config.threads)
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"
-        self.resolved = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
-        for name in (
-            "config",
-            "output",
-            "plugin",
-            "from",
-        ):  # moved files do not make another run, and no record loads a plugin
-            self.resolved.pop(name, None)
+        self.resolved = self.resolve(self.config)
+
+    def resolve(self, config: Any) -> dict[str, Any]:
+        """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
+        fields = yaml.safe_load(self.parser.dump(config, skip_unset=False))
+        return {name: value for name, value in fields.items() if name not in ("config", "output", "plugin", "from")}
+
+    def completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """A configuration that an earlier version has recorded, with the defaults of fields that came after it.
+
+        One that this version cannot read is left as it is.
+        """
+        trainer = {name: value for name, value in recorded["trainer"].items() if value is not None}
+        try:
+            return self.resolve(self.parser.parse_object({**recorded, "trainer": trainer}))
+        except (ArgumentError, ValueError, TypeError, KeyError, AttributeError):
+            return recorded
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""
@@ -157,8 +180,10 @@ class TrainingCLI(LightningCLI):
         # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
         # holds what the other callbacks did at that step.
         self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), self.saving]
-        logger = self.config_init.trainer.logger or make_logger(self.config.logger, self.states)
-        trainer = super().instantiate_trainer(logger=logger, **kwargs)
+        ours = make_loggers(
+            self.config.logger, self.states, self.folder.resolve().name, configuration_name(self.config)
+        )
+        trainer = super().instantiate_trainer(logger=self.config_init.trainer.logger or ours, **kwargs)
         if isinstance(trainer.strategy.checkpoint_io, TorchCheckpointIO):  # unless the configuration brings its own
             trainer.strategy.checkpoint_io = StateFiles()
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -188,23 +213,35 @@ def check_epochs(run: TrainingCLI) -> None:
 
 def default_folder(config: Any) -> Path:
     """checkpoints/<name of the last configuration file>, for a run without --output."""
-    if not config.config or not str(config.config[-1]).endswith((".yaml", ".yml", ".json")):
+    name = configuration_name(config)
+    if not name:
         raise ValueError("name the run: pass --config FILE or --output FOLDER")
-    return Path("checkpoints") / Path(str(config.config[-1])).stem
+    return Path("checkpoints") / name
 
 
-def make_logger(name: Literal["csv", "wandb"], folder: Path) -> Logger:
-    """The logger of that name, writing below the folder; wandb uploads nothing unless WANDB_MODE says so."""
-    if name == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
-        return WandbLogger(project="mull", save_dir=folder)
-    return MetricsLog(folder)
+def configuration_name(config: Any) -> str:
+    """The name of the last configuration file; empty without one."""
+    named = bool(config.config) and str(config.config[-1]).endswith((".yaml", ".yml", ".json"))
+    return Path(str(config.config[-1])).stem if named else ""
+
+
+def plain(args: list[str]) -> list[str]:
+    """The arguments with `--trainer.logger NAME` as `--logger NAME`, where it is the name of a log of ours."""
+    following = [*args[1:], ""]
+    joined = [f"--logger={arg.partition('=')[2]}" if is_log(arg) else arg for arg in args]
+    return ["--logger" if is_log(f"{arg}={after}") else arg for arg, after in zip(joined, following, strict=True)]
+
+
+def is_log(arg: str) -> bool:
+    """Whether an argument is `--trainer.logger=NAME` with the name of a log of ours."""
+    option, _, value = arg.partition("=")
+    return option == "--trainer.logger" and value in get_args(Choice)
 
 
 def quiet() -> None:
     """Keep the trainer's product tips and hardware notes off the screen; warnings about the run still show."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.seed", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in (".*does not have many workers.*", ".*tensorboardX.*", ".*LightningCLI's args.*", ".*LeafSpec.*",
                     ".*IterableDataset.*__len__.*", ".*Checkpoint directory.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message)

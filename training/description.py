@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -65,11 +66,15 @@ def instantiate(description: dict[str, Any], expected: tuple[type, ...]) -> Any:
     found = find_class(class_path)
     if not issubclass(found, expected):
         raise ValueError(f"the class {class_path} is no {' or '.join(one.__name__ for one in expected)}")
-    hints = declared(found)
+    hints, signature = declared(found), inspect.signature(found)
     given = description.get("init_args") or {}
+    usual = {name: parameter.default for name, parameter in signature.parameters.items()}
+    for name, value in given.items():
+        if value is None and usual.get(name, ...) is not None and not takes_null(hints.get(name, Any)):
+            raise ValueError(f"the argument {name} of {class_path} must not be null; leave it out, or give a value")
     arguments = {name: argument(name, value, hints.get(name, Any)) for name, value in given.items()}
     try:
-        inspect.signature(found).bind(**arguments)
+        signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(f"the class {class_path} does not take these arguments: {error}") from error
     return found(**arguments)
@@ -137,6 +142,14 @@ def kinds_in(hint: Any) -> Iterator[Any]:
         yield hint
     for inner in get_args(hint):
         yield from kinds_in(inner)
+
+
+def takes_null(hint: Any) -> bool:
+    """Whether an annotation allows None, or says nothing; parsers of text take null for anything."""
+    if get_origin(hint) is Literal:
+        return None in get_args(hint)
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else ()
+    return hint in (Any, object, None, type(None)) or any(map(takes_null, alternatives))
 
 
 def is_plain(kind: Any) -> bool:

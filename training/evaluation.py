@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from mull.checkpoints.files import damaged, is_there, read_yaml, shown
+from mull.checkpoints.names import folder_of
 from mull.checkpoints.plugins import import_plugins
 from mull.checkpoints.store import TOKENIZER, TRAINING, load_tokenizer, read_config
 from mull.training.data.tokenizer import byte_tokenizer, vocab_size_of
@@ -39,7 +40,7 @@ def data_of(
         ValueError: its data module is unknown, is not trusted, or has no evaluation batches.
     """
     import_plugins(plugins)
-    folder = Path(folder)
+    folder = folder_of(folder)
     file = folder / TRAINING
     description = described(folder, paths)
     arguments = description.get("init_args") or {}

@@ -1,4 +1,5 @@
-"""From a trained network to a checkpoint folder: the weights first, then what they can do at each iteration count.
+"""From a trained network to a checkpoint folder: the weights first, then what they can do at each iteration count, then
+what people read of it, its card and picture.
 
 A crash while measuring loses no weights: the folder is complete but for depth.json, and the same command line measures
 again.
@@ -7,24 +8,35 @@ again.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from mull.checkpoints.card import model_card
+from mull.checkpoints.card import About, model_card
+from mull.checkpoints.files import is_there, read_bytes
 from mull.checkpoints.replacing import replace_all
-from mull.checkpoints.store import CARD, CONFIG, DEPTH, load, save
+from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, save, verify
+from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
-from mull.inference.measure.results import to_json
+from mull.inference.measure.inspect import read_depth
+from mull.inference.measure.plots import draw, png_of
+from mull.inference.measure.results import Result, from_json, to_json
 from mull.inference.measure.table import print_table
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
 from mull.training.callbacks import calibrate
+from mull.training.evaluation import data_of
 from mull.training.progress import measuring, say
 
+MAX_CARD = 1 << 20  # bytes of a card whose words are kept
+LONGEST_ANSWER = 80  # tokens of the example on a card
 
-def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
+
+def export(network: nn.Module, data: Any, folder: Path, training: str, device: str | torch.device = "cpu") -> None:
     """Write the checkpoint folder of a trained network, without depth.json.
 
     Args:
@@ -32,13 +44,18 @@ def export(network: nn.Module, data: Any, folder: Path, training: str) -> None:
         data: its data module, whose held-out batches set the thresholds of routers, and whose tokenizer is saved.
         folder: where the checkpoint goes.
         training: the resolved configuration, as YAML text.
+        device: where the thresholds are set: the trainer has brought the network back to the CPU.
     """
     if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
-        say(f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}")
+        say(
+            f"a {type(network).__name__} has no folder format; its weights are in {folder / 'trainer'}; make it "
+            "a family to evaluate it and to generate (@family, docs/extending.md)"
+        )
         return
-    network.eval()
+    network.to(device).eval()
     calibrate(network, data.val_dataloader())
     save(network, folder, tokenizer=getattr(data, "tokenizer", None), training=training)
+    write_card(folder, data)
     say(f"wrote {folder}")
 
 
@@ -59,7 +76,15 @@ def measured_examples(data: Any, batches: int | None) -> int:
     return max(32, min(512, batches * size // 4 // len(getattr(data, "difficulties", [None]))))
 
 
-def measure(folder: Path, data: Any, iterations: list[int] | None, command: str, examples: int) -> None:
+def measure(
+    folder: Path,
+    data: Any,
+    iterations: list[int] | None,
+    command: str,
+    examples: int,
+    log: Callable[[list[Result]], None],
+    device: str | torch.device = "cpu",
+) -> None:
     """Measure an exported model that has not been measured yet: add depth.json and its table on the card, print it.
 
     Args:
@@ -68,13 +93,97 @@ def measure(folder: Path, data: Any, iterations: list[int] | None, command: str,
         iterations: the counts to measure at; None for a model without a loop.
         command: the command line that makes these numbers, recorded beside them.
         examples: most examples of each difficulty.
+        log: told the results before they are written.
+        device: where it is measured: that of the training, since the CPU may take longer than the training did.
     """
     if not (folder / CONFIG).exists() or (folder / DEPTH).exists() or not hasattr(data, "evaluation_batches"):
         return
-    model = load(folder)
+    model = load(folder, device)
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
-    depth = {"command": command, **json.loads(to_json(results))}
-    card = model_card(folder.resolve().name, model.config, depth)
-    replace_all(folder, {DEPTH: (json.dumps(depth, indent=2) + "\n").encode(), CARD: card.encode()})
+    log(results)
+    record(folder, data, results, command)
     print_table(results)
+
+
+def record(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
+    """Keep results in a checkpoint folder: depth.json, with the command line that makes them, its picture and the card.
+
+    Args:
+        folder: the folder.
+        data: the data module that the results were measured on.
+        results: of an evaluation of its model.
+        command: the command line.
+    """
+    write_card(Path(folder).expanduser(), data, {"command": command, **json.loads(to_json(results))})
+
+
+def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> None:
+    """Write the card of a checkpoint folder anew, and the picture of its depth.json, all or none; nothing is measured.
+
+    Args:
+        folder: a checkpoint folder.
+        data: its data module, which says what the model is for if it has an `about`.
+        depth: a depth.json to write with them; None takes the one that is there.
+
+    Raises:
+        ValueError: depth.json is not what an evaluation writes.
+    """
+    model = load(folder)
+    files: dict[str, bytes] = {}
+    if depth is not None:
+        files[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
+    elif is_there(folder / DEPTH):
+        depth = read_depth(folder / DEPTH)
+    if depth is not None:
+        results = from_json(json.dumps(depth))
+        if any(result.iterations is not None for result in results):
+            files[PICTURE] = picture_of(results, model, folder, data)
+    about = data.about() if hasattr(data, "about") else None
+    before = read_bytes(folder / CARD, MAX_CARD).decode(errors="replace") if is_there(folder / CARD) else ""
+    picture = PICTURE if PICTURE in files else None
+    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, before)
+    replace_all(folder, {**files, CARD: card.encode()})
+
+
+def renew_card(folder: str | Path) -> None:
+    """Write the card and the picture of a checkpoint folder anew, from what it holds; see `write_card`.
+
+    Of its training.yaml the names of tasks and texts are used, and no text is read. Without one, or with data that mull
+    does not know, the card says less.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is no sound one.
+    """
+    folder = Path(folder).expanduser()
+    verify(folder)
+    try:
+        data = data_of(folder, trust=True)
+    except (FileNotFoundError, ValueError):
+        data = None
+    write_card(folder, data)
+
+
+def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, data: Any) -> bytes:
+    """The picture of an evaluation."""
+    return png_of(
+        draw(
+            results,
+            title=folder.resolve().name,
+            chance=getattr(data, "chance", None),
+            trained_iterations=model.config.default_iterations,
+            difficulty_name=getattr(data, "difficulty_name", "difficulty"),
+        )
+    )
+
+
+def asked(model: LanguageModel, about: About | None) -> About | None:
+    """The same, with what the model answers to the prompt of the example."""
+    if about is None or about.prompt is None or model.tokenizer is None:
+        return about
+    try:
+        answer = generate(model, about.prompt, max_new_tokens=LONGEST_ANSWER).text
+    except ValueError:  # the prompt is longer than the model can read, or the model writes no text (causal: false)
+        return replace(about, prompt=None, right=None)
+    assert isinstance(answer, str)
+    return replace(about, answer=answer, iterations=model.config.default_iterations)

@@ -7,10 +7,11 @@ depends on a file beside them, on the place of the text, or on the directory tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mull.checkpoints.files import read_yaml
+from mull.checkpoints.files import file_in_the_way, read_yaml
 from mull.checkpoints.store import CONFIG, TRAINING, VERSION
 from mull.training.optimizers import warmup_stable_decay
 from mull.training.states import LAST, read_state
@@ -38,6 +39,7 @@ PLACES = ("paths", "tokenizer", "cache")  # where data lies; the key of its cont
 REMEDY = "pass another --output, or remove the folder"
 
 Identity = dict[str, Any]
+Completion = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class Standing(NamedTuple):
@@ -75,21 +77,26 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
 
 def check_place(folder: Path) -> None:
     """Raise a ValueError if a run cannot be in that folder, whatever run it is. Nothing is written."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; name a folder with --output")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
     stated = (folder / "trainer" / LAST).exists()
     if (folder / CONFIG).exists() and not (folder / TRAINING).exists() and not stated:
         raise ValueError(f"{folder} holds a checkpoint whose training is unknown; {REMEDY}")
 
 
-def standing(folder: Path, identity: Identity) -> Standing:
-    """What the folder holds of this very run; its states have been settled.
+def standing(folder: Path, identity: Identity, complete: Completion) -> Standing:
+    """What the folder holds of this very run.
+
+    Args:
+        folder: the folder, whose states have been settled.
+        identity: what decides the weights of the run.
+        complete: fills the fields that an older record lacks with their defaults.
 
     Raises:
         ValueError: the folder holds another run, or the schedule does not allow its new length.
     """
-    exported = (folder / TRAINING).exists() and (folder / CONFIG).exists()
-    recorded = recorded_identity(read_yaml(folder / TRAINING)) if exported else None
+    recorded = recorded_identity(folder, complete)
     if recorded is not None and not changes(recorded, identity):
         return Standing(exported=True)
     last = folder / "trainer" / LAST
@@ -101,6 +108,7 @@ def standing(folder: Path, identity: Identity) -> Standing:
     known = state.get("mull", {}).get("identity")
     if known is None:
         raise ValueError(f"{last} does not say what run it belongs to; {REMEDY}")
+    known = {**known, "configuration": decisive(complete(known["configuration"]))}
     version = differences(known["mull_version"], identity["mull_version"], "mull_version")
     if version:
         raise ValueError(f"{last} is of another mull ({version[0]}); install that version, or {REMEDY}")
@@ -121,10 +129,19 @@ def refuse(folder: Path, difference: str) -> None:
     raise ValueError(f"{folder} holds a run of another configuration ({difference}); {REMEDY}")
 
 
-def recorded_identity(training: dict[str, Any]) -> Identity:
-    """The identity of the run that a training.yaml describes."""
+def is_finished(folder: Path, identity: Identity, complete: Completion) -> bool:
+    """Whether the folder holds the finished checkpoint of this run, whatever has become of its states."""
+    recorded = recorded_identity(folder, complete)
+    return recorded is not None and not changes(recorded, identity)
+
+
+def recorded_identity(folder: Path, complete: Completion) -> Identity | None:
+    """The identity of the run whose checkpoint the folder holds; None without one. `complete` is that of `standing`."""
+    if not (folder / TRAINING).exists() or not (folder / CONFIG).exists():
+        return None
+    training = read_yaml(folder / TRAINING)
     more = training.get("identity") or {}
-    return {"configuration": decisive(training), "data": more.get("data"), "from": more.get("from")}
+    return {"configuration": decisive(complete(decisive(training))), "data": more.get("data"), "from": more.get("from")}
 
 
 def changes(one: Identity, other: Identity) -> list[str]:

@@ -95,6 +95,19 @@ def write_rows(file: Any, columns: list[str], rows: Iterable[dict[str, Any]]) ->
 
 
 def whole_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file; a last one without its line end, which was being written when the process ended, is none."""
-    with open(file, newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(line for line in lines if line.endswith("\n")))
+    """The rows of a file; a last one without its line end, which was being written when the process ended, is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(line for line in lines if line.endswith("\n")))
+        for number, row in enumerate(rows, start=2):
+            if None in row or None in row.values() or not (row.get("step") or "").isdecimal():
+                raise ValueError(f"line {number} is no row under its first line")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): move it away, and the same line goes on without the rows in it"
+        ) from error
+    return rows

@@ -148,6 +148,7 @@ class TrainingModule(pl.LightningModule):
         generator = torch.Generator(input_ids.device)
         generator.manual_seed(int(Stream("initial state", self.seed, self.global_rank).at(index).integers(2**63 - 1)))
         drawn = self.iterations(self.seed, index, len(input_ids))
+        passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn  # asked here: a device would have to wait
         drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
         options: dict[str, Any] = {}  # only what is asked for: a network of your own need not take the rest
         if self.backprop_iterations is not None:
@@ -155,7 +156,6 @@ class TrainingModule(pl.LightningModule):
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
         if self.capacity is not None:
-            passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
         if "generator" in self.accepted:
             options["generator"] = generator

@@ -17,6 +17,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from torch import Tensor
 
+from mull.checkpoints.quantities import NATS, number
+
 EVERY = 30.0  # seconds between two lines
 
 Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
@@ -90,7 +92,7 @@ class Lines(ProgressBar):
         values = trainer.callback_metrics
         said = [f"step {step:,} of {total:,}"]
         if "train/loss" in values:
-            said.append(f"loss {float(values['train/loss']):.4f}")
+            said.append(f"loss {number(float(values['train/loss']), NATS)}")
         if "train/tokens_per_second" in values:
             said.append(f"{float(values['train/tokens_per_second']):,.0f} tokens/s")
         if step > self.began_at and not last:

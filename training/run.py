@@ -16,22 +16,25 @@ missing.
 from __future__ import annotations
 
 import shlex
+import signal
 from pathlib import Path
 
 import torch
 import yaml
 
 from mull.checkpoints.replacing import complete, replace_all
+from mull.inference.measure.results import Result
 from mull.training.cli import TrainingCLI, quiet, read_configuration
+from mull.training.companions import come_first, end_with_first
 from mull.training.data.module import check_order
 from mull.training.export import export, measure, measured_examples
-from mull.training.identity import Identity, Standing, check_place, identity_of, standing
+from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
-from mull.training.log import MetricsLog
 from mull.training.module import NonFiniteLossError
 from mull.training.progress import say
+from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
-from mull.training.states import LAST, PREVIOUS, read_state, settle
+from mull.training.states import LAST, PREVIOUS, damage, read_state, settle
 from mull.training.threads import choose_threads
 
 
@@ -49,37 +52,59 @@ def train(args: list[str]) -> Path:
     if run.config.trainer.fast_dev_run:
         try_out(run)
     elif run.trainer.is_global_zero:
+        come_first()
         with only_run(run.folder):
-            train_alone(run, shlex.join(["mull", "train", *args]))
+            try:
+                train_alone(run, shlex.join(["mull", "train", *args]))
+            finally:
+                close(run.trainer.loggers)
     else:  # a further process of a run whose first one holds the lock, and exports and measures
+        end_with_first()
         run.datamodule.prepare_data()
         run.identity = identify(run)
-        fit(run, standing(run.folder, run.identity))
+        there = standing(run.folder, run.identity, run.completed)
+        if not there.exported and not there.ended:
+            fit(run, there)
     return run.folder
 
 
 def train_alone(run: TrainingCLI, command: str) -> None:
     """Finish the run, from whatever the folder holds of it; this process has the lock."""
     complete(run.folder)  # finishes a save that was killed
-    settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
     check_order(run.model.network, run.datamodule)
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
-    there = standing(run.folder, run.identity)
+    device = run.trainer.strategy.root_device
+    if not is_finished(run.folder, run.identity, run.completed):
+        settle(run.states)  # a damaged last.ckpt gives way to previous.ckpt
+    there = standing(run.folder, run.identity, run.completed)
     if there.exported:
         say(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
     elif there.ended or go_on(run, there):
         restore_final_weights(run)
-        export(run.model.network, run.datamodule, run.folder, configuration_text(run))
-        (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
+        export(run.model.network, run.datamodule, run.folder, configuration_text(run), device)
     else:
         return
-    batches = None  # measuring shall cost less than training did, so it depends on how many batches were trained on
-    if (run.states / LAST).exists():
+    (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
+    batches, steps = None, 0  # measuring shall cost less than training did, so batches trained on decide its size
+    if (run.states / LAST).exists() and damage(run.states / LAST) is None:
         steps = read_state(run.states / LAST)["global_step"]
         batches = steps * run.trainer.accumulate_grad_batches * run.trainer.world_size
     examples = measured_examples(run.datamodule, batches)
-    measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples)
+
+    def log(results: list[Result]) -> None:
+        if not steps:  # the state is lost, so nobody knows behind which step these are
+            return
+        if there.exported or there.ended:  # this process has not trained
+            begin(run.trainer.loggers, steps, run.resolved, measures(run))
+        conclude(run.trainer.loggers, results, steps)
+
+    try:
+        measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples, log, device)
+    except (KeyboardInterrupt, SystemExit) as told:
+        ended = Stopped(signal.SIGINT if isinstance(told, KeyboardInterrupt) else signal.SIGTERM, steps)
+        say(f"{ended.name}: {run.folder} is trained and saved; the same line measures it")
+        raise ended from None
 
 
 def try_out(run: TrainingCLI) -> None:
@@ -126,11 +151,12 @@ def configuration_text(run: TrainingCLI) -> str:
 def announce(run: TrainingCLI, there: Standing) -> None:
     """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
+    threads, device = torch.get_num_threads(), run.trainer.strategy.root_device
     done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
     start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
     say(
         f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
-        f"{done}{run.trainer.max_steps} steps, {torch.get_num_threads()} threads, {run.trainer.strategy.root_device}"
+        f"{done}{run.trainer.max_steps} steps, {threads} thread{'s' * (threads != 1)}, {device}"
     )
 
 
@@ -142,13 +168,15 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         SystemExit: a signal has ended the training.
     """
     step = 0 if there.state is None else read_state(there.state)["global_step"]
-    for logger in run.trainer.loggers:
-        if isinstance(logger, MetricsLog):
-            logger.begin(step)
+    begin(run.trainer.loggers, step, run.resolved, measures(run))
     last = run.states / LAST
+    run.saving.take_signals()
     try:
-        run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
-        run.saving.leave_if_told(run.trainer)
+        try:
+            run.trainer.fit(run.model, run.datamodule, ckpt_path=there.state, weights_only=True)
+        finally:
+            run.saving.give_signals_back()
+        run.saving.leave_if_told()
     except NonFiniteLossError as error:
         kept = f"the last good state stays in {last}" if last.exists() else "no state was saved yet"
         raise NonFiniteLossError(
@@ -158,6 +186,17 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         if run.trainer.is_global_zero:
             say(f"{stopped.name}: {run.folder} stopped, step {stopped.step} is saved; the same line goes on")
         raise
+
+
+def measures(run: TrainingCLI) -> list[str]:
+    """The names of what a log shows beside the configuration: the loss of a validation, and the final ones.
+
+    Which difficulties will be measured is not known yet, so there may be names that get no value.
+    """
+    counts: list[int | None] = [*run.model.validate_at] or [None]
+    difficulties = getattr(run.datamodule, "difficulties", [])
+    named = [None, *difficulties] if len(difficulties) > 1 else [None]
+    return ["val/loss", *(label("loss", count, difficulty) for difficulty in named for count in counts)]
 
 
 def restore_final_weights(run: TrainingCLI) -> None:

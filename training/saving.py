@@ -4,8 +4,12 @@ A state is saved only right after an optimizer step: the gradients that accumula
 state. A callback, a time limit or a signal that ends training between two steps therefore waits for the next one.
 
 A state counts only when everything that was logged up to it is on disk. It is written at the end of its step, before
-Lightning logs that step's row and before a validation that is due there, and becomes the last state when the next batch
-begins or training ends (`Saving.commit`).
+Lightning logs that step's row, and becomes the last state when the next batch begins or training ends
+(`Saving.commit`).
+
+A validation has a state on either side. The one before it says that it has begun, and counts only where a signal ends
+the run inside the validation, which the same line then does from its beginning. The one after it holds what callbacks
+have made of the validation.
 """
 
 from __future__ import annotations
@@ -42,8 +46,8 @@ class Stopped(SystemExit):
 class Saving(Checkpoint):
     """Saves the state of a run every few optimizer steps, at its end, and when it is told to stop.
 
-    The first SIGTERM or SIGINT ends training after the step that it falls in, whose state is saved; the second ends it
-    at once.
+    The first SIGTERM or SIGINT ends training after the step that it falls in, or before the next batch of a validation;
+    the state of the last step is saved. The second ends it at once.
 
     Args:
         folder: where the states lie.
@@ -54,6 +58,10 @@ class Saving(Checkpoint):
     def __init__(self, folder: Path, every: int, identity: Callable[[], dict[str, Any]]) -> None:
         self.folder, self.every, self.identity = folder, every, identity
         self.before = 0  # optimizer steps before the present batch
+        self.whole = True  # no gradients have accumulated since the last optimizer step
+        self.due = False  # the state of the last step is to be kept
+        self.validating = False  # the state that is being written is followed by its validation
+        self.extended = False  # the trainer believes in one more step, so as to make up for the last validation
         self.saved = 0  # optimizer steps of the last state
         self.pending: int | None = None  # optimizer steps of a state that is written and does not count yet
         self.postponed = False  # training was told to stop between two optimizer steps
@@ -64,12 +72,10 @@ class Saving(Checkpoint):
     # signals --------------------------------------------------------------------------------------------------------
 
     def take_signals(self) -> None:
-        """Take the signals over from Lightning, which would end training in the middle of a step."""
-        if threading.current_thread() is threading.main_thread() and not self.handlers:
-            self.handlers = {number: signal.signal(number, self.receive) for number in SIGNALS}
-
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.take_signals()
+        """Take the signals over, also from Lightning, which would end training in the middle of a step."""
+        if threading.current_thread() is threading.main_thread():
+            found: dict[int, Any] = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            self.handlers = self.handlers or found
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: remember the first, end at once with the second."""
@@ -84,14 +90,20 @@ class Saving(Checkpoint):
         self.give_signals_back()
 
     def give_signals_back(self) -> None:
+        """Let signals mean what they meant before; also after the trainer has put back the handlers that it found."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        self.handlers = {}
+        self.stopping = self.stopping or self.signal is not None  # one may have come when all steps were done
 
-    def leave_if_told(self, trainer: pl.Trainer) -> None:
+    def leave_if_told(self) -> None:
         """Raise `Stopped` if a signal has come and its step is done and saved."""
         if self.stopping:
             raise Stopped(self.signal or signal.SIGTERM, self.saved)
+
+    def ask(self, trainer: pl.Trainer) -> bool:
+        """Whether some process of the run was sent a signal; all processes ask together."""
+        self.stopping = self.stopping or trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
+        return self.stopping
 
     # steps ----------------------------------------------------------------------------------------------------------
 
@@ -103,20 +115,21 @@ class Saving(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.commit(trainer)
-        self.leave_if_told(trainer)
+        self.leave_if_told()
         self.before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step == self.before:
+        self.whole = trainer.global_step > self.before
+        if not self.whole:
             self.postpone(trainer)
             return
         trainer.should_stop = trainer.should_stop or self.postponed
         self.postponed = False
-        self.stopping = trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False)
         step = trainer.global_step
-        if step % self.every == 0 or step >= total_steps(trainer) or self.stopping or may_stop(trainer):
+        self.due = self.ask(trainer) or step % self.every == 0 or step >= total_steps(trainer) or may_stop(trainer)
+        if validates_in_next_step(trainer) or (self.due and not validates_now(trainer)):
             self.write(trainer)
 
     def postpone(self, trainer: pl.Trainer) -> None:
@@ -124,14 +137,62 @@ class Saving(Checkpoint):
         self.postponed = self.postponed or trainer.should_stop
         trainer.should_stop = False
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where a callback has just ended training, as early stopping does after a validation."""
-        if not trainer.should_stop or trainer.sanity_checking:
+    # validations ----------------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write a state that says that this validation has begun, before a callback puts other weights in place."""
+        if trainer.sanity_checking:
             return
-        if trainer.global_step == self.before:
-            self.postpone(trainer)
-        elif may_stop(trainer):
+        validation_progress(trainer).total.reset_on_restart()
+        if self.whole and validates_now(trainer):
+            self.validating = True
             self.write(trainer)
+            self.validating = False
+        self.leave_validation_if_told(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not trainer.sanity_checking and trainer.world_size == 1:  # several may have different numbers of batches
+            self.leave_validation_if_told(trainer)
+
+    def leave_validation_if_told(self, trainer: pl.Trainer) -> None:
+        """Raise `Stopped` if a signal has come, with the state of the step before the validation."""
+        if self.ask(trainer):
+            self.commit(trainer)
+            self.leave_if_told()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the state again, with what callbacks made of the validation; early stopping may have ended training."""
+        if trainer.sanity_checking:
+            return
+        if self.extended:
+            trainer.fit_loop.epoch_loop.max_steps -= 1
+            self.extended = False
+        if not self.whole:
+            self.postpone(trainer)
+        elif may_stop(trainer) or (not by_clock(trainer) and (self.ask(trainer) or self.due)):
+            self.write(trainer)
+        elif not by_clock(trainer):
+            self.forget(trainer)
+        self.leave_validation_if_told(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.due = bool(checkpoint.get("mull", {}).get("validating"))  # whose state is written again when it is over
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Where all steps are taken and only the last validation is missing, keep the trainer from ending at once."""
+        self.extended = self.due
+        trainer.fit_loop.epoch_loop.max_steps += self.extended
+
+    # ends -----------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save again what other callbacks did at the end of an epoch of data that ends."""
@@ -150,12 +211,20 @@ class Saving(Checkpoint):
             trainer.save_checkpoint(self.folder / NEXT, weights_only=False)  # the optimizer too
             self.pending = trainer.global_step
 
+    def forget(self, trainer: pl.Trainer) -> None:
+        """Let a state that was written count for nothing."""
+        if trainer.is_global_zero:
+            (self.folder / NEXT).unlink(missing_ok=True)
+        self.pending = None
+
     def commit(self, trainer: pl.Trainer) -> None:
         """Bring the log onto the disk, then make the state that was written the last one."""
         if self.pending is None:
             return
         for logger in trainer.loggers:
             logger.save()
+            if hasattr(logger, "commit"):
+                logger.commit()
         if trainer.is_global_zero:
             keep_next(self.folder)
         self.saved, self.pending = self.pending, None
@@ -164,7 +233,10 @@ class Saving(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what decides the weights, and whether this is the end; a time limit counts anew when the run goes on."""
-        checkpoint["mull"] = {"identity": self.identity(), "finished": is_end(trainer)}
+        finished = is_end(trainer) and not self.validating
+        checkpoint["mull"] = {"identity": self.identity(), "finished": finished, "validating": self.validating}
+        if self.validating:
+            begin_validation(checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"])
         for timer in timers(trainer):
             checkpoint["callbacks"].pop(timer.state_key, None)
 
@@ -180,6 +252,38 @@ def may_stop(trainer: pl.Trainer) -> bool:
     """Whether training was told to stop and has taken its least number of steps and epochs."""
     enough = trainer.global_step >= (trainer.min_steps or 0) and trainer.current_epoch >= (trainer.min_epochs or 0)
     return trainer.should_stop and enough
+
+
+def validates_now(trainer: pl.Trainer) -> bool:
+    """Whether a validation comes right after the present batch; not one that the clock decides on."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    return not by_clock(trainer) and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
+
+
+def by_clock(trainer: pl.Trainer) -> bool:
+    """Whether validations come after a time, so that a run that goes on has them elsewhere."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
+def validates_in_next_step(trainer: pl.Trainer) -> bool:
+    """Whether a validation comes between the batches of the next optimizer step, when no state can be written."""
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    done = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
+    ahead = range(1, trainer.accumulate_grad_batches)
+    return every is not None and any((done + batches) % every == 0 for batches in ahead)
+
+
+def validation_progress(trainer: pl.Trainer) -> Any:
+    """The trainer's count of validation batches."""
+    return trainer.fit_loop.epoch_loop.val_loop.batch_progress
+
+
+def begin_validation(progress: dict[str, Any]) -> None:
+    """Let the saved count of validation batches say that the first one has begun, so that they are done anew."""
+    for counts in (progress["total"], progress["current"]):
+        counts["ready"] += 1
+        counts["started"] += 1
 
 
 def timers(trainer: pl.Trainer) -> list[Timer]:

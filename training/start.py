@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from mull.checkpoints import load_tokenizer
 from mull.checkpoints.files import checksum_of
 from mull.checkpoints.huginn import stored_tensors
-from mull.checkpoints.store import TOKENIZER, load, read_config
+from mull.checkpoints.store import TOKENIZER, existing, load, read_config
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES
 from mull.training.module import TrainingModule
@@ -49,9 +49,7 @@ def read_start(folder: str) -> Start:
     Raises:
         FileNotFoundError, ValueError: there is no checkpoint that can be loaded.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise FileNotFoundError(f"--from: there is no checkpoint folder {folder}")
+    path = existing(folder)
     config, checksum = read_config(path)
     if checksum is None:  # the public layout has none
         files = sorted({tensor.file for tensor in stored_tensors(path, config).values()})  # type: ignore[arg-type]

@@ -21,10 +21,12 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from mull.checkpoints.replacing import sync_folder
+from mull.checkpoints.store import CONFIG
 from mull.training.progress import say
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 PART = ".part"  # ends the name of a state that is being written
+OLD = "it was saved by an earlier mull, which neither added a checksum nor said what run it belongs to"
 MARK = b"sha256:"
 COMMENT = len(MARK) + 64  # bytes of the archive's comment
 
@@ -112,6 +114,10 @@ def settle(folder: Path) -> None:
     if wrong is None:
         return
     remedy = f"remove {folder} to train anew"
+    if wrong == OLD and not (folder / PREVIOUS).exists():
+        weights = f"start from its weights, --from {folder.parent} --output NEW"
+        finish = weights if (folder.parent / CONFIG).exists() else "finish the run with that version"
+        raise ValueError(f"{folder / LAST} cannot be gone on with: {OLD}; {finish}, or {remedy}")
     if not (folder / PREVIOUS).exists():
         raise ValueError(f"{folder / LAST} is damaged ({wrong}) and there is no previous state; {remedy}")
     also = damage(folder / PREVIOUS)
@@ -141,7 +147,9 @@ def damage(path: Path) -> str | None:
         return f"it cannot be read: {error.strerror}"
     digest.update(b"\0\0")
     expected = COMMENT.to_bytes(2, "little") + MARK + digest.hexdigest().encode()
-    return None if end == expected else "its checksum is wrong"
+    if end == expected:
+        return None
+    return OLD if end[-22:-18] == b"PK\5\6" and end[-2:] == b"\0\0" else "its checksum is wrong"
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Adaptive(Plain):
 
     name, example = "adaptive", "adaptive:latent:0.03"
     policies = ("deepest", "shared")
-    understands = frozenset({"warm_start", "ring"})
+    understands = frozenset({"warm_start", "ring", "generators"})
 
     @classmethod
     def from_text(cls, text: str) -> Adaptive:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mull.inference.exits import Exit
 from mull.inference.rounds import Rounds
-from mull.inference.sampling import Draw
+from mull.inference.sampling import Draw, Generators
 from mull.inference.session import Session, SessionOptions
 from mull.inference.written import filled, parse
 from mull.models import LanguageModel
@@ -45,7 +45,8 @@ class Decoder(ABC):
         needs: the kind of model that it works with.
         policies: cache policies that it works with; the first is the one it gets unless another is asked for.
         understands: which options of a call mean something to it: warm_start, ring, capacity, counts (an iteration
-            count for each row). Options that it does not understand are refused.
+            count for each row), generators (one for each row: it narrows them by `Draw.rows` where it forks its rows).
+            Options that it does not understand are refused.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,11 @@ class Decoder(ABC):
     def exit(self) -> Exit | None:
         """The rule that ends thinking early; None where there is none."""
         return None
+
+    @property
+    def draws_more(self) -> bool:
+        """Whether it draws at random beside the tokens, at temperature 0 too."""
+        return False
 
     def check(  # noqa: B027  # most have nothing to refuse
         self, model: LanguageModel, iterations: int | None, generator: torch.Generator | None
@@ -109,7 +115,7 @@ def check_decoder(
     decoder: Decoder,
     model: LanguageModel,
     iterations: Iterations | None,
-    generator: torch.Generator | None,
+    generator: Generators | None,
     options: SessionOptions,
 ) -> Policy:
     """The cache policy to use. Raises ValueError for a model, policy or option that the decoder does not go with."""
@@ -121,6 +127,9 @@ def check_decoder(
         raise ValueError(
             f"decode {decoder.name!r} takes one count of iterations for all rows, not one per row; give a number"
         )
+    one = generator if isinstance(generator, torch.Generator | None) else next(iter(generator), None)
+    if one is not generator and "generators" not in decoder.understands:
+        raise ValueError(f"decode {decoder.name!r} draws for all rows from one generator, not from one each; give one")
     for name, usual in (("warm_start", False), ("ring", 1), ("capacity", None)):
         if options.get(name, usual) != usual and name not in decoder.understands:
             raise ValueError(f"decode {decoder.name!r} does not understand {name}={options.get(name)!r}; leave it out")
@@ -130,5 +139,5 @@ def check_decoder(
             f"decode {decoder.name!r} needs a cache of policy {' or '.join(decoder.policies)}, not {policy}; "
             "leave policy out"
         )
-    decoder.check(model, None if isinstance(iterations, Tensor) else iterations, generator)
+    decoder.check(model, None if isinstance(iterations, Tensor) else iterations, one)
     return policy or decoder.policies[0]

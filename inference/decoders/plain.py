@@ -16,12 +16,13 @@ class Plain(Decoder):
     """See the head of this file."""
 
     name = example = "plain"
-    understands = frozenset({"warm_start", "ring", "capacity", "counts"})
+    understands = frozenset({"warm_start", "ring", "capacity", "counts", "generators"})
 
     def rounds(self, session: Session, last: Tensor, request: Request) -> Rounds:
+        draw = request.draw
         while True:
             answer = session.read(last[:, None])
-            last = request.draw.choose(answer.logits)
+            last = draw.choose(answer.logits)
             keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
             if keep is not None:
-                session, last = session.fork(keep), last[keep]
+                session, last, draw = session.fork(keep), last[keep], draw.rows(keep)

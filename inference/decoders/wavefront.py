@@ -78,6 +78,10 @@ class Wavefront(Decoder):
         if not 0 <= self.noise <= 1:
             raise ValueError(f"wavefront: noise {self.noise} lies outside 0 <= noise <= 1; 0 is none")
 
+    @property
+    def draws_more(self) -> bool:
+        return self.noise > 0
+
     def check(self, model: LanguageModel, iterations: int | None, generator: torch.Generator | None) -> None:
         if self.noise > 0 and generator is None:
             raise ValueError(
@@ -101,7 +105,7 @@ class Wavefront(Decoder):
         while True:
             held, active = session.lengths, window.active
             context = model.context(window.tokens, active, session.cache, limit)
-            window, change = self.deepen(model, window, context, limit, draw.generator)
+            window, change = self.deepen(model, window, context, limit, *draw.generators)
             logits = model.read(window.state, context).logits[active]
             context.commit(None)
             guesses = torch.zeros_like(window.tokens)
@@ -118,7 +122,12 @@ class Wavefront(Decoder):
             window = self.move(window, guesses, frozen, left, limit, draw)
 
     def deepen(
-        self, model: IteratedModel, window: Window, context: Context, limit: int, generator: torch.Generator | None
+        self,
+        model: IteratedModel,
+        window: Window,
+        context: Context,
+        limit: int,
+        generator: torch.Generator | None = None,
     ) -> tuple[Window, Tensor]:
         """One round of thought: the window after it, and the relative change of its states (B, W)."""
         entered = model.enter(window.tokens, context)

@@ -3,15 +3,16 @@
     for count, state in unroll:  if count is asked for: score(read(state))
 
 An answer at 1, 2, 4, ... R costs the run at R plus one coda and head a count. Each reading is reduced to three sums per
-example before the next one is made, so memory does not grow with the number of counts.
+example before the next one is made, so memory does not grow with the number of counts. Every count reads the same
+examples, so differences between counts are taken example by example.
 
 Shapes: B batch (examples), T positions, V vocabulary.
 """
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,11 +23,14 @@ from torch.nn import functional as F
 from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
+from mull.inference.measure.restarts import check_restarts, restarted
 from mull.inference.measure.results import Result
-from mull.models import LanguageModel, ModelOutput
+from mull.inference.measure.settling import settling
+from mull.inference.mode import evaluating
+from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
-from mull.models.selection import Selection
+from mull.models.selection import Selection, check_capacity
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 
@@ -40,20 +44,34 @@ class Tally:
     scored: list[int] = field(default_factory=list)  # scored tokens
     correct: list[int] = field(default_factory=list)  # of these, right ones
     nats: list[float] = field(default_factory=list)  # summed loss
+    residuals: list[float] = field(default_factory=list)  # the largest of its scored positions, where there are any
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
     used: int = 0  # iterations of all positions, with an exit rule
-    taken: float | None = None  # positions that took a routed pass, on average over the passes; None without any
+    taken: list[float] = field(default_factory=list)  # positions that took each routed pass, on average over layers
     seconds: float = 0.0
 
-    def result(self, count: int | None, difficulty: int | None, bytes_per_token: float | None) -> Result:
-        """What the sums say, at this count and difficulty."""
+    @property
+    def right(self) -> list[bool]:
+        """Whether each example is right throughout."""
+        return [correct == scored for correct, scored in zip(self.correct, self.scored, strict=True)]
+
+    def result(
+        self,
+        count: int | None,
+        difficulty: int | None,
+        bytes_per_token: float | None,
+        asked: tuple[float, ...] | None = None,
+    ) -> Result:
+        """What the sums say, at this count and difficulty; `asked` is the capacity of each routed pass."""
+        met = tuple(taken / self.positions for taken in self.taken)
         n, tokens = len(self.scored), sum(self.scored)
         loss = sum(self.nats) / tokens
-        exact = sum(right == scored for right, scored in zip(self.correct, self.scored, strict=True))
+        exact = sum(self.right)
         accuracy_low, accuracy_high = clustered_share(self.correct, self.scored)
         exact_low, exact_high = wilson(exact, n) if bytes_per_token is None else (None, None)
         loss_low, loss_high = clustered_mean(self.nats, self.scored) or (None, None)
+        told = settling(self.residuals, None if bytes_per_token else self.right) if self.residuals else None
         return Result(
             iterations=count,
             difficulty=difficulty,
@@ -70,9 +88,26 @@ class Tally:
             examples=n,
             flops_per_token=self.flops / self.positions,
             seconds=self.seconds,
-            capacity=None if self.taken is None else self.taken / self.positions,
+            capacity=sum(met) / len(met) if met else None,
+            capacity_asked=asked if met else None,
+            capacity_met=met or None,
             mean_iterations=self.used / self.positions if self.used else None,
+            **({} if told is None else told._asdict()),
         )
+
+    def compared(self, result: Result, other: "Tally", reference: int, bytes_per_token: float | None) -> Result:
+        """The result with its difference to what `other` says of the same examples at the count `reference`."""
+        tokens = sum(self.scored)
+        if bytes_per_token is None:
+            right = [mine - theirs for mine, theirs in zip(self.correct, other.correct, strict=True)]
+            difference, bounds = sum(right) / tokens, tuple(paired_share(right, self.scored))
+        else:
+            scale = 1 / math.log(2) / bytes_per_token
+            nats = [mine - theirs for mine, theirs in zip(self.nats, other.nats, strict=True)]
+            difference = scale * sum(nats) / tokens
+            bounds = tuple(scale * bound for bound in clustered_mean(nats, self.scored) or ())
+        low, high = bounds or (None, None)
+        return replace(result, reference=reference, difference=difference, difference_low=low, difference_high=high)
 
 
 def evaluate(
@@ -84,11 +119,13 @@ def evaluate(
     capacity: Capacity | None = None,
     selection: Selection | None = None,
     exit: str | Exit | None = None,
+    restarts: int = 1,
+    generator: torch.Generator | None = None,
 ) -> list[Result]:
     """Score a model at several iteration counts, one sweep per batch.
 
     Args:
-        model: any family; left in the mode it is in.
+        model: any family, measured in eval mode and left in the mode it is in.
         batches: for every difficulty (None where there is none) the batches (input_ids, labels), each (B, T) int64;
             labels[:, t] is the token to predict at position t, or -100 where nothing is scored. Padding on the right
             needs no mask: nothing attends to what follows it.
@@ -96,10 +133,14 @@ def evaluate(
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
         capacity, selection: of a model with routed passes; see `InnerThinkingTransformer.forward`.
         exit: a rule that ends thinking early (exits.py); each count is then a run of its own, and a position's limit.
+        restarts: runs of each example, from random initial states, of which the one that moved least in the end answers
+            (restarts.py); FLOPs are those of all runs.
+        generator: draws those states; None is one of seed 0.
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
-        left out, so a result does not depend on how examples are batched.
+        left out, so a result does not depend on how examples are batched. Where there are several counts, each result
+        is compared with that at the count of the config, or at the largest one if that is not among them.
 
     Raises:
         ValueError: a bad count, batch or bytes_per_token, or a difficulty without any scored token.
@@ -111,25 +152,79 @@ def evaluate(
     counts = sorted({model.check_depth(count) for count in ([None] if iterations is None else iterations)})
     options = routing_options(model, capacity=capacity, selection=selection)
     rule = choose_exit(model, exit)
+    many = check_restarts(model, restarts)
+    if many is not None and rule is not None:
+        raise ValueError(
+            f"restarts={restarts} chooses after the last iteration, and exit {exit} has none: leave one out"
+        )
+    draws = torch.Generator(model.device).manual_seed(0) if generator is None else generator
     results = []
     for difficulty, pairs in batches.items():
         tallies = {count: Tally() for count in counts}
+        frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
-            if input_ids.dim() != 2 or input_ids.shape != labels.shape:
-                raise ValueError(
-                    f"input_ids {tuple(input_ids.shape)} and labels {tuple(labels.shape)} must have one shape "
-                    "(examples, positions)"
-                )
-            check_known(model, "input_ids: token id", input_ids)
-            check_known(model, "labels: token id", labels[labels != IGNORE])
-            sweep(model, input_ids.to(model.device), labels.to(model.device), tallies, options, rule)
+            check_batch(model, input_ids, labels)
+            frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
+            ids, told = input_ids.to(model.device), labels.to(model.device)
+            runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE)
+            sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
-        results += [tally.result(count, difficulty, bytes_per_token) for count, tally in tallies.items()]
+        found = results_of(model, tallies, difficulty, bytes_per_token, capacity)
+        guess = best_guess(frequencies, bytes_per_token)
+        results += [replace(result, guess=guess) for result in found]
     return results
 
 
+def check_batch(model: LanguageModel, input_ids: Tensor, labels: Tensor) -> None:
+    """Raise a ValueError unless the two have one shape (B, T), and the model knows all of their ids."""
+    if input_ids.dim() != 2 or input_ids.shape != labels.shape:
+        raise ValueError(
+            f"input_ids {tuple(input_ids.shape)} and labels {tuple(labels.shape)} must have one shape "
+            "(examples, positions)"
+        )
+    check_known(model, "input_ids: token id", input_ids)
+    check_known(model, "labels: token id", labels[labels != IGNORE])
+
+
+def results_of(
+    model: LanguageModel,
+    tallies: Mapping[int | None, Tally],
+    difficulty: int | None,
+    bytes_per_token: float | None,
+    capacity: Capacity | None,
+) -> list[Result]:
+    """What the tallies of one difficulty say, by count, and how they differ from that of the reference count."""
+    share = model.config.default_capacity if capacity is None else capacity
+    default = model.config.default_iterations
+    reference = default if default in tallies else max((count for count in tallies if count is not None), default=None)
+    moved = [tally for tally in tallies.values() if tally.residuals and not bytes_per_token]
+    pooled = settling([r for tally in moved for r in tally.residuals], [r for tally in moved for r in tally.right])
+    results = []
+    for count, tally in tallies.items():
+        asked = None if share is None or count is None else check_capacity(first_passes(share, count), count - 1)
+        result = tally.result(count, difficulty, bytes_per_token, asked)
+        if reference is not None and count != reference:
+            result = tally.compared(result, tallies[reference], reference, bytes_per_token)
+        results.append(replace(result, auc_of_all=pooled.auc if result.residual is not None else None))
+    return results
+
+
+def best_guess(frequencies: Tensor, bytes_per_token: float | None) -> float:
+    """What an answer that ignores the input reaches where answers occur so often, (V,): see `Result.guess`."""
+    p = frequencies.double() / frequencies.sum()
+    if bytes_per_token is None:
+        return float(p.max())
+    return float(torch.special.entr(p).sum()) / math.log(2) / bytes_per_token
+
+
+def first_passes(capacity: Capacity, count: int) -> Capacity:
+    """The capacity of the routed passes of a run of so many passes, of which there may be fewer than are named."""
+    return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
+
+
+@evaluating
 @torch.inference_mode()
 def sweep(
     model: LanguageModel,
@@ -138,11 +233,14 @@ def sweep(
     tallies: Mapping[int | None, Tally],
     options: Mapping[str, Any],
     exit: Exit | None = None,
+    runs: Iterator[tuple[int | None, Reading]] | None = None,
+    times: int = 1,
 ) -> None:
-    """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each."""
+    """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each; or
+    from `runs`, answers that cost so many `times` one unroll."""
     start = time.perf_counter()
     scored = (labels != IGNORE).sum(dim=1).tolist()
-    answers = model.sweep(input_ids, list(tallies), **options)
+    answers = model.sweep(input_ids, list(tallies), **options) if runs is None else runs
     if exit is not None:
         answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
     for count, reading in answers:
@@ -153,15 +251,18 @@ def sweep(
         tally.scored += [scored[i] for i in kept]
         tally.correct += [int(correct[i]) for i in kept]
         tally.nats += [float(nats[i]) for i in kept]
+        if reading.residual is not None:
+            largest = reading.residual.masked_fill(labels == IGNORE, 0).amax(dim=1).tolist()
+            tally.residuals += [largest[i] for i in kept]
         tally.positions += input_ids.numel()
-        flops = model.config.flops_per_token(count, input_ids.shape[1])
+        flops = times * model.config.flops_per_token(count, input_ids.shape[1])
         if isinstance(reading, ModelOutput):  # which says what each position used
             flops = model.executed_flops_per_token(reading)
             if exit is not None:
                 tally.used += int(reading.iterations.sum())
             if model.config.routed_layers and reading.selected is not None and reading.selected.numel():
-                shares = reading.selected.double().mean(dim=(0, 1))  # by layer and pass
-                tally.taken = (tally.taken or 0.0) + input_ids.numel() * float(shares.mean())
+                shares = input_ids.numel() * reading.selected.double().mean(dim=(0, 1, 2))  # by pass, over layers
+                tally.taken = [a + b for a, b in zip(tally.taken or [0.0] * len(shares), shares.tolist(), strict=True)]
         tally.flops += input_ids.numel() * flops
 
 

@@ -5,7 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mull.checkpoints.card import cell
 from mull.checkpoints.files import damaged, is_there, read_json, read_yaml, shown
+from mull.checkpoints.names import folder_of
+from mull.checkpoints.quantities import Row, cells, is_text, reference_of, si
 from mull.checkpoints.store import DEPTH, TRAINING, verify
 from mull.models import ModelConfig
 from mull.models.config import Capacity
@@ -23,7 +26,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
     Raises:
         FileNotFoundError, ValueError: the folder is no sound one; see `store.verify`.
     """
-    folder = Path(path)
+    folder = folder_of(path)
     config, found = verify(folder)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 1e6
     sections = [
@@ -55,7 +58,7 @@ def cost_lines(config: ModelConfig, asked: list[int] | None = None, capacity: Ca
     for count in counts:
         taken = capacity[: (count or 1) - 1] if isinstance(capacity, Sequence) else capacity
         flops = config.flops_per_token(count, length, taken)
-        lines.append(f"  {count or '-':>10}  {flops:>10.3g}  {config.cache_bytes_per_token(count):>11,}")
+        lines.append(f"  {count or '-':>10}  {si(flops):>10}  {config.cache_bytes_per_token(count):>11,}")
     return lines
 
 
@@ -93,13 +96,36 @@ def depth_lines(file: Path) -> list[str]:
     """The measured table of depth.json."""
     if not is_there(file):
         return []
+    found = read_depth(file)
+    return ["", f"measured by `{shown(found['command'], 200)}`:", *aligned(found["rows"])]
+
+
+def read_depth(file: Path) -> dict[str, Any]:
+    """What a depth.json holds: a command, and rows of numbers. Raises ValueError for anything else."""
     found = read_json(file)
     command, rows = found.get("command"), found.get("rows")
     if not isinstance(command, str) or not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise damaged(file, "lacks a command or rows", "measure again with `mull evaluate`")
-    lines = ["", f"measured by `{shown(command, 200)}`:", "  difficulty  iterations  accuracy    loss  bits/byte"]
-    for result in rows:
-        values = [result.get(name) for name in ("difficulty", "iterations", "accuracy", "loss", "bits_per_byte")]
-        text = ["-" if v is None else f"{v:.4f}" if isinstance(v, float) else shown(v, 12) for v in values]
-        lines.append(f"  {text[0]:>10}  {text[1]:>10}  {text[2]:>8}  {text[3]:>6}  {text[4]:>9}")
-    return lines
+    for row in rows:
+        wrong = [name for name, value in row.items() if not is_plain(value, name in ("capacity_asked", "capacity_met"))]
+        if wrong:
+            said = f"{shown(wrong[0], 40)} {shown(row[wrong[0]], 40)}"
+            raise damaged(file, f"holds a result with {said}, which is no number", "measure again with `mull evaluate`")
+    return found
+
+
+def is_plain(value: Any, listed: bool) -> bool:
+    """Whether this may stand in a result: null, a number, or a list of numbers where there is one for each pass."""
+    if listed and value is not None:
+        return isinstance(value, list) and all(each is not None and is_plain(each, False) for each in value)
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300)
+
+
+def aligned(rows: Sequence[Row]) -> list[str]:
+    """Results in columns, written as quantities.py says; columns that are empty throughout are left out."""
+    text, reference = is_text(rows), reference_of(rows)
+    written = [{"difficulty": cell(row.get("difficulty")), **cells(row, text, reference)} for row in rows]
+    names = [name for name in (written[0] if written else ()) if any(row[name] for row in written)]
+    widths = {name: max(len(name), *(len(row[name]) for row in written)) for name in names}
+    lines = [{name: name for name in names}, *written]
+    return ["  " + "  ".join(f"{line[name]:>{widths[name]}}" for name in names) for line in lines]

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from mull.checkpoints.quantities import bounds_of_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,21 @@ class Result:
         examples: number of examples with a scored token.
         flops_per_token: forward FLOPs per position of one pass at this count.
         capacity: share of the tokens that a routed pass took, on average over passes; None without routed passes.
+        capacity_asked, capacity_met: of each routed pass the share that was asked for, and the one that took it, on
+            average over the layers.
         mean_iterations: what positions used on average under an exit rule; None without one.
+        reference: the count that the difference is to; None where nothing is compared.
+        difference: accuracy, or for text bits per byte, less that at the reference, on the same examples; its interval
+            is paired by example, and far narrower than those of the two.
+        guess: what the best answer that ignores the input reaches, in the unit of the headline: accuracy of always
+            giving the most frequent answer, or for text the bits per byte of how often each token occurs here.
+        residual: how far the last iteration moved the state, |s_R - s_{R-1}| / |s_R|: the largest of an example's
+            scored positions, on average over examples; None without a loop, at one iteration, under an exit rule.
+        settled: share of the examples whose residual is below settling.SETTLED: the model has finished thinking.
+        auc: how well the residual tells examples that are right throughout from others, 0.5 for not at all; None for
+            text, and where all examples are alike.
+        auc_of_all: the same over the examples at all counts of this evaluation together, without an interval, since an
+            example occurs once for each count.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -44,6 +60,21 @@ class Result:
     seconds: float
     capacity: float | None = None
     mean_iterations: float | None = None
+    capacity_asked: tuple[float, ...] | None = None
+    capacity_met: tuple[float, ...] | None = None
+    reference: int | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    guess: float | None = None
+    residual: float | None = None
+    settled: float | None = None
+    settled_low: float | None = None
+    settled_high: float | None = None
+    auc: float | None = None
+    auc_low: float | None = None
+    auc_high: float | None = None
+    auc_of_all: float | None = None
 
 
 class Headline(NamedTuple):
@@ -59,13 +90,16 @@ def is_text(results: Sequence[Result]) -> bool:
     return any(result.bits_per_byte is not None for result in results)
 
 
+def reference_of(results: Sequence[Result]) -> int | None:
+    """The count that the differences of these results are to; None if there are none."""
+    return next((result.reference for result in results if result.reference is not None), None)
+
+
 def headline(result: Result) -> Headline:
     """Bits per byte where there are such, otherwise accuracy."""
     if result.bits_per_byte is None:
         return Headline(result.accuracy, result.accuracy_low, result.accuracy_high)
-    scale = result.bits_per_byte / result.loss if result.loss else 0.0
-    low, high = (None if bound is None else scale * bound for bound in (result.loss_low, result.loss_high))
-    return Headline(result.bits_per_byte, low, high)
+    return Headline(result.bits_per_byte, *bounds_of_bits(asdict(result)))
 
 
 def to_json(results: Sequence[Result]) -> str:
@@ -86,19 +120,23 @@ def from_json(text: str) -> list[Result]:
         if lacking:
             raise ValueError(f"a result of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
         known = {field.name: values[field.name] for field in fields(Result) if field.name in values}
+        known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         results.append(Result(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))
     return results
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """One line a result under a line of names; empty where JSON has null."""
+    """One line a result under a line of names; empty where JSON has null, blanks between the shares of passes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Result)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(finite(result) for result in results)
+    for result in results:
+        plain = finite(result).items()
+        writer.writerow({name: " ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in plain})
     return text.getvalue()
 
 
-def finite(result: Result) -> dict[str, float | None]:
+def finite(result: Result) -> dict[str, Any]:
     """A result as plain values, None instead of NaN and infinity, which JSON has no word for."""
-    return {name: value if value is None or math.isfinite(value) else None for name, value in asdict(result).items()}
+    bad = {name for name, value in asdict(result).items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in bad else value for name, value in asdict(result).items()}

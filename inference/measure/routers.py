@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from mull.checkpoints.quantities import NATS, PERCENT, number
+from mull.inference.mode import evaluating
 from mull.models import LanguageModel
 from mull.models.config import Capacity
 from mull.models.loop import check_count
@@ -39,6 +41,7 @@ class RouterUses(NamedTuple):
     dead: float
 
 
+@evaluating
 @torch.inference_mode()
 def router_uses(
     model: LanguageModel,
@@ -76,8 +79,9 @@ def router_table(uses: RouterUses) -> Table:
     """The passes as a table, the dead tokens under it."""
     from rich.table import Table
 
-    table = Table("layer", "pass", "asked", "met", "entropy, nats", title="routed passes")
+    table = Table("layer", "pass", "asked %", "met %", "entropy, nats", title="routed passes")
     for use in uses.passes:
-        table.add_row(str(use.layer), str(use.number), f"{use.asked:.0%}", f"{use.met:.1%}", f"{use.entropy:.3f}")
-    table.caption = f"{uses.dead:.1%} of the tokens take no routed pass"
+        asked, met = number(use.asked, PERCENT), number(use.met, PERCENT)
+        table.add_row(str(use.layer), str(use.number), asked, met, number(use.entropy, NATS))
+    table.caption = f"{number(uses.dead, PERCENT)} % of the tokens take no routed pass"
     return table

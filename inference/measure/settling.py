@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mull.inference.measure.intervals import Z
+from mull.inference.measure.intervals import Z, wilson
 
 SETTLED = 0.03  # of the residual; the threshold of the exit rule `latent`
 
@@ -28,23 +28,30 @@ class Settling(NamedTuple):
     Attributes:
         residual: the largest of an example, on average over examples.
         settled: share of examples whose largest residual is below SETTLED.
+        settled_low, settled_high: its 95 % interval.
         auc: how well small residuals tell right examples from wrong ones; 0.5 says nothing. None where all are alike.
         auc_low, auc_high: its 95 % interval.
     """
 
     residual: float
     settled: float
+    settled_low: float
+    settled_high: float
     auc: float | None
     auc_low: float | None
     auc_high: float | None
 
 
-def settling(residuals: Sequence[float], right: Sequence[bool]) -> Settling:
-    """Of the largest residual of each example and whether its answer is right in full."""
+def settling(residuals: Sequence[float], right: Sequence[bool] | None) -> Settling:
+    """Of the largest residual of each example, and whether its answer is right throughout; None for text, whose windows
+    are no answers."""
     values = np.asarray(residuals, dtype=np.float64)
-    area = auc(-values, np.asarray(right, dtype=bool))
-    found, low, high = area or (None, None, None)
-    return Settling(float(values.mean()), float((values < SETTLED).mean()), found, low, high)
+    if not len(values):
+        return Settling(math.nan, math.nan, 0.0, 1.0, None, None, None)
+    area = None if right is None else auc(-values, np.asarray(right, dtype=bool))
+    below = int((values < SETTLED).sum())
+    share = below / len(values), *wilson(below, len(values))
+    return Settling(float(values.mean()), *share, *(area or (None, None, None)))
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float, float] | None:

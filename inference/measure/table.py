@@ -1,88 +1,157 @@
-"""An evaluation as a table for people: iterations down, difficulties across. Rich is imported when a table is made."""
+"""An evaluation as tables for people: iterations down, difficulties across. Rich is imported when one is made."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mull.inference.measure.results import Headline, Result, headline, is_text
+from mull.checkpoints.quantities import (
+    MEAN,
+    PERCENT,
+    cells,
+    difference,
+    examples_of,
+    headline,
+    interval_of,
+    number,
+    si,
+)
+from mull.inference.measure.results import Result, is_text, reference_of
+from mull.inference.measure.settling import SETTLED
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+ByCount = Mapping[int | None, Mapping[int | None, Result]]  # by count and difficulty
 
-def print_table(results: Sequence[Result], *, title: str | None = None, console: Console | None = None) -> None:
-    """Print `table(results)` to the console, by default on standard output."""
+
+def print_table(
+    results: Sequence[Result], *, title: str | None = None, console: Console | None = None, settling: bool = False
+) -> None:
+    """Print `tables(results)` to the console, by default on standard output; with `settling` also `settling_table`."""
+    also = settling_table(results) if settling else None
+    for made in [*tables(results, title=title), *([] if also is None else [also])]:
+        (console or standard_output()).print(made)
+
+
+def standard_output() -> Console:
+    """A console on standard output, for which a reader who has gone is what it is for `print`: a BrokenPipeError."""
     from rich.console import Console
 
-    (console or Console()).print(table(results, title=title))
+    class Plain(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process with status 1
+            raise BrokenPipeError
+
+    return Plain()
 
 
-def table(results: Sequence[Result], *, title: str | None = None) -> Table:
-    """Iterations down; across: accuracy in percent (bits per byte for text) with its 95 % interval for each
-    difficulty, exact match and loss when there is one difficulty only, FLOPs per token, and seconds of the sweep.
+def settling_table(results: Sequence[Result]) -> Table | None:
+    """Whether the model had finished thinking, by iterations and difficulty, and whether that tells right from wrong;
+    None where nothing says so. Numbers are written as quantities.py says."""
+    rows: dict[int | None, dict[str, str]] = defaultdict(dict)
+    for result in results:
+        if result.residual is None:
+            continue
+        at, row = "" if result.difficulty is None else f" at {result.difficulty}", asdict(result)
+        cell = rows[result.iterations]
+        cell["iterations"] = cells(row, is_text(results), None)["iterations"]
+        cell[f"residual{at}"] = f"{result.residual:.3f}"
+        cell[f"settled %{at}"] = interval_of(row, "settled", PERCENT)
+        cell[f"AUC{at}"] = interval_of(row, "auc", MEAN)
+    found = {result.difficulty: result.auc_of_all for result in results if result.auc_of_all is not None}
+    together = ", ".join(f"{area:.3f}" + ("" if where is None else f" at {where}") for where, area in found.items())
+    about = f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: of right against wrong"
+    about += f", by residual; 95 % intervals{'; AUC of all counts together: ' * bool(together)}{together}"
+    return filled(rows, "had it finished thinking?", about) if rows else None
 
-    FLOPs per token are those of the last difficulty (they grow with length), seconds those of all together.
+
+def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
+    """One table for one difficulty. For several ones a table of the headline by difficulty, one of its differences, and
+    for a model with routed passes one of who took them.
+
+    Seconds are of the sweep, of all difficulties together; numbers are written as quantities.py says.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    shown = "bits per byte" if is_text(results) else "accuracy in %"
-    made = Table(
-        title=title,
-        caption=f"{shown} ± 95 % interval; loss in nats; sec: the sweep so far",
-        box=SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-    )
     difficulties = list(dict.fromkeys(result.difficulty for result in results))
-    at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)  # by count and difficulty
+    at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)
     for result in results:
         at[result.iterations][result.difficulty] = result
-    rows = {count: cells(found, difficulties, is_text(results)) for count, found in at.items()}
-    names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]  # no blank column
-    for name in ["iterations", *names]:
-        made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
-    for count, row in rows.items():
-        made.add_row("-" if count is None else str(count), *(row[name] for name in names))
+    text, reference = is_text(results), reference_of(results)
+    shown = "bits per byte" if text else "accuracy in %"
+    if len(difficulties) == 1:
+        (difficulty,) = difficulties
+        about = shown if difficulty is None else f"{shown} at {difficulty}"
+        about += f"; {examples_of([asdict(result) for result in results])}"
+        rows = {count: single(found[difficulty], text, reference) for count, found in at.items()}
+        return [filled(rows, title, caption(about, reference, text))]
+    rows = {count: several(found, difficulties, text) for count, found in at.items()}
+    read = examples_of([asdict(result) for result in results])
+    made = [filled(rows, title, f"{shown} by difficulty; {read}; 95 % intervals; sec: the sweep so far")]
+    if reference is not None:
+        compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
+        about = f"{'bits per byte' if text else 'points'} by difficulty, on the same examples; 95 % intervals"
+        made.append(filled(compared, f"difference to {reference} iterations", about))
+    if any(result.capacity_met for result in results):
+        met = {count: capacities(found, difficulties, text) for count, found in at.items()}
+        made.append(filled(met, "who took each routed pass", "% of the tokens, by pass; met by difficulty"))
     return made
 
 
-def cells(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
-    """The cells of one count by the name of their column; blank where nothing was measured, or nothing applies."""
-    one, unit = len(difficulties) == 1, "bits per byte" if text else "accuracy %"
+def caption(about: str, reference: int | None, text: bool) -> str:
+    """What stands under a table."""
+    parts = [about, "95 % intervals", "loss in nats", "sec: the sweep so far"]
+    if reference is not None:
+        parts.insert(2, f"vs {reference}: {'bits' if text else 'points'} on the same examples")
+    return "; ".join(part for part in parts if part)
+
+
+def single(result: Result, text: bool, reference: int | None) -> dict[str, str]:
+    """The cells of a count where there is one difficulty."""
+    return {**cells(asdict(result), text, reference), "sec": f"{result.seconds:.2f}"}
+
+
+def several(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count by difficulty; blank where nothing was measured. FLOPs are those of the last difficulty."""
     measured = [found[difficulty] for difficulty in difficulties if difficulty in found]
-    last = measured[-1]
-    shown = {}
-    for difficulty in difficulties:
-        name = f"at {difficulty}" if not one else unit if difficulty is None else f"{unit} at {difficulty}"
-        shown[name] = with_interval(headline(found[difficulty]), percent=not text) if difficulty in found else ""
-    if one:
-        exact = Headline(last.exact_match or 0.0, last.exact_match_low, last.exact_match_high)
-        shown["exact match %"] = "" if last.exact_match is None else with_interval(exact, percent=True)
-        shown["loss"] = f"{last.loss:.4f}"
-        shown["capacity %"] = "" if last.capacity is None else f"{100 * last.capacity:.1f}"
+    shown = {f"at {each}": headline(asdict(found[each]), text) if each in found else "" for each in difficulties}
     used = [result.mean_iterations for result in measured if result.mean_iterations is not None]
-    shown["mean iterations"] = f"{sum(used) / len(used):.2f}" if used else ""
-    shown["FLOPs/token" if one else f"FLOPs/token ({difficulties[-1]})"] = si(last.flops_per_token)
-    shown["sec"] = f"{sum(result.seconds for result in measured):.2f}"
-    return shown
+    last = cells(asdict(measured[-1]), text, None)
+    return {
+        "iterations": last["iterations"],
+        **shown,
+        "mean iterations": number(sum(used) / len(used), MEAN) if used else "",
+        f"FLOPs/token ({difficulties[-1]})": si(measured[-1].flops_per_token),
+        "sec": f"{sum(result.seconds for result in measured):.2f}",
+    }
 
 
-def with_interval(shown: Headline, percent: bool) -> str:
-    """`97.1 ±1.0` in percent, or `1.234 ±0.033`; the larger side of an interval that is not symmetric."""
-    scale, digits = (100, 1) if percent else (1, 3)
-    value = f"{scale * shown.value:.{digits}f}"
-    if shown.low is None or shown.high is None:
-        return value
-    return f"{value} ±{scale * max(shown.high - shown.value, shown.value - shown.low):.{digits}f}"
+def differences(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count in the table of differences."""
+    shown = {f"at {each}": difference(asdict(found[each]), text) if each in found else "" for each in difficulties}
+    return {"iterations": cells(asdict(next(iter(found.values()))), text, None)["iterations"], **shown}
 
 
-def si(value: float) -> str:
-    """A number of at least 0 with three digits and a metric prefix: 1234567 -> `1.23 M`."""
-    for limit, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * limit:
-            return f"{value / limit:.3g} {prefix}" if value < 999.5 * limit else f"{value / limit:.0f} {prefix}"
-    return f"{value:.3g}"
+def capacities(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count in the table of routed passes: what was asked for, and what each difficulty met."""
+    rows = {difficulty: cells(asdict(result), text, None) for difficulty, result in found.items()}
+    first = next(iter(rows.values()))
+    shown = {f"at {each}": rows[each]["met %"] if each in rows else "" for each in difficulties}
+    return {"iterations": first["iterations"], "asked": first["asked %"], **shown}
+
+
+def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, caption: str) -> Table:
+    """A table of these cells, one row a count; columns that are blank throughout are left out."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    plain = None if title is None else Text(title)  # the name of a folder may look like markup
+    made = Table(title=plain, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
+    for name in names:
+        made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
+    for row in rows.values():
+        made.add_row(*(row[name] for name in names))
+    return made

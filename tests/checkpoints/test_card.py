@@ -9,8 +9,9 @@ import pytest
 
 import mull
 from mull.checkpoints import store
-from mull.checkpoints.card import cell, depth_table, model_card
+from mull.checkpoints.card import KEPT, About, cell, depth_table, model_card
 from mull.inference.measure.results import Result
+from mull.inference.measure.table import tables as measured_tables
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer, Transformer, TransformerConfig
 
 SHAPE: dict[str, Any] = dict(vocab_size=11, d_model=24, n_heads=6, n_kv_heads=2, d_ff=20, max_length=2048)
@@ -52,28 +53,73 @@ def test_card_equals_the_depth_table(tmp_path: Path) -> None:
     store.save(MODELS[0], tmp_path, depth=DEPTH)
     card = (tmp_path / "README.md").read_text()
     assert f"\n`{DEPTH['command']}`\n" in card
-    assert tables(card)[1] == [
-        ["difficulty", "iterations", "accuracy", "flops_per_token"],
-        ["8", "1", "0.5124", "1.234e+04"],
-        ["", "16", "1", "2.346e+06"],
+    assert tables(card)[0] == [
+        ["difficulty", "iterations", "accuracy %", "FLOPs/token"],
+        ["8", "1", "51.2", "12.3 k"],
+        ["", "16", "100.0", "2.35 M"],
     ]
 
 
 def test_card_without_a_depth_table_claims_nothing() -> None:
     """Guards silence: no measurement, no section and no number of one."""
     card = model_card("x", MODELS[0].config, None)
-    assert "iteration count" not in card and len(tables(card)) == 1
+    assert "iteration count" not in card and len(tables(card)) == 1 and "data: unknown" in card
 
 
 def test_columns_are_those_of_an_evaluation() -> None:
     """Guards the names: a column that an evaluation renames would vanish from every card without a word."""
-    result = dict.fromkeys((f.name for f in fields(Result)), 1)
-    assert depth_table([result])[0].count("|") - 1 == 8
+    result: dict[str, Any] = dict.fromkeys((f.name for f in fields(Result)), 1)
+    result |= {"capacity_asked": [0.9, 0.1], "capacity_met": [0.9, 0.1]}
+    assert depth_table([result])[0] == (
+        "| difficulty | iterations | bits per byte | vs 1 | exact % | loss | asked % | met % | mean iterations | "
+        "FLOPs/token |"
+    )
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(None, ""), (3, "3"), (12345, "12,345"), (0.98765, "0.9877"), (0.0, "0"), ("text", "text")]
-)
+def test_the_card_says_what_an_evaluation_says() -> None:
+    """Guards one format for each quantity: the cells of a card are those of the table that `evaluate` prints."""
+    given: dict[str, Any] = dict(
+        iterations=4, difficulty=None, accuracy=0.97, accuracy_low=0.94, accuracy_high=0.98, exact_match=0.5,
+        exact_match_low=0.4, exact_match_high=0.6, loss=0.25, loss_low=0.2, loss_high=0.3, bits_per_byte=None,
+        examples=9, flops_per_token=2e6, seconds=1.0, reference=8, difference=-0.02, difference_low=-0.03,
+        difference_high=-0.01, capacity=0.5, capacity_asked=(0.9, 0.9, 0.1), capacity_met=(0.9, 0.89, 0.11),
+    )  # fmt: skip
+    result = Result(**given)
+    (made,) = measured_tables([result])
+    shown = {str(column.header): next(iter(column.cells)) for column in made.columns}
+    (header, row), *_ = tables("\n".join(depth_table([asdict(result)])) + "\n")
+    assert dict(zip(header, row, strict=True)) == {name: text for name, text in shown.items() if name != "sec"}
+    assert shown["vs 8"] == "-2.0 ±1.0" and shown["met %"] == "90.0/89.0/11.0" and shown["asked %"] == "90/90/10"
+    assert shown["accuracy %"] == "97.0 +1.0 -3.0"
+
+
+ABOUT = About("Counts sheep.", "sheep of its own: nothing to license", "1 2", "3", " 3 \n", 8)
+
+
+def test_the_card_begins_with_what_the_model_is_for() -> None:
+    """Guards the stranger who opens a folder: purpose, an example with its answer, a picture, licences, then tables."""
+    card = model_card("x", MODELS[0].config, DEPTH, ABOUT, "depth.png")
+    assert card.startswith("# x\n\nCounts sheep. A `recurrent_depth` model")
+    assert "mull generate . --prompt '1 2' --iterations 8\n    3\nmull inspect ." in card and "`3` is right" in card
+    places = [
+        card.index(each) for each in ("Counts", "mull generate", "](depth.png)", "## Licence", "## By", "## Shape")
+    ]
+    assert places == sorted(places)
+    assert "- weights: not stated by whoever trained them\n- data: sheep of its own: nothing to license\n" in card
+    assert "](depth.png)" not in model_card("x", MODELS[0].config, None, ABOUT, "depth.png")
+
+
+def test_a_card_that_is_written_again_keeps_what_somebody_wrote() -> None:
+    """Guards own words and the licence of the weights; everything else is new."""
+    card = model_card("x", MODELS[0].config, None, ABOUT)
+    own = card.replace("not stated by whoever trained them", "MIT") + "\n## Baselines\n\nOf sheep.\n"
+    again = model_card("y", MODELS[0].config, None, None, before=own)
+    assert again.startswith("# y\n\nA `recurrent") and "- weights: MIT\n- data: unknown" in again
+    assert again.endswith(KEPT + "\n\n## Baselines\n\nOf sheep.\n")
+    assert model_card("y", MODELS[0].config, None, None, before=again) == again
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, ""), (3, "3"), (12345, "12,345"), ("text", "text")])
 def test_cell(value: Any, text: str) -> None:
     """Guards the format of a number."""
     assert cell(value) == text

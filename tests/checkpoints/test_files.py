@@ -187,6 +187,7 @@ TEMPLATE = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "[C
         ({"normalizer": {"type": "Prepend", "prepend": "x" * 9_000}}, "may lengthen a text"),
         ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}}, ""),
         ({"model": {"type": "Unigram", "unk_id": 9, "vocab": []}}, "is no tokenizer"),
+        ({"decoder": {"type": "Strip", "content": "a", "start": 1000, "stop": 1000}}, "index out of bounds"),
     ],
 )
 def test_tokenizers_that_fail_when_they_are_used(
@@ -366,13 +367,29 @@ def test_inspect_speaks_well_of_sound_folders_only(folder: Path, capfd: pytest.C
 
 
 @pytest.mark.parametrize(
-    "rows", [3, [3], [[]], [{"iterations": {"a": "\x1b[31m"}, "difficulty": ["x"] * 99, "accuracy": "\n"}], None]
+    "rows",
+    [
+        3,
+        [3],
+        [[]],
+        [{"iterations": 8, "accuracy": 0.5}],
+        [{"iterations": {"a": "\x1b[31m"}, "accuracy": "\n"}],
+        [{"accuracy": ["x"] * 99}],
+        [{"accuracy": [0.5]}],
+        [{"capacity_met": 3}],
+        [{"capacity_asked": ["a"]}],
+        [{"iterations": True, "loss": 1e301}],
+        None,
+    ],
 )
 def test_odd_rows_in_depth_json(rows: Any, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Guards `inspect` against a table that is none, and terminals against what stands in it."""
     (folder / "depth.json").write_text(json.dumps({"command": "\x1b[31m" + "x" * 999, "rows": rows}))
     if not (isinstance(rows, list) and isinstance(rows[0], dict)):
         assert "depth.json lacks a command or rows" in refused(["inspect", str(folder)], capfd)
+        return
+    if rows != [{"iterations": 8, "accuracy": 0.5}]:
+        assert "which is no number; measure again" in refused(["inspect", str(folder)], capfd)
         return
     assert main(["inspect", str(folder)]) == 0
     said = capfd.readouterr().out

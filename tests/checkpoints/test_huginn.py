@@ -118,6 +118,20 @@ class PublicConfig(PublicBase):
         super().__init__(tie_word_embeddings=tie_embeddings, **others)
 
 
+PUBLIC_ARGUMENTS = {  # of the public configuration class, by name
+    "n_embd", "n_heads", "n_layers", "block_size", "vocab_size", "padding_multiple", "tie_embeddings",
+    "intermediate_size", "bias", "architecture_class_name", "block_class_name", "norm_class_name", "norm_eps",
+    "mlp_class_name", "nonlin_name", "init_strategy", "init_orthogonal", "state_init", "injection_type",
+    "n_layers_in_recurrent_block", "mean_recurrence", "sampling_scheme", "mean_backprop_depth",
+    "n_layers_in_prelude", "n_layers_in_coda", "qk_bias", "activation_checkpoint_impl", "rope_base", "torch_dtype",
+    "transformers_version",
+}  # fmt: skip
+PUBLIC_OTHERS = {  # what it works out itself, at the same values, and what its base takes
+    "padded_vocab_size", "num_key_value_heads", "head_dim", "effective_expected_depth",
+    "architectures", "model_type", "eos_token_id",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_what_is_written_is_what_the_public_class_takes(tied: bool, tmp_path: Path) -> None:
     """Guards a folder of ours in the hands of the public code: no key that its class makes itself, and none unknown."""
@@ -126,6 +140,9 @@ def test_what_is_written_is_what_the_public_class_takes(tied: bool, tmp_path: Pa
     written = json.loads((tmp_path / "config.json").read_text())
     taken = PublicConfig(**written)
     assert vars(taken)["tie_word_embeddings"] is tied and taken.head_dim == written["head_dim"] == 8
+    assert set(written) <= PUBLIC_ARGUMENTS | PUBLIC_OTHERS
+    assert written["vocab_size"] == written["padded_vocab_size"] and written["num_key_value_heads"] == 3
+    assert written["effective_expected_depth"] == 1 + 8 * 1 + 1 and written["n_layers"] == 3
     assert set(written) <= set(json.loads((FIXTURE / "config.json").read_text())) - {"tie_word_embeddings"}
 
 

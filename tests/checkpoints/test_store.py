@@ -460,6 +460,12 @@ CONFIG_DAMAGE: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         lambda c: c.update(model_type=["x"]),
         f"model_type must be one of {KNOWN}, not ['x']",
     ),
+    (
+        "a model_type of somebody else",
+        lambda c: c.update(model_type="own"),
+        "author that registers it first (--plugin)",
+    ),
+    ("a rule of somebody else", lambda c: c.update(rule="own"), "author that registers it first (--plugin)"),
     ("no model_type", lambda c: c.pop("model_type"), f"model_type must be one of {KNOWN}, not None"),
     ("no checksum", lambda c: c.pop("weights_sha256"), "lacks weights_sha256"),
     ("checksum of a wrong type", lambda c: c.update(weights_sha256=7), "weights_sha256"),

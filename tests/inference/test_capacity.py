@@ -5,6 +5,7 @@ import torch
 
 import mull
 from mull import cli
+from mull.checkpoints.quantities import si
 from mull.inference import generate as generation
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.inspect import cost_lines
@@ -32,6 +33,7 @@ def test_a_row_says_what_ran(model):
     (row,) = evaluate(model, batches(), [4], capacity=capacity)
     shares = torch.cat([model(ids, 4, capacity=capacity).selected for ids, _ in batches()[None]]).double().mean((0, 1))
     assert row.capacity == pytest.approx(shares.mean().item())
+    assert row.capacity_asked == capacity and row.capacity_met == pytest.approx(shares.mean(0).tolist())
     assert row.flops_per_token == pytest.approx(model.config.flops_at_shares(shares.tolist(), 16))
     assert from_json(to_json([row])) == [row]
     assert evaluate(model, batches(), [4], capacity=1.0)[0].loss != row.loss
@@ -47,7 +49,9 @@ def test_top_k_can_be_measured_beside_the_threshold(model):
 def test_a_single_pass_has_no_capacity(model):
     """Guards the sweep: counts of one list have capacities of their own length, and one pass has none."""
     one, two, four = evaluate(model, batches(), [1, 2, 4], capacity=(0.9, 0.0, 0.4))
-    assert one.capacity is None and two.capacity > four.capacity > 0
+    assert one.capacity is one.capacity_asked is one.capacity_met is None
+    assert two.capacity_asked == (0.9,) and len(four.capacity_met) == 3 and four.capacity_met[1] == 0
+    assert two.capacity > four.capacity > 0
     assert one.flops_per_token == model.config.once().flops(16)
 
 
@@ -81,7 +85,7 @@ def test_costs_are_shown_at_what_is_asked_for(model):
     lines = cost_lines(model.config, capacity=(0.5, 0.5))
     assert "capacity (0.5, 0.5)" in lines[0] and len(lines) == 3 and lines[2].split()[0] == "3"
     flops = model.config.flops_per_token(3, 64, (0.5, 0.5))
-    assert float(lines[2].split()[1]) == pytest.approx(flops, rel=0.01)
+    assert lines[2].split()[1:3] == si(flops).split()
     assert len(cost_lines(model.config)) == 2 + 5 and "capacity 0.7" in cost_lines(model.config)[0]
 
 

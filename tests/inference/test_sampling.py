@@ -120,3 +120,41 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, float], message:
 def test_nan_logits_are_refused_instead_of_becoming_token_0() -> None:
     with pytest.raises(ValueError, match="NaN"):
         Draw().choose(torch.tensor([[0.0, float("nan")]]))
+
+
+def test_rows_with_generators_of_their_own_draw_what_they_draw_alone() -> None:
+    """Tokens and uniform draws, after rows have left too; and the number of generators is that of the rows."""
+    p = torch.rand(3, 9, generator=seeded(), dtype=torch.float64)
+    together = Draw([seeded(5), seeded(6), seeded(7)], 1.0)
+    alone = [Draw(seeded(seed), 1.0) for seed in (5, 6, 7)]
+    assert together.token(p).tolist() == [int(draw.token(row[None])) for draw, row in zip(alone, p, strict=True)]
+    left = together.rows(torch.tensor([0, 2]))
+    for _ in range(3):
+        assert torch.equal(left.uniform(2, 4), torch.cat([alone[0].uniform(1, 4), alone[2].uniform(1, 4)]))
+        assert left.token(p[[0, 2]]).tolist() == [int(alone[0].token(p[:1])), int(alone[2].token(p[2:]))]
+    together.check_rows(3)
+    for wrong, rows in ((together, 2), (Draw([], 1.0), 3)):
+        with pytest.raises(ValueError, match=f"generators for {rows} rows; give one a row, or one"):
+            wrong.check_rows(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_likeliest_token_stays_under_any_filter(dtype: torch.dtype) -> None:
+    """A top_p that rounds to 0 in the numbers of the distribution kept nothing, and the draw failed."""
+    p = probabilities(torch.tensor([[0.0, 2.0, 1.0]], dtype=dtype), 1.0, top_p=1e-300, min_p=1e-300)
+    assert p.tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": "1"}, "temperature must be a number, not '1'"),
+        ({"temperature": None}, "temperature must be a number, not None"),
+        ({"temperature": 1.0, "generator": seeded(), "top_p": "x"}, "top_p must be a number, not 'x'"),
+        ({"temperature": 1.0, "generator": 5}, "generator must be a torch.Generator, or a list of one a row, not 5"),
+        ({"temperature": 1.0, "generator": [5]}, r"or a list of one a row, not \[5\]"),
+    ],
+)
+def test_what_is_no_number_and_no_generator_is_named(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Draw(**options)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 The tokenizers are tiny ones of every kind that published models have.
 """
 
+import json
 import re
 
 import pytest
@@ -203,3 +204,23 @@ def test_limits_that_are_stored_with_a_tokenizer_cut_no_prompt() -> None:
     assert encode(tokenizer, "the cat sat on") == [0, 1, 2, 3]
     assert encode_documents(tokenizer, ["the cat sat on", "mat"]) == [[0, 1, 2, 3], [4]]
     assert tokenizer.truncation is not None
+
+
+def test_a_template_that_names_a_token_it_does_not_define_is_an_error_and_no_panic() -> None:
+    """The library panics, which is no Exception: nobody who catches errors would catch it."""
+    parts = json.loads(byte_tokenizer().to_str())
+    pieces = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": pieces, "pair": pieces * 2, "special_tokens": {}}
+    broken = Tokenizer.from_str(json.dumps(parts | {"post_processor": template}))
+    with pytest.raises(ValueError, match=r"the tokenizer cannot read the prompt 'ab': .*mend its tokenizer.json"):
+        encode(broken, "ab")
+    broken.encode_special_tokens = False
+    assert encode_documents(broken, ["ab"]) == [[97, 98]]  # documents get no template
+
+
+def test_a_document_that_cannot_be_read_is_an_error_of_one_kind() -> None:
+    """Words without an unknown token raise a bare Exception, which a command would take for a defect of its own."""
+    strict = Tokenizer(WordLevel({"a": 0}))
+    strict.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match=r"the tokenizer cannot read the text 'a b', or behind it: .*mend"):
+        encode_documents(strict, ["a b"])

@@ -58,6 +58,32 @@ def test_memory_is_taken_when_first_used_and_grows_by_need(model: RecurrentDepth
     assert held == {layer: stored.data_ptr() for layer, stored in cache.layers.items()}
 
 
+def test_rows_of_their_own_counts_are_copied_no_more_often_than_rows_of_one_count(
+    model: RecurrentDepthTransformer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for all iterations is taken once, that of the deepest row: iteration by iteration, everything that is held
+    would be copied in each, which took as long again as the prefill."""
+    taken: list[int] = []
+    grow = Cache.grow
+
+    def counted(cache: Cache, layer: int, index: int, columns: int) -> Tensor:
+        before, after = cache.layers.get(layer), grow(cache, layer, index, columns)
+        taken.append(layer) if after is not before else None
+        return after
+
+    monkeypatch.setattr(Cache, "grow", counted)
+    ids, found = tokens(model.config, 3, 6), {}
+    for depth in (9, torch.tensor([9, 9, 9]), torch.tensor([2, 9, 5])):
+        taken.clear()
+        cache = model.new_cache(3, 16)
+        logits = [model(part, depth, cache=cache).logits for part in (ids[:, :5], ids[:, 5:])]
+        found[str(depth)] = sorted(taken), torch.cat(logits, dim=1)
+    once, *others = (times for times, _ in found.values())
+    assert others == [once, once] and once.count(0) == 1
+    (_, one_count), (_, equal_counts), (_, own_counts) = found.values()
+    assert torch.equal(one_count, equal_counts) and torch.equal(own_counts[1], one_count[1])
+
+
 @pytest.mark.parametrize("first_columns", [1, 2, 5])
 def test_growing_columns_changes_nothing(
     model: RecurrentDepthTransformer, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, first_columns: int

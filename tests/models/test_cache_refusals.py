@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -86,3 +87,22 @@ def test_a_refused_call_leaves_the_cache_usable(model: RecurrentDepthTransformer
         model(ids[:, 3:], 2, cache=cache, state=torch.zeros(1, 1, 24))
     rest = model(ids[:, 3:], 2, cache=cache)
     torch.testing.assert_close(torch.cat([first.logits, rest.logits], 1), model(ids, 2).logits)
+
+
+def test_what_is_no_tensor_is_read_or_named(model: LanguageModel, tokens: Tokens) -> None:
+    """Masks may be lists and arrays; a text, a number and a list in place of a state are refused in words."""
+    ids = tokens(model.config, 1, 3)
+    masked = model(ids, attention_mask=torch.tensor([[0, 1, 1]])).logits
+    for mask in ([[0, 1, 1]], np.array([[0, 1, 1]])):
+        assert torch.equal(model(ids, attention_mask=mask).logits, masked)
+    for given, says in (
+        ({"attention_mask": "x"}, "attention_mask must be ones and zeros, not str"),
+        ({"state": [1]}, r"state must have shape \(1, 3, 24\), not list"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            model(ids, **given)
+    for number in (5, torch.tensor(1)):
+        with pytest.raises(ValueError, match="not a single number"):
+            model(number)
+    with pytest.raises(ValueError, match=r"such as torch.bfloat16, not bfloat16"):
+        model.new_cache(1, 4, dtype="bfloat16")

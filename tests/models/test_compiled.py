@@ -1,13 +1,18 @@
 """Decoding with compiled blocks against decoding without. A compilation takes seconds, so this file asks for little."""
 
+import copy
+import pickle
 import shutil
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import mull
 from mull.models import (
     InnerThinkingConfig,
     InnerThinkingTransformer,
@@ -15,6 +20,7 @@ from mull.models import (
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
 )
+from mull.models.families import FAMILIES
 
 Build = Callable[..., LanguageModel]
 Tokens = Callable[..., Tensor]
@@ -75,8 +81,54 @@ def test_inner_thinking_refuses() -> None:
         InnerThinkingTransformer(InnerThinkingConfig(**SHAPE)).compile_decoding()
 
 
+@pytest.mark.parametrize("family", [word for word in FAMILIES if word != "inner_thinking"])
+def test_a_compiled_model_can_be_copied_pickled_and_saved(
+    build: Build, tokens: Tokens, family: str, tmp_path: Path
+) -> None:
+    """A copy is a model of its own that says the same. It must not share compiled code, which never looks at modules
+    again; it can have its own."""
+    model = build(FAMILIES[family].config_class(**SHAPE))
+    ids = tokens(model.config, 2, 5)
+    expected = model(ids).logits
+    model.compile_decoding()
+    mull.save(model, tmp_path / "folder")
+    torch.save(model, tmp_path / "whole.pt")
+    copies = {
+        "copy": copy.copy(model),
+        "deep copy": copy.deepcopy(model),
+        "pickle": pickle.loads(pickle.dumps(model)),
+        "torch.save": torch.load(tmp_path / "whole.pt", weights_only=False),
+        "mull.save": mull.load(tmp_path / "folder"),
+    }
+    for way, found in copies.items():
+        assert type(found) is type(model) and found.compiled is None, way
+        assert torch.equal(found(ids).logits, expected), way
+        found.compile_decoding()
+        assert found.compiled is not None and found.compiled is not model.compiled, way
+
+
+def test_inner_thinking_is_copied_and_pickled_too(build: Build, tokens: Tokens) -> None:
+    """It holds functions and a rule, and decides as before."""
+    model = build(InnerThinkingConfig(**SHAPE))
+    ids = tokens(model.config, 2, 5)
+    model.calibrate(ids)
+    for found in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(found(ids).logits, model(ids).logits)
+
+
 def test_compiling_leaves_what_is_saved_alone() -> None:
     model = RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE))
     names = set(model.state_dict())
     model.compile_decoding()
     assert set(model.state_dict()) == names
+
+
+def test_a_wrapper_in_c_is_made_on_the_cpu_only(monkeypatch: pytest.MonkeyPatch, elsewhere: ModuleType) -> None:
+    """Elsewhere it would need headers that a machine with a driver need not have."""
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "compile", lambda _, options, **__: asked.append(options["cpp_wrapper"]))
+    model = RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE))
+    model.compile_decoding()
+    with elsewhere.second_device():
+        elsewhere.moved(model).compile_decoding()
+    assert asked == [True, False]

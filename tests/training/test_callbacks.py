@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, ModelOutput, Reading
 from mull.training import callbacks
-from mull.training.callbacks import Calibration, DepthValidation, Throughput, token_correlation
+from mull.training.callbacks import Calibration, DepthValidation, Throughput, calibrate, token_correlation
 from mull.training.iterations import Fixed
 from mull.training.module import TrainingModule
 
@@ -211,6 +211,28 @@ def test_thresholds_are_set_before_a_validation():
     assert not torch.equal(before, network.layers[1].thresholds)
     met = network.eval()(batch["input_ids"], capacity=0.5).selected.float().mean(dim=(0, 1))
     assert (met - 0.5).abs().max() < 0.04  # 64 positions, calibrated on the same
+
+
+def test_thresholds_are_of_all_difficulties():
+    """Guards a capacity over all difficulties, which come one after the other and have lengths of their own: of the
+    first ones alone, thresholds are those of other texts. A few tokens are taken evenly, and padding is not counted."""
+    network = inner_thinking_run(0.001)[0].network.eval()
+    with torch.no_grad():
+        network.layers[1].router.copy_(3 * network.embedding.weight[0])  # one symbol stands out
+    easy = [{"input_ids": torch.randint(0, 3, (32, 8))} for _ in range(4)]
+    hard = [{"input_ids": torch.randint(3, 7, (32, length))} for length in (12, 16, 16, 16)]
+
+    def met():
+        with torch.no_grad():
+            parts = [network(batch["input_ids"], capacity=0.3).selected.float().sum((0, 1)) for batch in easy + hard]
+        return sum(parts) / sum(batch["input_ids"].numel() for batch in easy + hard)
+
+    for n_tokens in (10**6, 1000):
+        calibrate(network, easy + hard, n_tokens)
+        assert (met() - 0.3).abs().max() < 0.03, n_tokens
+    calibrate(network, easy)
+    assert (met() - 0.3).abs().max() > 0.1  # the guard: it matters whose thresholds they are
+    calibrate(network, [])
 
 
 def test_the_auxiliary_loss_reaches_the_training_loss(monkeypatch):

@@ -34,6 +34,8 @@ def test_sudoku_trains_and_is_measured_but_writes_nothing(tmp_path: Path, capsys
              "--data.init_args.validation_examples", "8"]  # fmt: skip
     folder = train(arguments(tmp_path / "run", "mull.training.data.Sudoku", *given))
     assert mull.load(folder).config.causal is False
+    card = (folder / "README.md").read_text()
+    assert card.startswith("# run\n\nFills in Sudoku boards") and "mull generate" not in card
     rows = json.loads((folder / "depth.json").read_text())["rows"]
     assert {row["difficulty"] for row in rows} == {4} and max(row["accuracy"] for row in rows) > 0.2
     capsys.readouterr()

@@ -207,7 +207,8 @@ def changed(**arguments: Any) -> dict[str, Any]:
 
 def test_a_description_of_mull_is_built() -> None:
     """Guards the ordinary case, and the conversion of what YAML cannot say."""
-    built = build(TASK, TaskData)
+    built = build(changed(seed=3), TaskData)
+    assert build(changed(difficulty=None), TaskData).difficulties == [8], "null where it means something"
     assert isinstance(built, TaskData) and built.task.default_difficulty == 8
     assert built.curriculum == {150: 4} and built.difficulties == [4, 8]
 
@@ -228,6 +229,15 @@ def test_a_description_of_mull_is_built() -> None:
         (changed(batch_size={"class_path": "mull.training.data.Parity"}), "argument batch_size declares no class"),
         (changed(task={"class_path": "mull.training.data.TextData"}), "TextData is no Task"),
         (changed(other=1), "does not take these arguments"),
+        (
+            changed(batch_size=None),
+            r"the argument batch_size of mull.* must not be null; leave it out, or give a value",
+        ),
+        (changed(task=None), "the argument task of .* must not be null"),
+        (
+            changed(task={"class_path": "mull.training.data.Parity", "init_args": {"length": None}}),
+            "the argument length of mull.training.data.Parity must not be null",
+        ),
         ({"class_path": "mull.training.cli.TrainingCLI"}, "TrainingCLI is no TaskData"),
         ({"class_path": "mull.training.saving.Timer"}, "names the class lightning.*, which is not mull's"),
         ({"class_path": "mull.training.run.train"}, "is no class"),

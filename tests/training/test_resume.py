@@ -3,7 +3,6 @@
 import copy
 import csv
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from safetensors.torch import load_file
 import mull
 from mull.training import run as run_module
 from mull.training.callbacks import Throughput
-from mull.training.cli import make_logger
 from mull.training.data import TaskData
 from mull.training.losses import LastIteration
 from mull.training.module import NonFiniteLossError, TrainingModule
 from mull.training.run import train
+from mull.training.states import StateFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
 
@@ -221,7 +220,7 @@ def test_a_run_broken_between_its_last_step_and_the_export_ends_the_same(runs, t
 
 @pytest.mark.parametrize("runs", ["adamw"], indirect=True)
 def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_again(runs, tmp_path, monkeypatch):
-    """Guards the order of the end: weights first, then depth.json and the card with it, with the same numbers."""
+    """Guards the order of the end: weights first, then log, depth.json and the card with it, with the same numbers."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(TaskData, "evaluation_batches", fail)
@@ -233,7 +232,10 @@ def test_a_crash_while_measuring_loses_no_weights_and_the_same_command_measures_
     before = contents(out)
     train([*runs.args, str(out)])
     changed = {path.name for path, state in contents(out).items() if before.get(path) != state}
-    assert changed == {"depth.json", "README.md"} and "By iteration count" in (out / "README.md").read_text()
+    assert (
+        changed == {"depth.json", "depth.png", "README.md", "metrics.csv"}
+        and "By iteration count" in (out / "README.md").read_text()
+    )
     depths = [json.loads((folder / "depth.json").read_text()) for folder in (runs.whole, out)]
     rows = [[{**row, "seconds": None} for row in depth["rows"]] for depth in depths]
     assert rows[0] == rows[1] and depths[1]["command"].startswith("mull train --config ")
@@ -254,6 +256,57 @@ def test_another_configuration_is_refused(runs):
         assert contents(folder) == before
 
 
+LATER = {  # fields that an earlier version did not have, with another value than the default
+    "model.auxiliary_weight": "0.5",
+    "model.network.init_args.config.qk_norm": "true",
+    "data.init_args.curriculum": "{3: 4}",
+    "trainer.sync_batchnorm": "true",
+}
+
+
+def without(configuration, field):
+    """A recorded configuration that lacks a field."""
+    *sections, name = field.split(".")
+    for section in sections:
+        configuration = configuration[section]
+    del configuration[name]
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+@pytest.mark.parametrize("finished", [True, False])
+def test_fields_that_came_later_had_their_defaults(runs, tmp_path, capsys, finished):
+    """Guards records of earlier versions: their runs are the same runs, unless a new field is given another value."""
+    out, last = tmp_path / "out", tmp_path / "out" / "trainer" / "last.ckpt"
+    shutil.copytree(runs.whole if finished else runs.unfinished, out)
+    if finished:
+        record = yaml.safe_load((out / "training.yaml").read_text())
+        for field in LATER:
+            without(record, field)
+        (out / "training.yaml").write_text(yaml.safe_dump(record))
+    else:
+        state = torch.load(last, weights_only=True)
+        for field in LATER:
+            without(state["mull"]["identity"]["configuration"], field)
+        StateFiles().save_checkpoint(state, last)
+    for field, value in LATER.items():
+        with pytest.raises(ValueError, match=f"another configuration .{field}"):
+            train([*runs.args, str(out), f"--{field}", value])
+    train([*runs.args, str(out)])
+    assert ("holds the finished run" if finished else "going on with") in capsys.readouterr().out
+    weights = [load_file(folder / "model.safetensors") for folder in (runs.whole, out)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+def test_a_finished_run_needs_no_state(runs, tmp_path, capsys):
+    """Guards finished folders whose state is damaged, or was left by an earlier version: nobody needs it any more."""
+    shutil.copytree(runs.whole, tmp_path / "out")
+    (tmp_path / "out" / "trainer" / "last.ckpt").write_bytes(b"x" * 500)
+    (tmp_path / "out" / "depth.json").unlink()
+    train([*runs.args, str(tmp_path / "out")])
+    assert "holds the finished run" in capsys.readouterr().out and (tmp_path / "out" / "depth.json").exists()
+
+
 @pytest.mark.parametrize("runs", ["adamw"], indirect=True)
 def test_what_does_not_decide_the_weights_may_change(runs, tmp_path):
     """Guards going on with another interval between states or another log."""
@@ -262,6 +315,25 @@ def test_what_does_not_decide_the_weights_may_change(runs, tmp_path):
         [*runs.args, str(tmp_path / "out"), "--save_every", "1", "--trainer.log_every_n_steps", "2", "--threads", "1"]
     )
     assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("runs", ["adamw"], indirect=True)
+@pytest.mark.parametrize(
+    "data", [b"\xff\n1\n", b"step,loss\n1,2,3\n", b"step,loss\nx,2\n", b"step,loss\n1\n", b"loss\n2\n"]
+)
+def test_a_damaged_log_is_named(runs, tmp_path, data):
+    """Guards metrics.csv: one line says what is wrong with it and how to go on, which then works."""
+    shutil.copytree(runs.unfinished, tmp_path / "out")
+    file = tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv"
+    file.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"metrics\.csv is damaged .*: move it away, and the same line goes on"
+    ) as told:
+        train([*runs.args, str(tmp_path / "out")])
+    assert "\n" not in str(told.value) and file.read_bytes() == data
+    file.unlink()
+    train([*runs.args, str(tmp_path / "out")])
+    assert min(step for step, _ in logged(tmp_path / "out")) == SAVED
 
 
 class NaN(LastIteration):
@@ -315,18 +387,3 @@ def test_a_file_or_a_foreign_checkpoint_in_the_way_is_refused(tmp_path):
     with pytest.raises(ValueError, match="training is unknown"):
         train([*args, str(tmp_path / "foreign")])
     assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["config.json"]
-
-
-@pytest.mark.parametrize(("chosen", "mode"), [(None, "offline"), ("disabled", "disabled")])
-def test_wandb_starts_offline_unless_told_otherwise(tmp_path, monkeypatch, chosen, mode):
-    """Guards against uploading unasked, and against overriding a mode that the user did set; no process is started."""
-    import wandb
-
-    asked = {}
-    monkeypatch.setenv("WANDB_MODE", "?")  # so that the present value comes back afterwards
-    monkeypatch.delenv("WANDB_MODE") if chosen is None else monkeypatch.setenv("WANDB_MODE", chosen)
-    monkeypatch.setattr(wandb, "init", lambda **settings: asked.update(settings, mode=os.environ["WANDB_MODE"]))
-    logger = make_logger("wandb", tmp_path)
-    logger._experiment = None
-    logger.experiment  # noqa: B018 (starts the run)
-    assert asked["mode"] == mode and asked["project"] == "mull" and Path(asked["dir"]) == tmp_path

@@ -61,6 +61,19 @@ def test_without_a_whole_state_one_line_says_so(folder, previous):
     assert "\n" not in str(told.value) and (folder / LAST).exists()
 
 
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_state_of_an_earlier_mull_is_called_so(folder, exported):
+    """Guards states without a checksum, whole as they are: they are not called damaged, and the remedy can be had."""
+    (folder / PREVIOUS).unlink()
+    torch.save({"global_step": 4}, folder / LAST)
+    if exported:
+        (folder.parent / "config.json").write_text("{}")
+    remedy = rf"--from {folder.parent} --output NEW" if exported else "finish the run with that version"
+    with pytest.raises(ValueError, match=rf"saved by an earlier mull, .*{remedy}, or remove .* to train anew") as told:
+        settle(folder)
+    assert "damaged" not in str(told.value) and step_of(folder) == 4
+
+
 def test_a_writer_killed_before_any_operation_leaves_a_whole_state(tmp_path, reliability):
     """Guards saving itself: a kill before each file operation leaves the state before or the new one, no leftovers."""
     found = []

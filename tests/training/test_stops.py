@@ -3,7 +3,9 @@
 Kills are real: child processes end before a certain file operation, or are sent a signal.
 """
 
+import json
 import os
+import shutil
 import signal
 import sys
 
@@ -11,10 +13,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
+from mull.cli import main
 from mull.training import run as run_module
 from mull.training.callbacks import DepthValidation, Throughput
 from mull.training.data import TaskData
 from mull.training.lock import only_run, take_by_name
+from mull.training.module import TrainingModule
 from mull.training.run import train
 from mull.training.states import LAST
 
@@ -127,6 +131,99 @@ def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, numb
     assert reliability.outcome(folder) == expected
 
 
+@pytest.mark.parametrize(
+    ("variant", "batch"),  # a validation has two batches
+    [("average", 1), ("average", 4), ("accumulation, average", 1), ("accumulation, average", 7), ("early stopping", 3)],
+)
+def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tmp_path, variant, batch):
+    """Guards long validations, the last one and one between two steps included: the step before it is saved, one line
+    says so, and the same line makes up for the validation as if it had not been cut short."""
+    args, expected = whole(variant)
+    folder, seen = tmp_path / "out", []
+
+    def work():
+        real = DepthValidation.on_validation_batch_end
+
+        def counting(self, trainer, *rest):
+            real(self, trainer, *rest)
+            seen.append(trainer.global_step)
+            (tmp_path / "seen").write_text(json.dumps(seen))
+            if len(seen) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+            patch.setattr(sys, "stdout", said)
+            patch.setattr(DepthValidation, "on_validation_batch_end", counting)
+            train([*args, str(folder)])
+
+    assert reliability.in_child(work, folder) == 128 + signal.SIGTERM
+    steps = json.loads((tmp_path / "seen").read_text())
+    assert len(steps) == batch  # no batch more
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said[1:] == [f"SIGTERM: {folder} stopped, step {steps[-1]} is saved; the same line goes on"]
+    assert step_of(folder) == steps[-1]
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_final_measuring(whole, reliability, tmp_path, number):
+    """Guards the end of a run: its weights are exported, one line says that only the measuring is missing."""
+    args, expected = whole("plain")
+    folder = tmp_path / "out"
+
+    def told(*_):
+        signal.raise_signal(number)
+        os._exit(1)  # nobody has listened
+
+    def work():
+        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+            patch.setattr(sys, "stdout", said)
+            patch.setattr("mull.inference.measure.evaluate.score", told)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which may be ignored where tests run
+            sys.exit(main(["train", *args, str(folder)]))
+
+    assert reliability.in_child(work, folder) == 128 + number
+    name = signal.Signals(number).name
+    assert (tmp_path / "said").read_text().splitlines()[-1] == (
+        f"{name}: {folder} is trained and saved; the same line measures it"
+    )
+    assert (folder / "config.json").exists() and not (folder / "depth.json").exists()
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
+def test_a_signal_behind_the_last_step_is_not_lost(whole, reliability, tmp_path, monkeypatch):
+    """Guards against signals that nobody is left to ask for: the run ends, and the same line exports."""
+    args, expected = whole("plain")
+    real = TrainingModule.on_train_end
+
+    def late(self):
+        real(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "on_train_end", late)
+        with pytest.raises(SystemExit) as ended:
+            train([*args, str(tmp_path / "out")])
+    assert ended.value.code == 143 and not (tmp_path / "out" / "config.json").exists()
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
+def test_what_a_callback_makes_of_a_validation_is_saved(whole, reliability, tmp_path):
+    """Guards early stopping: a kill after a validation does not make it forget the best loss or its patience."""
+    args, expected = whole("early stopping")
+    folder = tmp_path / "out"
+    for batches in (4, 3):  # behind the first validation, behind the second
+        with pytest.MonkeyPatch.context() as patch:
+            at_batch(batches, fail, patch)
+            with pytest.raises(Broken):
+                train([*args, str(folder)])
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
 def test_a_time_limit_leaves_the_run_unfinished(whole, reliability, tmp_path, capsys, monkeypatch):
     """Guards max_time: state kept, nothing exported, one line; the time that has passed is not counted again."""
     args, expected = whole("accumulation")
@@ -179,6 +276,24 @@ def test_a_callback_of_the_configuration_ends_a_run(reliability, tmp_path, monke
     monkeypatch.setattr(EarlyStopping, "on_train_start", fail)  # it does not train again
     train(args)
     assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_export_that_was_killed_is_completed_without_leftovers(whole, reliability, tmp_path):
+    """Guards the moves of an export: whichever was the last, the same line leaves what a run without a stop leaves."""
+    args, expected = whole("plain")
+    folder = tmp_path / "out"
+    for file in ("model.safetensors", "config.json"):
+
+        def stopping(source, target, real=os.replace, name=file):
+            os._exit(reliability.KILLED) if str(target) == str(folder / name) else real(source, target)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "replace", stopping)
+            assert reliability.in_child(lambda: train([*args, str(folder)]), folder) == reliability.KILLED
+        assert (folder / ".committed" / file).exists()
+        train([*args, str(folder)])
+        assert reliability.outcome(folder) == expected
+        shutil.rmtree(folder)
 
 
 def test_an_export_that_lost_files_is_made_again(whole, reliability, tmp_path):

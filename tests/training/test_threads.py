@@ -73,7 +73,7 @@ def test_a_run_keeps_the_number_it_began_with(
     train(arguments(tmp_path / "run"))
     said = capsys.readouterr().out
     assert calls == [[1, 2]] and torch.get_num_threads() == 1
-    assert "threads: 1 (a batch takes 0.100 s with 1, 0.400 s with 2)" in said and "2 steps, 1 threads, cpu" in said
+    assert "threads: 1 (a batch takes 0.100 s with 1, 0.400 s with 2)" in said and "2 steps, 1 thread, cpu" in said
     torch.set_num_threads(2)
     threads.choose_threads(read_configuration(arguments(tmp_path / "run")))
     assert len(calls) == 1 and torch.get_num_threads() == 1

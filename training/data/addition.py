@@ -26,6 +26,10 @@ class Addition(Task):
     """
 
     name: ClassVar[str] = "addition"
+    purpose: ClassVar[str] = (
+        "Adds numbers that are written digit by digit, and writes the sum from its last digit on: for seeing how many "
+        "iterations carries and columns take."
+    )
     difficulty_name: ClassVar[str] = "numbers"
     min_difficulty: ClassVar[int] = 2
     symbols: ClassVar[tuple[str, ...]] = (*"0123456789", "+", "=", END)  # a digit's id is its value

@@ -12,6 +12,7 @@ Nothing is fetched by itself. Every file has a checksum, and its address names o
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +24,20 @@ class Source:
     """A public corpus.
 
     Attributes:
-        about: what it is, and its licence.
+        about: what it is, and its licence, for the list of `mull data`.
         home: address that the addresses of its files begin with.
         files: name here -> (address below `home`, SHA-256).
+        manner: what a model that was trained on it writes like, for its card.
+        prompt: a beginning that it can go on with.
+        licence: of the text.
     """
 
     about: str
     home: str
     files: dict[str, tuple[str, str]]
+    manner: str = "public text"
+    prompt: str | None = None
+    licence: str = "licence unknown"
 
 
 SOURCES = {
@@ -47,6 +54,9 @@ SOURCES = {
                 "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
             ),
         },
+        manner="grade-school problems with worked answers",
+        prompt="Natalia sold",
+        licence="GSM8K (arXiv 2110.14168), MIT licence",
     ),
     "tinyshakespeare": Source(
         "plays of Shakespeare in one file, 1.1 MB, public domain",
@@ -57,6 +67,9 @@ SOURCES = {
                 "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             )
         },
+        manner="plays of Shakespeare",
+        prompt="ROMEO:",
+        licence="tinyshakespeare, public domain",
     ),
     "wikitext2": Source(
         "validation and test text of WikiText-2, Wikipedia articles, 2.4 MB, CC BY-SA 3.0 (arXiv 1609.07843)",
@@ -71,6 +84,9 @@ SOURCES = {
                 "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
             ),
         },
+        manner="articles of Wikipedia",
+        prompt="The city of",
+        licence="WikiText-2 (arXiv 1609.07843), CC BY-SA 3.0",
     ),
 }
 
@@ -101,6 +117,11 @@ def find(name: str) -> Path:
     )
 
 
+def source_of(path: str) -> Source | None:
+    """The public corpus that a file belongs to, by its name; None for a file of somebody's own."""
+    return next((source for source in SOURCES.values() if Path(path).name in source.files), None)
+
+
 def fetch(name: str) -> list[str]:
     """Fetch the files of a source into the data folder, but for those that are there; a line about each.
 
@@ -128,6 +149,7 @@ def download(url: str, checksum: str, place: Path) -> None:
     """Fetch one file; see `fetch`."""
     import pooch
 
+    made = not place.parent.exists()
     loader = pooch.HTTPDownloader(timeout=30)
     try:
         pooch.retrieve(url, f"sha256:{checksum}", fname=place.name, path=place.parent, downloader=loader)
@@ -139,6 +161,10 @@ def download(url: str, checksum: str, place: Path) -> None:
         ) from error
     except ValueError as error:
         raise ValueError(f"{url} is not the file it was (its SHA-256 is not {checksum}); nothing was kept") from error
+    finally:
+        if made:
+            with suppress(OSError):  # the file is in it
+                place.parent.rmdir()
 
 
 def listing() -> list[str]:

@@ -36,6 +36,10 @@ class Countdown(Task):
 
     name: ClassVar[str] = "countdown"
     difficulty_name: ClassVar[str] = "numbers"
+    purpose: ClassVar[str] = (
+        "Reaches a target from a few numbers by sums, differences, products and exact divisions, and writes the steps: "
+        "for seeing what iterations do for a search with many right answers."
+    )
     min_difficulty: ClassVar[int] = 3
     stop_symbols: ClassVar[tuple[str, ...]] = (END,)
 

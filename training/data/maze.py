@@ -33,6 +33,10 @@ class Maze(Task):
 
     name: ClassVar[str] = "maze"
     difficulty_name: ClassVar[str] = "side"
+    purpose: ClassVar[str] = (
+        "Marks the one way through a maze, every cell where it stands: for seeing how many iterations larger mazes "
+        "take."
+    )
     min_difficulty: ClassVar[int] = 7  # there are four different mazes of side 5, which cannot be shared out
     symbols: ClassVar[tuple[str, ...]] = ("#", ".", "S", "G", "o")
     stop_symbols: ClassVar[tuple[str, ...]] = ()  # nothing is written behind the maze

@@ -44,6 +44,10 @@ class ModChain(Task):
 
     name: ClassVar[str] = "mod_chain"
     difficulty_name: ClassVar[str] = "operations"
+    purpose: ClassVar[str] = (
+        "Says what a variable is, out of assignments in shuffled order that lead to it by modular arithmetic: for "
+        "seeing how many iterations a chain of operations takes."
+    )
 
     def __init__(self, operations: int = 8, modulus: int = 23, distractors: int = 4, variables: int = 52) -> None:
         if not 2 <= modulus <= MAX_MODULUS:

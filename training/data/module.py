@@ -12,6 +12,7 @@ What the trainer needs of a data module, your own included (give its class path 
 - optionally `answers_ahead: bool` and `in_place: bool`, which say what attention it is for (`check_order`);
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
+- optionally `about() -> mull.checkpoints.card.About`, for the model card: what a model is for that was trained on it;
 - optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and for the table that
   a finished run leaves behind.
 
@@ -22,8 +23,10 @@ sees exactly the batches that an uninterrupted one would have seen.
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -33,10 +36,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from mull.checkpoints.card import About
+from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.streams import STREAMS, Stream
 from mull.training.data.task import Task
 from mull.training.data.text import Corpus, TextSplit
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
+
+BYTES = 257  # tokens of the tokenizer of bytes, its end token included
 
 Batch: TypeAlias = dict[str, Tensor]  # input_ids and labels, each (B, T) int64
 Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # difficulty -> (input_ids, labels)
@@ -196,6 +203,21 @@ class TaskData(StreamData):
                 )
         return {difficulty: batches(difficulty) for difficulty in chosen}
 
+    def about(self) -> About:
+        """What a model of this task is for, and one of its test items."""
+        trained = {*self.difficulties, *self.curriculum.values()}
+        difficulty = min((each for each in trained if not self.task.is_seen(each, trained)), default=None)
+        prompt, right = None, None
+        if difficulty is not None:
+            with suppress(ValueError):  # a task of one's own may have no test items, and trains all the same
+                prompt, right = self.task.prompt("test", 0, 0, difficulty)
+        return About(
+            purpose=self.task.purpose or f"Answers items of the task {self.task.name}.",
+            data=f"random items of the task {self.task.name}, made by mull: nothing to license",
+            prompt=prompt,
+            right=right,
+        )
+
     def validation_batches(self) -> list[Batch]:
         share = -(-self.validation_examples // len(self.difficulties))  # rounded up
         found = {each: self.task.available("validation", self.seed, share, each) for each in self.difficulties}
@@ -241,6 +263,7 @@ class TextData(StreamData):
         self.length, self.batch_size, self.validation_windows, self.seed = length, batch_size, validation_windows, seed
         self.tokenizer = load_tokenizer(tokenizer)
         self.stop_tokens = stop_tokens_of(self.tokenizer)
+        self.paths = paths
         self._build = partial(Corpus.build, paths, fields, self.tokenizer, held_out, cache)
         self._corpus: Corpus | None = None
 
@@ -266,6 +289,23 @@ class TextData(StreamData):
         """Bytes of text for each token of the held-out split, end tokens included."""
         return self.corpus.bytes("validation") / self.corpus.tokens("validation")
 
+    def about(self) -> About:
+        """What a model of these texts is for, told by their names alone; none of them is read."""
+        found = {path: source_of(path) for path in self.paths}
+        public = [source for source in SOURCES.values() if source in found.values()]
+        own = ", ".join(Path(path).name for path, source in found.items() if source is None)
+        manner = " and ".join([source.manner for source in public] + ([own] if own else []))
+        unit = "byte by byte" if self.vocab_size <= BYTES else "token by token"
+        return About(
+            purpose=f"Writes on in the manner of {manner}, {unit}: a small model for seeing how the loss falls with "
+            "iterations, and no assistant.",
+            data="; ".join(
+                [source.licence for source in public] + ([f"{own}: licence unknown to mull"] if own else [])
+            ),
+            prompt=public[0].prompt if public else None,
+            measured_on="--paths your.txt",
+        )
+
     def content_key(self) -> str:
         """A key of all tokens of both splits and of their tokenizer, wherever the files of text lie."""
         digest = sha256(repr((STREAMS, self.tokenizer.to_str())).encode())
@@ -288,7 +328,7 @@ class TextData(StreamData):
 
         Args:
             difficulties: Must be None, since text has no difficulty.
-            examples: Largest number of windows.
+            examples: Largest number of windows; where there are fewer, all are given, and a warning says how many.
             batch_size: Windows in a batch.
             seed: Must be None, since the windows are spread evenly and not drawn.
         """
@@ -296,7 +336,18 @@ class TextData(StreamData):
             raise ValueError(f"text has no difficulty: leave {difficulties} out")
         if seed is not None:
             raise ValueError(f"windows of text are spread evenly and not drawn: leave the seed {seed} out")
-        return {None: ((b["input_ids"], b["labels"]) for b in self.held_out_batches(examples, batch_size))}
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            there = self.corpus.windows("validation", self.length)
+            if there < examples:
+                warnings.warn(
+                    f"the held-out text has {there} windows of {self.length}: measured on these, not on {examples}",
+                    stacklevel=2,
+                )
+            for batch in self.held_out_batches(examples, batch_size):
+                yield batch["input_ids"], batch["labels"]
+
+        return {None: batches()}
 
     def held_out_batches(self, windows: int, batch_size: int) -> Iterator[Batch]:
         """At most `windows` windows, spread evenly over the held-out split, so that every file has its share."""

@@ -35,6 +35,10 @@ class PHop(Task):
     """
 
     name: ClassVar[str] = "p_hop"
+    purpose: ClassVar[str] = (
+        "Follows a chain of jumps through a row of letters, each to what came after the letter the last time (p-hop "
+        "induction), and says where it ends: for seeing how many iterations a chain of steps takes."
+    )
     difficulty_name: ClassVar[str] = "hops"
     decided_by: ClassVar[int] = 8
 

@@ -30,6 +30,10 @@ class Parity(Task):
     """
 
     name: ClassVar[str] = "parity"
+    purpose: ClassVar[str] = (
+        "Says at every bit of a row whether the ones so far have been even or odd: a small task that no fixed depth "
+        "does at every length, for seeing accuracy grow with iterations."
+    )
     difficulty_name: ClassVar[str] = "length"
     symbols: ClassVar[tuple[str, ...]] = ("0", "1", "even", "odd", START)
     stop_symbols: ClassVar[tuple[str, ...]] = ("even", "odd")  # the answer to a prompt is one symbol

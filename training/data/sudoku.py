@@ -42,6 +42,10 @@ class Sudoku(Task):
 
     name: ClassVar[str] = "sudoku"
     difficulty_name: ClassVar[str] = "holes"
+    purpose: ClassVar[str] = (
+        "Fills in Sudoku boards, every blank where it stands: for seeing how many iterations it takes until all cells "
+        "agree."
+    )
     stop_symbols: ClassVar[tuple[str, ...]] = ()  # nothing is written behind the board
     in_place: ClassVar[bool] = True
 

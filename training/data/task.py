@@ -57,6 +57,7 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    purpose: ClassVar[str] = ""  # what a model that was trained on it is for, in a sentence or two, for its card
     difficulty_name: ClassVar[str]  # what a difficulty counts, e.g. "length"
     min_difficulty: ClassVar[int] = 1
     default_difficulty: int  # used if the caller names none

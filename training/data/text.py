@@ -11,7 +11,6 @@ followed by the end token) and corpus.json (counts of tokens, bytes and document
 import json
 import os
 import shutil
-import tempfile
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import BinaryIO, Literal, get_args
@@ -19,6 +18,7 @@ from typing import BinaryIO, Literal, get_args
 import numpy as np
 from tokenizers import Tokenizer
 
+from mull.checkpoints.replacing import workplace
 from mull.inference.text import encode_documents
 from mull.training.data.documents import find_files, read_documents
 from mull.training.data.streams import Stream
@@ -26,6 +26,7 @@ from mull.training.data.tokenizer import stop_tokens_of, vocab_size_of
 
 TextSplit = Literal["train", "validation"]
 FORMAT = 2  # part of the cache key: raise it when the same settings would give other files
+UNFINISHED = "unfinished-"  # begins the name of a corpus that is being built
 ENCODE_AT_ONCE = 1 << 20  # characters of text that are tokenized together
 
 
@@ -64,9 +65,8 @@ class Corpus:
         folder = root / _key(files, fields, tokenizer, held_out)
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root) as work:
-                new = Path(work, "corpus")
+            with workplace(root, UNFINISHED) as work:
+                new = work / "corpus"
                 new.mkdir()
                 _write(new, files, fields, tokenizer, held_out)
                 _move(new, folder)

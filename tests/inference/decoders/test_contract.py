@@ -67,6 +67,26 @@ def test_a_row_is_the_same_alone_and_among_others(
             assert len(text) == 32 - lengths[row]
 
 
+@pytest.mark.parametrize(("n_new", "stop"), [(9, STOP), (99, [])], ids=["stopping", "to the limit"])
+def test_a_drawn_row_is_the_same_alone_and_among_others(
+    model: LanguageModel, way: Decoder, n_new: int, stop: list[int]
+) -> None:
+    """Where every row has a generator of its own, whichever rows end before it."""
+    if "generators" not in way.understands:
+        assert "one generator" in refusal(model, way, **GIVEN["generators"], iterations=depth(model))
+        return
+    ids, mask = prompts(5, 14), torch.ones(5, 14, dtype=torch.int64)
+    mask[1, :5] = mask[2, 9:] = mask[4, 1:] = 0
+    drawn = {"temperature": 1.5, "stop_tokens": stop}
+    seeds = [torch.Generator().manual_seed(row) for row in range(5)]
+    together = answers(write(model, ids, way, n_new, attention_mask=mask, generator=seeds, **drawn))
+    assert len({len(text) for text in together}) > 1
+    for row, text in enumerate(together):
+        seed = torch.Generator().manual_seed(row)
+        alone = write(model, ids[row, mask[row].bool()][None], way, n_new, generator=seed, **drawn)
+        assert text == answers(alone)[0]
+
+
 def test_stop_tokens_cut_the_text_that_would_be_written_without_them(model: LanguageModel, way: Decoder) -> None:
     """Each row up to its own first stop token, which it is filled up with at no iterations."""
     ids = prompts(6, 4, seed=3)
@@ -160,7 +180,9 @@ GIVEN: dict[str, dict[str, Any]] = {  # an example of every option of `Decoder.u
     "ring": {"policy": "shared", "ring": 2},
     "capacity": {"capacity": 0.5},
     "counts": {"iterations": torch.tensor([2, LIMIT])},
+    "generators": {"generator": [torch.Generator(), torch.Generator().manual_seed(1)], "temperature": 1.0},
 }
+REFUSED = {"counts": "one count of iterations", "generators": "from one generator, not from one each"}
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -180,7 +202,7 @@ def test_an_option_is_understood_or_refused_and_never_ignored(
     family = type(model).__name__
     if name not in way.understands:
         message = refusal(model, way, **{key: value for key, value in options.items() if key != "policy"})
-        word = "one count of iterations" if name == "counts" else f"does not understand {name}="
+        word = REFUSED.get(name, f"does not understand {name}=")
         assert f"decode '{way.name}'" in message and word in message
     elif (name, family) in UNABLE:
         with pytest.raises(ValueError, match=f"{family}.*{UNABLE[name, family]}"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mull.inference.measure.evaluate import evaluate
-from mull.inference.measure.intervals import clustered_mean, clustered_share, wilson
+from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
 from mull.inference.measure.results import Result
 from mull.models import LanguageModel, RecurrentDepthTransformer
 
@@ -136,6 +136,58 @@ def test_right_padding_changes_nothing(make_model: MakeModel) -> None:
     one, other = (evaluate(model, {None: [batch]}, [3])[0] for batch in ((ids, labels), padded))
     assert one.loss == pytest.approx(other.loss, rel=1e-12)
     assert one.accuracy == other.accuracy
+
+
+def test_counts_are_compared_example_by_example(make_model: MakeModel) -> None:
+    """Against separate runs: every count less the default one (3), right tokens of each example subtracted first; the
+    order of examples decides the interval, so pairs that were mixed up would show."""
+    model = make_model("recurrent")
+    ids, labels = learnable(model, 12, 7, 3)
+    results = evaluate(model, {7: [(ids[:5], labels[:5]), (ids[5:], labels[5:])]}, [1, 3, 6])
+    sizes = (labels != -100).sum(1).tolist()
+    with torch.no_grad():
+        answers = {count: model(ids, count).logits.argmax(-1) for count in (1, 3, 6)}
+    right = {count: ((found == labels) & (labels != -100)).sum(1) for count, found in answers.items()}
+    for result in results:
+        if result.iterations == 3:
+            assert (result.reference, result.difference, result.difference_low) == (None, None, None)
+            continue
+        differences = (right[result.iterations or 0] - right[3]).tolist()
+        assert result.reference == 3 and result.difference == pytest.approx(sum(differences) / sum(sizes))
+        assert (result.difference_low, result.difference_high) == pytest.approx(paired_share(differences, sizes))
+        assert result.difference == pytest.approx(result.accuracy - results[1].accuracy)
+    assert results[0].difference != 0
+    deepest = evaluate(model, {7: [(ids, labels)]}, [1, 6])  # the default count is not among them
+    assert [result.reference for result in deepest] == [6, None]
+    assert evaluate(model, {7: [(ids, labels)]}, [6])[0].reference is None
+
+
+def test_text_is_compared_in_bits_per_byte(make_model: MakeModel) -> None:
+    """Guards the unit, and pairs: the interval of a difference is that of differences of sums, not of two sums."""
+    model, batch = make_model("recurrent"), examples(9, 6)
+    one, three = evaluate(model, {None: [batch]}, [1, 3], bytes_per_token=2.0)
+    assert one.bits_per_byte is not None and three.bits_per_byte is not None and one.difference is not None
+    assert one.difference == pytest.approx(one.bits_per_byte - three.bits_per_byte)
+    nats = {}
+    for count in (1, 3):
+        with torch.no_grad():
+            logits = model(batch[0], count).logits
+        nats[count] = F.cross_entropy(logits.transpose(1, 2), batch[1], reduction="none").sum(1)
+    bounds = clustered_mean((nats[1] - nats[3]).tolist(), (batch[1] != -100).sum(1).tolist())
+    assert bounds is not None
+    scale = 1 / 2.0 / 0.6931471805599453
+    assert (one.difference_low, one.difference_high) == pytest.approx((scale * bounds.low, scale * bounds.high))
+    alone = evaluate(model, {None: [examples(1, 6)]}, [1, 3], bytes_per_token=2.0)[0]
+    assert alone.difference is not None and alone.difference_low is None  # one example has no spread
+
+
+def test_what_guessing_reaches_is_measured_on_the_same_answers(make_model: MakeModel) -> None:
+    """The most frequent label of 1, 1, 1, 4 is right three times of four; as text that is 0.811 bits a token."""
+    model, ids = make_model("recurrent"), torch.ones(2, 3).long()
+    labels = torch.tensor([[1, 1, -100], [1, 4, -100]])
+    assert evaluate(model, {None: [(ids[:1], labels[:1]), (ids[1:], labels[1:])]}, [1, 2])[1].guess == 0.75
+    (text,) = evaluate(model, {None: [(ids, labels)]}, [1], bytes_per_token=2.0)
+    assert text.guess == pytest.approx(0.8112781244591328 / 2)
 
 
 def test_difficulties_stay_apart_and_in_order(make_model: MakeModel) -> None:

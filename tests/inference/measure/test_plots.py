@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from mull.inference.measure.plots import draw, write_plot
+from mull.inference.measure.plots import draw, write_png
 from mull.inference.measure.results import Result
 
 COUNTS = (1, 2, 3, 8)
@@ -57,8 +57,8 @@ def test_bands_are_the_intervals() -> None:
 def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
     figure = draw(RESULTS, difficulty_name="length")
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["length 8", "length 64"]
-    colors = [to_rgb(handle.get_color()) for handle in legend.legend_handles]  # type: ignore[union-attr]
+    assert [text.get_text() for text in legend.get_texts()] == ["length 8", "length 64", "95 % interval"]
+    colors = [to_rgb(handle.get_color()) for handle in legend.legend_handles[:2]]  # type: ignore[union-attr]
     assert colors == [to_rgb(line.get_color()) for line in figure.axes[0].lines]
     brightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in colors]
     assert brightness[0] - brightness[1] > 0.3  # the harder one is darker, also in grey
@@ -67,7 +67,11 @@ def test_difficulties_are_told_apart_in_the_legend_by_colour() -> None:
 def test_chance_and_trained_depth_are_marked() -> None:
     plain, marked = draw(RESULTS), draw(RESULTS, chance=0.25, trained_iterations=5.5, title="a title")
     assert [len(axes.lines) for axes in marked.axes] == [len(plain.axes[0].lines) + 2, len(plain.axes[1].lines) + 1]
-    assert {text.get_text() for axes in marked.axes for text in axes.texts} == {"chance", "default count"}
+    assert [text.get_text() for text in marked.legends[0].get_texts()][2:] == [
+        "default count",
+        "chance",
+        "95 % interval",
+    ]
     assert any(set(line.get_xdata()) == {5.5} for line in marked.axes[0].lines)  # type: ignore[arg-type]
     assert all(any(set(line.get_ydata()) == {0.25} for line in axes.lines) for axes in marked.axes)  # type: ignore[arg-type]
 
@@ -85,7 +89,7 @@ def test_baselines_are_levels_on_the_left_and_points_on_the_right() -> None:
         ([3e5, 9e5], [0.3, 0.3]),
     ]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["difficulty 8", "difficulty 64", "transformer", "another loop"]
+    assert names == ["difficulty 8", "difficulty 64", "transformer", "another loop", "95 % interval"]
 
 
 def test_text_is_drawn_in_bits_per_byte() -> None:
@@ -93,7 +97,47 @@ def test_text_is_drawn_in_bits_per_byte() -> None:
     figure = draw(results)
     assert figure.axes[0].get_ylabel() == "bits per byte"
     assert lines(figure, 0) == [(list(COUNTS), [2.0 / count for count in COUNTS])]
-    assert not figure.legends
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["this model", "95 % interval"]
+
+
+def test_what_guessing_gives_is_a_dotted_line_for_each_difficulty() -> None:
+    """Guards the baseline: without one, 55 % of two answers looks like something."""
+    figure = draw([replace(result, guess=0.5 if result.difficulty == 8 else 0.6) for result in RESULTS])
+    for panel in figure.axes:
+        dotted = [line for line in panel.lines if line.get_linestyle() == ":"]
+        assert [set(line.get_ydata()) for line in dotted] == [{0.5}, {0.6}]  # type: ignore[arg-type]
+        assert [line.get_color() for line in dotted] == [line.get_color() for line in panel.lines[:2]]
+    assert "always the most frequent answer" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_level_that_would_flatten_the_lines_is_told_and_not_drawn() -> None:
+    """Guards the picture of text: 5 bits of bare frequencies above lines from 1.7 to 2.0 leave nothing to see."""
+    results = [replace(make_result(count, None, 0.5), bits_per_byte=1.7 + 0.3 / count, guess=4.91) for count in COUNTS]
+    figure = draw(results)
+    assert not [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert figure.axes[0].get_ylim()[1] < 3
+    assert "frequencies of tokens alone: 4.910, not drawn" in [t.get_text() for t in figure.legends[0].get_texts()]
+    near = draw([replace(result, guess=2.1) for result in results])
+    assert [line for line in near.axes[0].lines if line.get_linestyle() == ":"]
+
+
+def test_differences_have_a_panel_with_their_paired_bands() -> None:
+    """Guards against overlapping bands of single counts that hide a sure gain: the third panel is of differences."""
+    results = [
+        result if result.iterations == 3 else replace(
+            result, reference=3, difference=result.accuracy - 0.7, difference_low=result.accuracy - 0.705,
+            difference_high=result.accuracy - 0.69,
+        ) for result in RESULTS
+    ]  # fmt: skip
+    left, right, panel = draw(results).axes
+    assert lines(panel.figure, 0) == lines(draw(RESULTS), 0)  # type: ignore[arg-type]
+    ((counts, values), _) = lines(panel.figure, 2)  # type: ignore[arg-type]
+    own = {result.iterations: result.difference or 0.0 for result in results if result.difficulty == 8}
+    assert counts == list(COUNTS) and values == [own[count] for count in COUNTS] and own[3] == 0
+    heights = np.asarray(panel.collections[0].get_paths()[0].vertices)[:, 1]
+    assert min(heights) == pytest.approx(own[1] - 0.005) and max(heights) == pytest.approx(own[8] + 0.01)
+    assert panel.get_title() == "difference to 3 iterations, same examples"
+    assert left.get_shared_y_axes().joined(left, right) and not left.get_shared_y_axes().joined(left, panel)
 
 
 def test_many_counts_are_labelled_at_powers_of_two() -> None:
@@ -105,7 +149,7 @@ def test_many_counts_are_labelled_at_powers_of_two() -> None:
 def test_the_file_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
     """The size stands in the header, bytes 16-23; a result without an interval or a number must not stop it."""
     results = [*RESULTS, replace(make_result(32, 8, math.nan), bits_per_byte=None)]
-    write_plot(results, tmp_path / "plot.png", chance=0.1)
+    write_png(draw(results, chance=0.1), tmp_path / "plot.png")
     data = (tmp_path / "plot.png").read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     assert (int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")) == (1500, 660)
@@ -113,7 +157,7 @@ def test_the_file_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
 
 def test_nothing_to_draw_is_said_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw: no result has an iteration count"):
-        write_plot([make_result(None, 8, 0.5)], tmp_path / "plot.png")
+        write_png(draw([make_result(None, 8, 0.5)]), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -128,3 +172,9 @@ def test_importing_loads_neither_matplotlib_nor_rich_nor_the_trainer() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_title_is_no_formula(tmp_path: Path) -> None:
+    r"""A folder may be called `$\alpha_{$`; read as a formula, that ends the picture behind a whole evaluation."""
+    write_png(draw(RESULTS, title=r"$\alpha_{$ x"), tmp_path / "plot.png")
+    assert draw(RESULTS, title=r"$\alpha_{$ x").get_suptitle() == r"$\alpha_{$ x"

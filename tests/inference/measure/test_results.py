@@ -81,10 +81,43 @@ def test_table_of_one_difficulty() -> None:
 
 
 def test_table_of_several_difficulties_has_one_column_each_and_leaves_gaps() -> None:
-    text = printed([TASK, replace(TASK, difficulty=64, accuracy=0.8), replace(TASK, difficulty=64, iterations=16)])
+    text = printed(
+        [
+            TASK,
+            replace(TASK, difficulty=64, accuracy=0.8, accuracy_low=0.77, accuracy_high=0.82),
+            replace(TASK, difficulty=64, iterations=16),
+        ]
+    )
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "8 97.1 ±0.9 80.0 ±18.0 1.2 M 1.60" in lines
+    assert "8 97.1 ±0.9 80.0 +2.0 -3.0 1.2 M 1.60" in lines
     assert "16 97.1 ±0.9 1.2 M 0.80" in lines
+
+
+def test_differences_of_several_difficulties_have_a_table_of_their_own() -> None:
+    """Guards the narrow terminal: values and differences side by side would break every cell; nothing is lost."""
+    low = replace(TASK, iterations=1, reference=8, difference=-0.4, difference_low=-0.42, difference_high=-0.38)
+    results = [
+        low,
+        TASK,
+        replace(low, difficulty=64, difference=-0.1, difference_low=-0.2, difference_high=0.38, examples=9),
+    ]
+    text = printed([*results, replace(TASK, difficulty=64, examples=9)], width=100)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert lines.index("difference to 8 iterations") < lines.index("1 -40.0 ±2.0 -10.0 +48.0 -10.0")
+    assert sum(line.startswith("8 ") for line in lines) == 1  # the reference differs from itself by nothing
+    assert "512, 9 examples" in text
+    single = printed([low, TASK], width=120)
+    assert "vs 8" in single and "-40.0 ±2.0" in single
+
+
+def test_capacities_of_several_difficulties_have_a_table_of_their_own() -> None:
+    """Guards asked and met, by pass, also where difficulties stand side by side: hard ones take more than they ask."""
+    routed = replace(TASK, capacity=0.5, capacity_asked=(0.9, 0.1), capacity_met=(0.91, 0.12))
+    text = printed([routed, replace(routed, difficulty=64, capacity_met=(0.95, 0.3))], width=100)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "8 90/10 91.0/12.0 95.0/30.0" in lines and "who took each routed pass" in lines
+    single = printed([routed], width=120)
+    assert "90/10" in single and "91.0/12.0" in single
 
 
 def test_table_of_text_and_of_a_model_without_a_loop() -> None:

@@ -47,4 +47,5 @@ def test_small_residuals_stand_for_right_answers() -> None:
     """Guards the sign, the mean and the share below the threshold."""
     told = settling([0.01, 0.02, 0.5, 0.07], [True, True, False, False])
     assert told.residual == pytest.approx(0.15) and told.settled == 0.5 and told.auc == 1
-    assert settling([0.01, 0.02], [True, True])[2:] == (None, None, None)
+    assert told.settled_low < 0.5 < told.settled_high
+    assert settling([0.01, 0.02], [True, True])[4:] == settling([0.01, 0.5], None)[4:] == (None, None, None)

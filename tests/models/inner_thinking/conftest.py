@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, LanguageModel
 from mull.models.rules import RULES
-from mull.models.selection import Select
+from mull.models.selection import Select, before, behind
 
 Make = Callable[..., InnerThinkingTransformer]
 Pass = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | float], Tensor]  # (Y, f(Y), w, selected, phi) -> next Y
@@ -112,7 +112,9 @@ def slow_twin() -> Callable[..., Tensor]:
                     logits = (y / (y.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()) @ layer.router[row]
                     logits = logits / config.router_temperature
                     w = {"sigmoid": torch.sigmoid, "tanh": torch.tanh}[config.gate](logits)[..., None]
-                    selected = select(logits, None, capacity[t - 1], layer.thresholds[row])[..., None]
+                    selected = select(
+                        logits, None, capacity[t - 1], behind(layer.thresholds[row], before(capacity, t))
+                    )[..., None]
                     selected = selected & (capacity[t - 1] > 0)
                 else:
                     w, selected = torch.ones_like(y[..., :1]), torch.ones_like(y[..., :1], dtype=torch.bool)

@@ -144,6 +144,30 @@ def test_held_tokens_keep_their_keys(make: Make, tokens: Tokens) -> None:
         assert torch.equal(same, ~selected[:, t - 1])
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_an_answer_at_the_last_count_is_not_computed_twice(
+    make: Make, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    """At R it is the call's own, at other counts that of a run of its own; the order is as asked."""
+    model = make().train(training)
+    ids, runs, run_layers = tokens(model.config, 2, 9), list[int](), InnerThinkingTransformer.run_layers
+    alone = {count: model(ids, count) for count in (2, 4)}
+
+    def counted(self: InnerThinkingTransformer, x: Tensor, context: Any, plan: Any) -> Any:
+        runs.append(plan.total)
+        return run_layers(self, x, context, plan)
+
+    monkeypatch.setattr(InnerThinkingTransformer, "run_layers", counted)
+    for read_at, wanted in (([4], [4]), ([4, 2, 4], [4, 2]), ([2], [4, 2])):
+        runs.clear()
+        out = model(ids, 4, read_at=read_at)
+        assert runs == wanted and list(out.readings) == list(dict.fromkeys(read_at))
+        for count, reading in out.readings.items():
+            assert torch.equal(reading.logits, alone[count].logits)
+            assert torch.equal(reading.selected, alone[count].selected) and not reading.readings
+        assert torch.equal(out.logits, alone[4].logits)
+
+
 def test_a_pass_of_capacity_zero_costs_and_keeps_nothing(make: Make, tokens: Tokens) -> None:
     model = make()
     cache = model.new_cache(1, 12)

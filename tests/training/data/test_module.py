@@ -180,6 +180,8 @@ def test_text_is_evaluated_on_the_held_out_split(text_data: TextData) -> None:
     """The validation windows under another name; a difficulty is refused, not ignored."""
     ((difficulty, batches),) = text_data.evaluation_batches(examples=10, batch_size=3).items()
     shown = list(batches)
+    with pytest.warns(UserWarning, match=r"the held-out text has \d+ windows of \d+: measured on these, not on 9999"):
+        assert list(text_data.evaluation_batches(examples=9999)[None])
     assert difficulty is None and len(shown) == 4
     assert equal([input_ids for input_ids, _ in shown], [b["input_ids"] for b in text_data.validation_batches()])
     assert equal([labels for _, labels in shown], [b["labels"] for b in text_data.validation_batches()])

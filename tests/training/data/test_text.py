@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,45 @@ def test_a_split_shorter_than_a_window_says_so(tmp_path: Path) -> None:
         corpus.require_window(full, 13)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=f"the {empty} split has 0 tokens, fewer than one window of 2"):
         corpus.random_window(empty, 0, 0, 1)  # type: ignore[arg-type]
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the disk: a folder without a living writer goes when the next corpus is built; one with a writer stays."""
+    cache = tmp_path / "cache"
+    (cache / "unfinished-dead" / "corpus").mkdir(parents=True)
+    (cache / "mine").mkdir()
+    here: list[set[str]] = []
+
+    def writing(*settings: Any) -> None:
+        if not here:  # another writer comes while this one is at work
+            here.append({path.name for path in cache.iterdir()})
+            build(tmp_path, write_records(tmp_path / "b.jsonl", RECORDS[:100]))
+            here.append({path.name for path in cache.iterdir()})
+        real(*settings)
+
+    real = text._write
+    monkeypatch.setattr(text, "_write", writing)
+    corpus = build(tmp_path, write_records(tmp_path / "a.jsonl", RECORDS))
+    (own,) = here[0] - {"mine"}
+    assert own.startswith("unfinished-") and own != "unfinished-dead" and own in here[1] and len(here[1]) == 3
+    assert corpus.documents("train") + corpus.documents("validation") == len(RECORDS)
+    left = {path.name for path in cache.iterdir()}
+    assert len(left) == 3 and "mine" in left and not any(name.startswith("unfinished") for name in left)
+
+
+def test_a_killed_writer_leaves_a_folder_that_can_be_told(tmp_path: Path) -> None:
+    """Guards the lock of a writer: it ends with its process, by whatever signal."""
+    source = write_records(tmp_path / "a.jsonl", RECORDS)
+    child = os.fork()
+    if child == 0:
+        text._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+        try:
+            build(tmp_path, source)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    (left,) = (tmp_path / "cache").iterdir()
+    assert left.name.startswith("unfinished-")
+    build(tmp_path, source)
+    (left,) = (tmp_path / "cache").iterdir()
+    assert not left.name.startswith("unfinished-")

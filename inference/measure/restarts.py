@@ -1,0 +1,66 @@
+"""Restarts: solve from N random initial states, and keep the answer of the run that moved least in the end.
+
+    s_0^(n) ~ start(generator),  n = 1 .. N;     n* = argmin_n max_t |s_R^(n) - s_{R-1}^(n)| / |s_R^(n)|
+
+A state that has settled is more often right than one that still moves (settling.py), so N short runs buy what a longer
+one may not: another start. It costs N runs. The choice looks at residuals and never at an answer (best of N of
+arXiv 2605.19943, with the residual in place of a trained head).
+
+Shapes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mull.models import LanguageModel, Reading
+from mull.models.iterated import IteratedModel
+
+
+def check_restarts(model: LanguageModel, restarts: int) -> IteratedModel | None:
+    """The model if it is to be restarted, None for one run. Raises ValueError for a number below 1, and for a model
+    whose initial state is no draw: all of its runs would be one."""
+    if restarts < 1:
+        raise ValueError(f"restarts must be at least 1, not {restarts}")
+    if restarts == 1:
+        return None
+    if not isinstance(model, IteratedModel) or not model.starts_at_random:
+        raise ValueError(
+            f"restarts={restarts} needs a model that begins at a random state: train one with initial_state normal, "
+            "or leave restarts out"
+        )
+    return model
+
+
+def restarted(
+    model: IteratedModel,
+    input_ids: Tensor,
+    counts: Sequence[int | None],
+    restarts: int,
+    generator: torch.Generator,
+    asked: Tensor,
+) -> Iterator[tuple[int | None, Reading]]:
+    """The answers of `sweep` at each count, each row that of its calmest run.
+
+    Args:
+        model: begins at random states.
+        input_ids: (B, T).
+        counts: ascending.
+        restarts: N, runs of each row.
+        generator: draws the initial states.
+        asked: (B, T) bool, the positions whose answers are wanted: only their residuals count.
+    """
+    first = torch.arange(len(input_ids), device=input_ids.device) * restarts
+    moot = ~asked.repeat_interleave(restarts, dim=0)
+    for count, reading in model.sweep(input_ids.repeat_interleave(restarts, dim=0), counts, generator=generator):
+        if reading.step is None:  # after one iteration there is nothing to choose by
+            yield count, Reading(logits=reading.logits[first])
+            continue
+        assert reading.residual is not None
+        worst = reading.residual.masked_fill(moot, 0).amax(dim=1).view(-1, restarts)
+        rows = first + worst.argmin(dim=1)
+        state, previous = reading.step
+        yield count, Reading(logits=reading.logits[rows], step=(state[rows], previous[rows]))

@@ -1,0 +1,74 @@
+"""Restarts against single runs, and settling as an evaluation reports it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mull.inference.measure.evaluate import IGNORE, evaluate
+from mull.inference.measure.restarts import restarted
+from mull.inference.measure.settling import settling
+from mull.models import LanguageModel
+from mull.models.iterated import IteratedModel
+
+Make = Callable[..., LanguageModel]
+
+
+def batch(rows: int = 5, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(11, (rows, length), generator=generator)
+    labels[:, :2] = IGNORE
+    return torch.randint(11, (rows, length), generator=generator), labels
+
+
+def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
+    """Every run alone from its own state, by hand: the one whose scored positions moved least answers."""
+    model, (ids, labels) = make_model("recurrent"), batch()
+    assert isinstance(model, IteratedModel)
+    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
+    shape = torch.empty(20, 6, 24, dtype=torch.float64)
+    starts = model.start(shape, torch.Generator().manual_seed(9)).view(5, 4, 6, 24)
+    different = set()
+    for row in range(5):
+        runs = [model(ids[row : row + 1], 3, state=starts[row, n][None]) for n in range(4)]
+        worst = [run.residual[0, 2:].max().item() for run in runs]
+        best = worst.index(min(worst))
+        different.add(best)
+        torch.testing.assert_close(found[3].logits[row], runs[best].logits[0])
+        torch.testing.assert_close(found[3].step[0][row], runs[best].state[0])
+        first = model(ids[row : row + 1], 1, state=starts[row, 0][None])
+        torch.testing.assert_close(found[1].logits[row], first.logits[0])
+    assert len(different) > 1  # the choice is one
+
+
+def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_model: Make) -> None:
+    """The residual is that of forward, the largest scored one; N runs cost N times; one run is no restart."""
+    model, (ids, labels) = make_model("recurrent"), batch()
+    one = evaluate(model, {None: [(ids, labels)]}, [1, 3])
+    residual = model(ids, 3).residual[:, 2:].amax(dim=1)
+    right = (model(ids, 3).logits.argmax(-1) == labels)[:, 2:].all(dim=1)
+    told = settling(residual.tolist(), right.tolist())
+    assert (one[0].residual, one[0].auc_of_all) == (None, None)
+    assert one[1].residual == pytest.approx(told.residual) and one[1].settled == told.settled
+    assert one[1].auc == told.auc
+    several = evaluate(model, {None: [(ids, labels)]}, [1, 3], restarts=4)
+    assert [result.flops_per_token for result in several] == [4 * result.flops_per_token for result in one]
+    assert several[1].residual < one[1].residual
+    again = evaluate(model, {None: [(ids, labels)]}, [1, 3], restarts=4)
+    assert [result.loss for result in again] == [result.loss for result in several]
+
+
+def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
+    """Each with the value and the remedy."""
+    ids, labels = batch()
+    with pytest.raises(ValueError, match="restarts must be at least 1, not 0"):
+        evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=0)
+    for model in (
+        make_model("transformer"),
+        make_model("inner_thinking"),
+        make_model("recurrent", initial_state="zero"),
+    ):
+        with pytest.raises(ValueError, match="restarts=2 needs a model that begins at a random state"):
+            evaluate(model, {None: [(ids, labels)]}, restarts=2)
+    with pytest.raises(ValueError, match="leave one out"):
+        evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, exit="latent:0.03")

@@ -1,0 +1,81 @@
+"""Several processes of one run, on the CPU: they train as one, stop as one, and none is left behind."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from mull.training.callbacks import Throughput
+from mull.training.companions import FIRST, end_with_first
+from mull.training.run import train
+from mull.training.states import LAST, read_state
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
+
+
+@pytest.fixture
+def two(reliability, tmp_path, monkeypatch):
+    """The arguments that train a run of two processes, and what it leaves without a stop."""
+    monkeypatch.setattr(reliability, "PATIENCE", 60.0)
+    reliability.adopt_orphans()
+    args = reliability.arguments(tmp_path, reliability.VARIANTS["two processes"])
+    assert reliability.attempt(args, tmp_path / "whole") == 0
+    return args, reliability.outcome(tmp_path / "whole")
+
+
+def test_two_processes_are_killed_and_go_on(two, reliability, tmp_path):
+    """Guards runs of two processes: the first is ended before every eighteenth operation on files, the second follows,
+    and going on ends in the same bits. (All operations and random kills: benchmarks/reliability.py.)"""
+    args, expected = two
+    assert reliability.killed_everywhere(args, tmp_path / "out", step=18) >= 3
+    assert reliability.outcome(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("started_by", ["a process that has ended", "one that ends"])
+def test_a_companion_does_not_outlive_the_first(reliability, tmp_path, monkeypatch, started_by):
+    """Guards processes that wait for the others: one whose first process is gone ends, with its status 1."""
+    if started_by == "one that ends":
+        monkeypatch.delenv(FIRST, raising=False)
+    else:
+        monkeypatch.setenv(FIRST, "1999999999")
+    reliability.adopt_orphans()
+
+    def first():
+        if started_by == "one that ends" and os.fork():
+            time.sleep(0.2)
+            os._exit(0)
+        end_with_first()
+        time.sleep(600)
+
+    began = time.monotonic()
+    assert reliability.in_child(first, tmp_path, several=True) == 1
+    assert time.monotonic() - began < 60
+
+
+def test_a_signal_to_one_ends_both(reliability, tmp_path):
+    """Guards SIGTERM to the second process alone: both stop after the same step, whose state is saved."""
+    args = reliability.arguments(tmp_path, reliability.VARIANTS["two processes"])
+    folder = tmp_path / "out"
+    real = Throughput.on_train_batch_end
+
+    def acting(self, trainer, *rest):
+        real(self, trainer, *rest)
+        if trainer.global_rank == 1 and trainer.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    def work():
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            open(tmp_path / f"said-{os.environ.get('LOCAL_RANK')}", "w") as said,
+        ):
+            patch.setattr(sys, "stdout", said)
+            patch.setattr(Throughput, "on_train_batch_end", acting)
+            train([*args, str(folder)])
+
+    reliability.adopt_orphans()
+    assert reliability.in_child(work, folder, several=True) == 128 + signal.SIGTERM
+    told = [(tmp_path / f"said-{rank}").read_text().splitlines() for rank in (None, 1)]
+    assert told[0][-1] == f"SIGTERM: {folder} stopped, step 3 is saved; the same line goes on" and told[1] == []
+    assert read_state(folder / "trainer" / LAST)["global_step"] == 3

@@ -1,0 +1,135 @@
+"""What a run leaves for people: a card that says what the model is for, with an example and a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import mull
+from mull.checkpoints.card import model_card
+from mull.cli import main
+from mull.training.data import Addition, Parity, PHop, TaskData, TextData
+from mull.training.data.task import Task
+from mull.training.export import asked, export, measure, renew_card
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def network(task: Task, **changes: Any) -> mull.RecurrentDepthTransformer:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = dict(d_model=16, n_heads=2, mean_iterations=2, max_length=40) | changes
+    return mull.RecurrentDepthTransformer(
+        mull.RecurrentDepthConfig(vocab_size=len(task.symbols) + 1, stop_tokens=task.stop_tokens, **shape)
+    )
+
+
+def described(task: str, **options: Any) -> str:
+    """A training.yaml (JSON is YAML) of a task."""
+    init = {"task": {"class_path": f"mull.training.data.{task}", "init_args": options}, "batch_size": 4}
+    return json.dumps({"data": {"class_path": "mull.training.data.TaskData", "init_args": init}})
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Path:
+    """A tiny parity model, exported and measured as a run does it."""
+    data, folder = TaskData(Parity(12), batch_size=4, validation_examples=8), tmp_path / "tiny"
+    export(network(data.task), data, folder, described("Parity", length=12))
+    card = (folder / "README.md").read_text()
+    assert "whether the ones so far have been even or odd" in card and "By iteration count" not in card
+    measure(folder, data, [1, 2, 4], "mull evaluate tiny --iterations 1,2,4", 8)
+    return folder
+
+
+def test_a_run_leaves_a_card_for_a_stranger(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards the order of the page, and that its example is true: the command gives the answer that stands there."""
+    card = (exported / "README.md").read_text()
+    assert card.startswith("# tiny\n\nSays at every bit of a row whether the ones so far have been even or odd")
+    assert (exported / "depth.png").read_bytes()[:8] == PNG and "![accuracy by iteration count](depth.png)" in card
+    assert "- data: random items of the task parity, made by mull: nothing to license" in card
+    prompt, right = Parity(12).prompt("test", 0, 0, 12)
+    lines = card.splitlines()
+    place = lines.index(f"mull generate . --prompt '{prompt}' --iterations 2")
+    capsys.readouterr()
+    assert main(["generate", str(exported), "--prompt", prompt, "--iterations", "2"]) == 0
+    assert capsys.readouterr().out.strip() == lines[place + 1].strip()
+    assert f"`{right}` is right" in card and "| vs 2 |" in card
+
+
+def test_a_card_can_be_written_anew_from_what_the_folder_holds(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards shipped folders: the same page, own words kept; the command does it, and measures nothing."""
+    before = (exported / "README.md").read_text()
+    depth = (exported / "depth.json").read_bytes()
+    (exported / "README.md").write_text(before + "\n## Baselines\n\nNone.\n")
+    (exported / "depth.png").unlink()
+    assert main(["inspect", str(exported), "--card"]) == 0
+    assert (exported / "README.md").read_text() == before + "\n## Baselines\n\nNone.\n"
+    assert (exported / "depth.png").read_bytes()[:8] == PNG and (exported / "depth.json").read_bytes() == depth
+    assert "vs 2" in capsys.readouterr().out  # inspect shows what the card shows
+    (exported / "training.yaml").unlink()
+    renew_card(exported)
+    assert (exported / "README.md").read_text().startswith("# tiny\n\nA `recurrent_depth` model")
+    with pytest.raises(FileNotFoundError):
+        renew_card(exported / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("depth", "says"),
+    [
+        ({"rows": []}, "lacks a command or rows"),
+        ({"command": "x", "rows": [{"loss": "low"}]}, "which is no number"),
+        ({"command": "x", "rows": [{"loss": 1.0}]}, "a result of the evaluation lacks iterations, difficulty"),
+    ],
+)
+def test_a_damaged_table_makes_no_card(
+    exported: Path, depth: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards folders of others: one line, and the page as it was."""
+    before = (exported / "README.md").read_bytes()
+    (exported / "depth.json").write_text(json.dumps(depth))
+    assert main(["inspect", str(exported), "--card"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and (exported / "README.md").read_bytes() == before
+
+
+def test_results_can_be_kept_in_the_folder(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards `evaluate --record`: depth.json has the line that makes it, and the page has its numbers."""
+    line = ["evaluate", str(exported), "--iterations", "1,3", "--difficulty", "16", "--examples", "4"]
+    assert main([*line, "--record", "--json"]) == 0
+    found = json.loads((exported / "depth.json").read_text())
+    assert found["command"] == " ".join(["mull", *line, "--json"])
+    assert found["rows"] == json.loads(capsys.readouterr().out)["rows"]
+    assert [row["reference"] for row in found["rows"]] == [3, None]  # 2, the default count, was not measured
+    assert "| 16 | 1 |" in (exported / "README.md").read_text()
+
+
+def test_new_weights_lose_the_picture_of_the_old(exported: Path) -> None:
+    mull.save(network(Parity(12)), exported)
+    assert not (exported / "depth.png").exists() and not (exported / "depth.json").exists()
+
+
+@pytest.mark.parametrize(("task", "word"), [(Parity(9), "odd"), (PHop(2, 12, 3, 4), "jumps"), (Addition(2, 1), "sum")])
+def test_every_task_says_what_it_is_for(task: Task, word: str) -> None:
+    about = TaskData(task, batch_size=2).about()
+    assert word in about.purpose and about.purpose.endswith(".") and about.prompt and about.right
+    assert task.check(about.prompt, about.right)
+    told = asked(network(task), about)
+    assert told is not None and told.answer is None  # a model without a tokenizer cannot be asked
+    model = network(task, max_length=2)
+    model.tokenizer = task.tokenizer
+    told = asked(model, about)
+    assert told is not None and told.prompt is None  # nor one that cannot read so much
+
+
+def test_texts_are_told_by_their_names(tmp_path: Path) -> None:
+    """Guards the page of a model of text: public corpora have their licence, own files have none that mull knows; no
+    file is opened for it."""
+    about = TextData(["data/gsm8k-train.jsonl", "data/tinyshakespeare.txt"], ["question"]).about()
+    assert "grade-school problems with worked answers and plays of Shakespeare, byte by byte" in about.purpose
+    assert about.data == "GSM8K (arXiv 2110.14168), MIT licence; tinyshakespeare, public domain" and about.prompt
+    assert "\nmull evaluate . --paths your.txt\n" in model_card("x", network(Parity()).config, None, about)
+    own = TextData([str(tmp_path / "novel.txt")]).about()
+    assert own.data == "novel.txt: licence unknown to mull" and own.prompt is None and "novel.txt" in own.purpose

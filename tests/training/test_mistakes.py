@@ -1,0 +1,99 @@
+"""Wrong fields of a run are one line in a person's words, which names the field, the value and what would be right."""
+
+from pathlib import Path
+
+import pytest
+
+from mull.cli import main
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("max_steps", "3", "there is no option --max_steps; do you mean --trainer.max_steps?"),
+        ("trainer.max_stepps", "3", "there is no option --trainer.max_stepps; do you mean --trainer.max_steps?"),
+        ("zzz", "3", "there is no option --zzz; `mull train --help` lists what there is"),
+        ("trainer.max_steps", "x", "trainer.max_steps: x is not an integer"),
+        ("model.backprop_iterations", "x", "model.backprop_iterations: x is not an integer"),
+        ("seed_everything", "x", "seed_everything: x is not true, false or an integer"),
+        (
+            "model.iterations.init_args.mean",
+            "x",
+            "model.iterations: mull.training.iterations.LogNormalPoisson: mean: x is not a number",
+        ),
+        (
+            "model.network.init_args.config.d_modell",
+            "8",
+            "model.network: mull.RecurrentDepthTransformer has no option 'd_modell'; do you mean d_model?",
+        ),
+        (
+            "model.network.init_args.config.wiring",
+            "pre",
+            "model.network: mull.RecurrentDepthTransformer: config.wiring: pre is not one of 'sandwich', 'pre_norm'",
+        ),
+        (
+            "data.init_args.task.init_args.lenght",
+            "4",
+            "data: mull.training.data.Parity has no option 'lenght'; do you mean length?",
+        ),
+        ("data.init_args.curriculum", "5", "data: mull.training.data.TaskData: curriculum: 5 is not a dict"),
+        (
+            "data.length",
+            "3",
+            "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, "
+            "batch_size, validation_examples, seed",
+        ),
+    ],
+)
+def test_a_wrong_field_in_a_persons_words(
+    field: str, value: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser's own message names unions, subtypes and class objects, and not what would be right."""
+    assert main(["train", "--config", "parity", "--output", "nowhere", f"--{field}", value]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "line"),
+    [
+        (["train", "parity"], "'parity' belongs to no option; do you mean --config parity?"),
+        (["train", "help"], "'help' belongs to no option; `mull train --help` lists what there is"),
+        (["generate", "parity", "1 0 1"], "'1 0 1' belongs to no option; do you mean --prompt '1 0 1'?"),
+        (["evaluate", "parity", "text"], "'text' belongs to no option; `mull evaluate --help` lists what there is"),
+        (["evaluate", "parity", "--iter", "4"], "there is no option --iter; do you mean --iterations?"),
+        (["trian", "--config", "parity"], "there is no command 'trian', do you mean train? The commands are train, "),
+        (["train"], "name the run: mull train --config FILE, or a name, as mull train --config demo"),
+    ],
+)
+def test_what_students_type(typed: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A word that stands alone, a short form, a command that does not exist: the line says what was meant."""
+    assert main(typed) == 2
+    assert capsys.readouterr().err.startswith(f"mull: error: {line}")
+
+
+def test_help_is_a_command_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """`mull help`, and `mull help train`, as people try it."""
+    assert main(["help"]) == main(["--help"]) == 0
+    usage = capsys.readouterr().out
+    assert usage[: len(usage) // 2] == usage[len(usage) // 2 :] and "train" in usage
+    with pytest.raises(SystemExit) as end:
+        main(["help", "evaluate"])
+    assert end.value.code == 0 and "usage: mull evaluate" in capsys.readouterr().out
+
+
+def test_errors_of_the_file_system_name_the_place_and_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`[Errno 17] File exists` is for programs; a file in a folder's place is told in words, before the long part."""
+    (tmp_path / "notes.md").write_text("mine")
+    for place in ("notes.md", "notes.md/deeper"):
+        assert main(["evaluate", "parity", "--examples", "1", "--output", str(tmp_path / place)]) == 2
+        said = capsys.readouterr()
+        assert (
+            said.err == f"mull: error: {tmp_path / 'notes.md'} is a file; name a folder with --output\n"
+            and not said.out
+        )
+    assert main(["train", "--config", "parity", "--output", str(tmp_path / "notes.md" / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "notes.md is a file; name a folder with --output" in said and "Errno" not in said
+    assert (tmp_path / "notes.md").read_text() == "mine"

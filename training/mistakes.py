@@ -1,0 +1,109 @@
+"""What the parser says of a wrong option, in the words of a person who has typed it.
+
+The parser speaks of unions, subtypes and class paths. Here one line names the field, the value and what would be right;
+a name that does not exist is told the nearest that does.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import signature
+
+from jsonargparse import ArgumentError
+
+from mull.checkpoints.files import shown
+
+CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
+UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
+FREE = re.compile(r"unrecognized arguments?: (.*)")
+FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
+KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
+
+
+def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
+    """The error of a parser as one that a person understands."""
+    said = " ".join((error.message or "").split())
+    unknown, free = UNKNOWN.search(said), FREE.match(said)
+    if unknown and unknown[2] and not CLASS.search(said):
+        return ValueError(f"there is no option --{unknown[2]}; {instead(unknown[2], parser)}")
+    if free:
+        return ValueError(f"{free[1]!r} belongs to no option; {written_out(free[1], parser)}")
+    if unknown and CLASS.search(said):
+        return ValueError(f"{place(said)} has no option {named(unknown)!r}; {takes(said, named(unknown))}")
+    return ValueError(plain(said))
+
+
+def instead(asked: str, parser: ArgumentParser) -> str:
+    """The option that somebody may have meant."""
+    known = [option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+    begun = [option for option in known if option.startswith(asked) or option.endswith(f".{asked}")]
+    near = begun or get_close_matches(asked, known, 1)
+    return f"do you mean --{near[0]}?" if near else f"`{parser.prog} --help` lists what there is"
+
+
+def written_out(word: str, parser: ArgumentParser) -> str:
+    """How a word is given that stands alone on the command line."""
+    option = FREE_TEXT.get(parser.prog)
+    if word == "help" or option is None:
+        return f"`{parser.prog} --help` lists what there is"
+    return f"do you mean --{option} {shlex.quote(word)}?"
+
+
+def named(unknown: re.Match[str]) -> str:
+    """The name that a class does not have."""
+    return (unknown[1] or unknown[2]).removeprefix("config.")
+
+
+def place(said: str) -> str:
+    """The field and the innermost class that a message is about: `data: mull.training.data.Parity`."""
+    key = re.match(r'Parser key "([\w.]+)": ', said)
+    classes = CLASS.findall(said)
+    return ": ".join([*([key[1]] if key else []), *classes[-1:]])
+
+
+def takes(said: str, asked: str) -> str:
+    """What the innermost class of a message has in place of an argument that it does not have."""
+    known = list(arguments_of(CLASS.findall(said)[-1]))
+    near = get_close_matches(asked, known, 1)
+    return f"do you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+
+
+def arguments_of(class_path: str) -> Iterable[str]:
+    """The names of the arguments of a class that the parser has looked up; of a family, the fields of its config."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(import_module(module), name)
+    config = getattr(found, "config_class", None)
+    return (f.name for f in fields(config)) if is_dataclass(config) else signature(found).parameters
+
+
+def plain(said: str) -> str:
+    """A message without the parser's types: `model.warmup_steps: abc is not an integer`."""
+    given = re.search(r" Given value: (?:NestedArg\(key='[\w.]*', val='?([^']*?)'?\)|(.*?))(?: - Expected a |$)", said)
+    value = shown((given[1] or given[2] or "") if given else "", 60)
+    for pattern in (
+        r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
+        r" Given value type: .*",
+        r"[-\s]*Expected a <class 'NoneType'>",
+        r"[-\s]*Expected a path but \S+ either not accessible or invalid",
+    ):
+        said = re.sub(pattern, "", said)
+    said = re.sub(r'Parser key "([\w.]+)"', r"\1", CLASS.sub(r"\1: ", said))
+    said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1", said)
+    said = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", lambda it: f"{it[2]} is not {kind(it[1])}", said)
+    said = re.sub(r": (?:- )+", ": ", said)
+    wanted = re.fullmatch(r"(.*?): ((?:[-\s]*Expected a <class '\w+'>)+)", said)  # a union, of which none fits
+    if wanted is None or not value:
+        return said
+    kinds = [kind(name) for name in re.findall(r"<class '(\w+)'>", wanted[2])]
+    return f"{wanted[1]}: {value} is not {' or '.join(kinds)}"
+
+
+def kind(name: str) -> str:
+    """A type of Python in words."""
+    return KINDS.get(name, f"a {name}")

@@ -1,0 +1,79 @@
+"""`mull evaluate`: a folder is measured; what was found is printed, and written where an output folder is named."""
+
+from pathlib import Path
+from typing import Any
+
+from mull.checkpoints import load
+from mull.checkpoints.files import file_in_the_way
+from mull.inference.early_exit import choose_exit
+from mull.inference.measure.evaluate import evaluate
+from mull.inference.measure.report import write_report
+from mull.inference.measure.results import to_json
+from mull.inference.measure.table import print_table
+from mull.inference.measure.tokens import show
+from mull.models import LanguageModel
+from mull.models.loop import counts_around
+from mull.training.evaluation import data_of
+from mull.training.export import record
+
+
+def report(options: Any, command: str) -> None:
+    """Measure the model of a folder.
+
+    Args:
+        options: of `mull evaluate`, as cli.py names them.
+        command: the command line, which is recorded beside results that the folder keeps.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder or an option is wrong.
+    """
+    output = Path(options.output).expanduser() if options.output else None
+    blocking = None if output is None else file_in_the_way(output)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    model = load(options.folder, options.device)
+    data = data_of(options.folder, options.paths, trust=options.trust)
+    batches = data.evaluation_batches(
+        options.difficulty,
+        options.examples,
+        min(options.batch_size, options.examples),
+        **({} if options.seed is None else {"seed": options.seed}),
+    )
+    if options.tokens and options.json:
+        raise ValueError("--tokens prints tables: leave --json out")
+    choose_exit(model, options.exit)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
+    if options.tokens:
+        asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        pairs = [pair for difficulty in batches.values() for pair in difficulty]
+        chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
+        return show(model, data.tokenizer, pairs, asked[-1] if asked else None, output, **chosen)
+    results = evaluate(
+        model,
+        batches,
+        depths(model, options.iterations, options.capacity),
+        bytes_per_token=data.bytes_per_token,
+        capacity=options.capacity,
+        selection=options.selection,
+        exit=options.exit,
+        restarts=options.restarts,
+    )
+    if options.record:
+        record(options.folder, data, results, command)
+    if output is not None:  # before anything is printed, which ends where nobody reads any more
+        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
+        unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
+        write_report(output, results, title, trained, unit, chance)
+    if options.json:
+        print(to_json(results))
+    else:
+        print_table(results, title=options.folder, settling=options.settling)
+
+
+def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:
+    """The counts to measure at: those asked for, or around the trained mean; None for a model without a loop."""
+    if asked is None and isinstance(capacity, tuple):  # one share for each routed pass says how many passes there are
+        return [len(capacity) + 1]
+    mean = model.config.default_iterations
+    return asked if asked is not None or mean is None else counts_around(mean)
