@@ -93,7 +93,7 @@ def test_every_puzzle_has_so_many_blanks_and_one_solution(side: Any, holes: int)
 def test_a_hard_puzzle_needs_guesses() -> None:
     """A puzzle that is known to be hard, and its solution; and one of its cells away the rules alone are enough."""
     assert np.array_equal(all_solutions(cells(HARD)), [cells(SOLVED)])
-    assert rating(cells(HARD)) > 10
+    assert rating(cells(HARD)) == 172  # an exact figure of this solver: with weaker rules or another cell it is another
     almost = cells(SOLVED)
     almost[:9] = 0
     assert rating(almost) == 0
