@@ -9,6 +9,7 @@ from typing import Any
 from mull.models.rules import RULES
 
 LATER: dict[str, Any] = {  # options that came later, at the values that do nothing; of every family
+    "causal": True,
     "window": 0,
     "window_heads": 0,
     "convolution": "none",

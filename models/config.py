@@ -38,7 +38,10 @@ class ModelConfig:
         rotary_layout: which dimensions of a head rotate together: neighbours, or the two halves.
         qk_norm: RMSNorm over each query and key head.
         qk_bias: a learned bias on queries and keys, before the rotation.
-        window: the latest tokens that a head of attention sees, its own included; 0 means all there are.
+        causal: a token sees itself and what stands before it; false: all tokens of its row, for tasks whose answers
+            stand where the questions do. Such a model has no cache and writes no text.
+        window: the latest tokens that a head of attention sees, its own included; 0 means all there are. Where order is
+            not causal, as many to the right.
         window_heads: query heads that look through the window, the others see everything; None means all of them.
         convolution: a causal depthwise convolution over positions: inside the gated MLP, before attention, or none
             (models/convolution.py).
@@ -65,6 +68,7 @@ class ModelConfig:
     rotary_layout: RotaryLayout = "interleaved"
     qk_norm: bool = False
     qk_bias: bool = True
+    causal: bool = True
     window: int = 0
     window_heads: int | None = None
     convolution: Convolution = "none"
@@ -212,6 +216,11 @@ class ModelConfig:
         elif self.near_heads % (self.n_heads // self.kv_heads):
             sharing = self.n_heads // self.kv_heads
             found.append(f"window_heads {self.window_heads} must be a multiple of the {sharing} heads that share keys")
+        if not self.causal and self.convolution != "none":
+            found.append(
+                f"causal false does not go with convolution {self.convolution!r}, which joins a token with those "
+                "before it: use none"
+            )
         if self.window < 0:
             found.append(f"window must be 0 (no window) or more, not {self.window}")
         if self.window == 0 and self.near_heads:

@@ -158,6 +158,7 @@ class LanguageModel(nn.Module):
         With a dtype narrower than the model's (bfloat16) keys and values are rounded to it, and attention computes in
         it: half the bytes to keep and to read, and answers that differ in the third digit.
         """
+        self.check_order()
         if max_length > self.config.max_length:
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
@@ -182,11 +183,13 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}"
             )
+        if cache is not None:
+            self.check_order()
         if cache is not None and cache.batch_size != len(input_ids):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
         shape, c = (len(input_ids), input_ids.shape[1]), self.config
-        context = place(shape, input_ids.device, valid, cache, self.rotation, c.window or None, c.reach)
+        context = place(shape, input_ids.device, valid, cache, self.rotation, c.window or None, c.reach, c.causal)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "
@@ -196,6 +199,14 @@ class LanguageModel(nn.Module):
             assert context.counts is not None
             cache.admit(context.counts, iterations)
         return context
+
+    def check_order(self) -> None:
+        """Raise a ValueError unless order is causal: else later tokens would change the keys that a cache holds."""
+        if not self.config.causal:
+            raise ValueError(
+                f"this {type(self).__name__} has causal: false, so it keeps no cache and writes no text: give it whole "
+                "rows, as mull evaluate does, or train with causal: true"
+            )
 
     def rotation(self, positions: Tensor) -> Tensor | None:
         """cos and sin by position, as a `Context` has them; None for a model without positions."""

@@ -70,7 +70,8 @@ def rotate(x: Tensor, rotation: Tensor, layout: RotaryLayout) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped key/value heads. `qkv` holds the rows of Q, then K, then V, as Huginn does."""
+    """Attention with grouped key/value heads, causal or both ways. `qkv` holds the rows of Q, then K, then V, as Huginn
+    does."""
 
     roles: ClassVar[dict[str, Role]] = {"out.weight": "output", "qk_bias": "vector"}
 
@@ -78,6 +79,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.kv_heads, config.head_dim
         self.layout: RotaryLayout = config.rotary_layout
+        self.causal = config.causal
         self.qkv = nn.Linear(config.d_model, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         shared = self.heads + self.kv_heads
@@ -106,7 +108,7 @@ class Attention(nn.Module):
 
     def look(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """Answers of queries (B, T, H, W) to keys and values (B, K, S, W), by head, (B, T, H, W). Without a mask order
-        is causal; a mask is bool, or is added to the scores."""
+        is causal, or all see all; a mask is bool, or is added to the scores."""
         q = q.transpose(1, 2).to(k.dtype)  # a cache may keep narrower numbers
         if mask is not None and mask.is_floating_point():
             mask = mask.to(k.dtype)
@@ -115,7 +117,7 @@ class Attention(nn.Module):
             # heads that share keys become so many queries of one head, and the keys are read once and not once a head
             queries = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
             return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(1)
-        causal = mask is None and q.shape[2] > 1  # one query sees every key there is
+        causal = self.causal and mask is None and q.shape[2] > 1  # one query sees every key there is
         answers = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return answers.transpose(1, 2)
 

@@ -25,16 +25,20 @@ def place(
     rotation: Callable[[Tensor], Tensor | None],
     window: int | None = None,
     reach: int = 1,
+    causal: bool = True,
 ) -> Context:
     """The context of a whole call of this shape, (B, T), behind what the cache holds.
 
     `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64; `window` is that
-    of heads that have one; `reach` says how many positions a convolution joins.
+    of heads that have one; `reach` says how many positions a convolution joins. Where order is not `causal`, a token
+    sees the later ones too, and a window reaches as far to the right as to the left; there is no cache then.
     """
     batch_size, n_tokens = shape
     if cache is None:
         columns = positions = torch.arange(n_tokens, device=device)
         back = columns[:, None] - columns
+        if not causal:
+            back = back.abs()
         if valid is None:
             near = None if window is None or n_tokens == 1 else (back >= 0) & (back < window)
             return Context(positions, rotation(positions), n_tokens, window=window, near=near)
@@ -42,7 +46,8 @@ def place(
         mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
         near = None
         if window is not None:
-            near = (mask & (positions[:, :, None] - positions[:, None, :] < window))[:, None]
+            far = positions[:, :, None] - positions[:, None, :]
+            near = (mask & ((far if causal else far.abs()) < window))[:, None]
         before = earlier_tokens(valid, positions, reach) if reach > 1 else None
         return Context(positions, rotation(positions), n_tokens, mask[:, None], window=window, near=near, before=before)
     counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()

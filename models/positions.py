@@ -2,7 +2,8 @@
 
 Every layer and every iteration of a call gets the same context, so it is computed once. There are two kinds:
 
-    whole       B rows of T positions, x (B, T, D). Order is causal; padding and what a cache holds need a mask
+    whole       B rows of T positions, x (B, T, D). Order is causal unless the configuration says otherwise; padding and
+                what a cache holds need a mask
     gathered    N of the B * T positions as one row, x (1, N, D): those that still think (`narrow`), or those that take
                 a routed pass (`pick`). All arithmetic by token runs on the N; only attention goes by row, so the
                 queries are laid out by row in `Group`s, and their answers are collected again
@@ -91,7 +92,7 @@ class Context:
         positions: (T,), or (B, T) where rows differ, int64, counting tokens only; (1, N) when gathered.
         rotation: cos and sin, (T, 1, W/2, 2), or (B, T, 1, W/2, 2) where rows differ; None without positions.
         end: S, how many columns of keys there are to see.
-        mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain causal order.
+        mask: which keys each query sees, (T, S) or (B, 1, T, S) bool; None for plain order: causal, or all see all.
         window: the latest tokens that heads with a window see; None where no head has one.
         near: which keys those heads see, like `mask`; None too where one query is the last of all.
         before: by distance 1 .. k-1, for each token the index into B * T of the token so far before it, and whether

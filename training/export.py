@@ -183,7 +183,7 @@ def asked(model: LanguageModel, about: About | None) -> About | None:
         return about
     try:
         answer = generate(model, about.prompt, max_new_tokens=LONGEST_ANSWER).text
-    except ValueError:  # the prompt is longer than the model can read
+    except ValueError:  # the prompt is longer than the model can read, or the model writes no text (causal: false)
         return replace(about, prompt=None, right=None)
     assert isinstance(answer, str)
     return replace(about, answer=answer, iterations=model.config.default_iterations)

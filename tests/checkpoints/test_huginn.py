@@ -217,6 +217,7 @@ def test_sizes_that_cannot_be(
         {"qk_norm": True},
         {"window": 3},
         {"damping": 0.5},
+        {"causal": False},
     ],
 )
 def test_what_the_layout_cannot_express_is_refused_and_nothing_written(

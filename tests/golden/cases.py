@@ -60,6 +60,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "gate": {"exit_gate": True},
         "only-core": {"n_prelude": 0, "n_core": 1, "n_coda": 0},
         "no-coda": {"n_prelude": 2, "n_core": 1, "n_coda": 0},
+        "both-ways": {"causal": False},
     },
     "inner": {
         "answer": {},  # rules: what a pass makes of the tokens that take it, and of those that do not
@@ -79,7 +80,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "temperature": {"router_temperature": 3.0, "step_start": 0.2, "step_encoding": False},
         "three-passes": {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3},
     },
-    "transformer": {"plain": {}, **COMMON, "pre-norm": {"wiring": "pre_norm"}},
+    "transformer": {"plain": {}, **COMMON, "pre-norm": {"wiring": "pre_norm"}, "both-ways": {"causal": False}},
 }
 DECODING = {  # untied, so that greedy text is not one token for ever
     "recurrent/decoding": {"tie_embeddings": False, "exit_gate": True, "mean_iterations": 8},
@@ -259,6 +260,8 @@ def cached(name: str, policy: dict[str, Any], depths: list[Any], mask: Tensor | 
 def cache_cases() -> Iterator[tuple[str, Callable[[], Answer]]]:
     left = torch.tensor([[1] * 5, [0] * 3 + [1] * 2, [0] + [1] * 4])
     for name in MODELS:
+        if name.endswith("/both-ways"):  # its keys are not kept
+            continue
         depth = None if name.startswith("transformer") else 4
         yield f"{name}/cached", partial(cached, name, {}, [depth] * 5)
         yield f"{name}/cached-padded", partial(cached, name, {}, [depth] * 5, left)

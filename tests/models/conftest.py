@@ -45,6 +45,7 @@ def options(family: type[ModelConfig]) -> dict[str, tuple[Any, ...]]:
 NUMBERS: list[dict[str, Any]] = [  # of numeric options, what changes what is computed
     {"window": 3},
     {"window": 2, "window_heads": 3},
+    {"window": 2, "causal": False},
     {"convolution": "mlp", "kernel": 2, "window": 4},
     {"convolution": "attention", "positions": "none"},
     {"residual_scale": 0.5},
@@ -82,10 +83,26 @@ def some_config(request: pytest.FixtureRequest) -> Configurations:
     return configurations(family, **values)
 
 
+CAUSAL = [(family, {**values, "causal": True}) for family, values in CHOICES if values.get("causal", True)]
+
+
+@pytest.fixture(scope="session", params=CAUSAL, ids=lambda c: f"{c[0].model_type}-{said(c[1])}")
+def some_causal_config(request: pytest.FixtureRequest) -> Configurations:
+    """The same of models that may have a cache: their tokens see nothing that comes later."""
+    family, values = request.param
+    return configurations(family, **values)
+
+
 @pytest.fixture(scope="session")
 def any_config() -> Configurations:
     """Configurations of any family with everything drawn."""
     return st.sampled_from(list(MODEL_OF)).flatmap(configurations)
+
+
+@pytest.fixture(scope="session")
+def any_causal_config() -> Configurations:
+    """The same of models that may have a cache."""
+    return st.sampled_from(list(MODEL_OF)).flatmap(lambda family: configurations(family, causal=True))
 
 
 @st.composite
@@ -100,6 +117,10 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
         values["window_heads"] = draw(st.sampled_from((None, group * draw(st.integers(0, kv_heads)))))
     values |= {"d_ff": draw(st.sampled_from((None, 7, 16))), "vocab_size": draw(st.integers(2, 13)), "max_length": 64}
     heads = {"n_heads": kv_heads * group, "n_kv_heads": kv_heads, "d_model": kv_heads * group * 2 * half_width}
+    if fixed.get("convolution", "none") != "none":
+        values["causal"] = True
+    elif not fixed.get("causal", values["causal"]):  # what joins earlier tokens does not go with it
+        values["convolution"] = "none"
     if fixed.get("window_heads") is not None:  # which must be whole groups of heads
         fixed = fixed | {"window_heads": group}
     elif "window" in fixed:

@@ -35,6 +35,7 @@ COSTED = {
         **WIDE, n_coda=2, injection="add", wiring="pre_norm", qk_norm=True, tie_embeddings=False
     ),
     "diagonal": RecurrentDepthConfig(**WIDE, n_prelude=0, n_coda=0, injection="diagonal", d_ff=10, exit_gate=True),
+    "both ways": RecurrentDepthConfig(**WIDE, n_kv_heads=2, causal=False, window=5, window_heads=3),
     "transformer": TransformerConfig(**WIDE, n_layers=3, n_kv_heads=3),
 }
 
@@ -79,9 +80,9 @@ def test_executed_flops_are_those_of_the_iterations_that_rows_had() -> None:
 
 @given(data=st.data(), iterations=st.integers(1, 4), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
 def test_cache_bytes_are_those_of_the_tensors(
-    any_config: Configurations, build: Build, data: st.DataObject, iterations: int, dtype: torch.dtype
+    any_causal_config: Configurations, build: Build, data: st.DataObject, iterations: int, dtype: torch.dtype
 ) -> None:
-    config = data.draw(any_config)
+    config = data.draw(any_causal_config)
     looped = config.default_iterations is not None
     model = build(config, dtype)
     cache = model.new_cache(3, 8)

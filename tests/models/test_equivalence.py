@@ -100,9 +100,9 @@ def test_padding_changes_no_gradient(build: Build, small: Small, tokens: Tokens)
 @settings(max_examples=2)
 @given(data=st.data())
 def test_a_suffix_never_changes_the_prefix(
-    some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
+    some_causal_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
 ) -> None:
-    config = data.draw(some_config)
+    config = data.draw(some_causal_config)
     model = build(config)
     length = data.draw(st.integers(2, 9))
     split = data.draw(st.integers(1, length - 1))
@@ -119,9 +119,11 @@ def test_a_suffix_never_changes_the_prefix(
 
 @settings(max_examples=2)
 @given(data=st.data())
-def test_cached_equals_uncached(some_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject) -> None:
+def test_cached_equals_uncached(
+    some_causal_config: Configurations, build: Build, tokens: Tokens, data: st.DataObject
+) -> None:
     """Prefill in chunks of any size, then token by token, with padding and per-row counts; against each row alone."""
-    config = data.draw(some_config)
+    config = data.draw(some_causal_config)
     model = build(config)
     rows, left, width, counts = data.draw(padded_batches(config, tokens))
     ids, mask = place(rows, left, width)

@@ -7,9 +7,13 @@ without the trainer.
 from typing import TYPE_CHECKING, Any
 
 from mull.training.data.addition import Addition
+from mull.training.data.countdown import Countdown
+from mull.training.data.maze import Maze
+from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
 from mull.training.data.parity import Parity
 from mull.training.data.state_tracking import StateTracking
+from mull.training.data.sudoku import Sudoku
 from mull.training.data.task import IGNORE, Example, Split, Task
 from mull.training.data.text import Corpus
 
@@ -20,11 +24,15 @@ __all__ = [
     "IGNORE",
     "Addition",
     "Corpus",
+    "Countdown",
     "Example",
+    "Maze",
+    "ModChain",
     "PHop",
     "Parity",
     "Split",
     "StateTracking",
+    "Sudoku",
     "Task",
     "TaskData",
     "TextData",

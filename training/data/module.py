@@ -9,6 +9,7 @@ What the trainer needs of a data module, your own included (give its class path 
   read only after the data has been prepared;
 - batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
   t, or -100 if the position is not scored; labels are aligned with positions and are not shifted later;
+- optionally `answers_ahead: bool` and `in_place: bool`, which say what attention it is for (`check_order`);
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
 - optionally `about() -> mull.checkpoints.card.About`, for the model card: what a model is for that was trained on it;
@@ -68,6 +69,8 @@ class StreamData(pl.LightningDataModule, ABC):
     stop_tokens: tuple[int, ...]
     bytes_per_token: float | None = None
     difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
+    answers_ahead: bool = False  # what one position is to predict is read at a later one
+    in_place: bool = False  # each position is answered where it stands, out of the whole row
 
     @property
     def vocab_size(self) -> int:
@@ -139,6 +142,8 @@ class TaskData(StreamData):
         self.validation_examples = validation_examples
         self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
         self.difficulty_name = task.difficulty_name
+        self.in_place = task.in_place
+        self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
@@ -238,6 +243,8 @@ class TextData(StreamData):
             have changed.
         seed: Names the stream of training windows; the split is the same for every seed.
     """
+
+    answers_ahead = True
 
     def __init__(
         self,
@@ -349,6 +356,23 @@ class TextData(StreamData):
         for start in range(0, count, batch_size):
             chosen = [i * there // count for i in range(start, min(start + batch_size, count))]
             yield next_token_batch(np.stack([self.corpus.window("validation", i, self.length) for i in chosen]))
+
+
+def check_order(network: object, data: object) -> None:
+    """Raise a ValueError where a network with `causal: false` would read the tokens that it is to predict; warn where a
+    causal one does not see what it is asked about. Of networks and data that do not say, nothing is known."""
+    causal = getattr(getattr(network, "config", None), "causal", None)
+    if causal is False and getattr(data, "answers_ahead", False):
+        raise ValueError(
+            f"causal: false does not go with {type(data).__name__} of this kind: the network would read the tokens "
+            "that it is to predict; set model.network.init_args.config.causal to true"
+        )
+    if causal is True and getattr(data, "in_place", False):
+        warnings.warn(
+            "each position of this task is answered where it stands, out of the whole row, but the network is causal "
+            "and does not see what comes later: set model.network.init_args.config.causal to false",
+            stacklevel=2,
+        )
 
 
 def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:

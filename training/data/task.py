@@ -7,7 +7,8 @@ T positions; all items of one difficulty have the same T, so nothing is ever pad
 What a test measures is unseen. An answer at position t is a function of the tokens up to t, so it is these that must
 not occur in training with the same answer scored:
 
-- where an item is scored after all of it has been read (addition), a hash of the item decides its split;
+- where an item is scored after all of it has been read (addition), a hash of the item decides its split; so it does
+  where answers stand in place of the question (mazes), for models whose tokens see the whole row;
 - where it is scored on the way (parity, p_hop), a hash of its first `decided_by` symbols does, so that all rows with
   this beginning, however they go on and however long they are, are in one split; and in validation and test nothing is
   scored before the beginning is complete. In training everything is scored.
@@ -63,6 +64,9 @@ class Task(ABC):
     # Leading symbols of an item that decide its split; None: all of them. A task that scores positions before the last
     # symbol sets it. Then an item is a row of symbols, each read at one position, with one token before the first.
     decided_by: ClassVar[int | None] = None
+    # Whether each position is answered where it stands, by a model with `causal: false` that sees all of the item. The
+    # prompt is then the whole row, and the answer the row with its scored positions filled in.
+    in_place: ClassVar[bool] = False
 
     # The hooks ------------------------------------------------------------------------------------------------------
 
@@ -90,6 +94,13 @@ class Task(ABC):
 
         Raises ValueError for a text that is not a prompt of this task; a malformed answer is merely wrong.
         """
+
+    def finish(self, rng: np.random.Generator, item: np.ndarray, difficulty: int) -> np.ndarray:  # noqa: ARG002
+        """What is left to draw of an item once it is known to be of the split asked for; its canonical form stays.
+
+        For what takes long: fifteen of sixteen items that are drawn for a test belong to other splits.
+        """
+        return item
 
     def options(self) -> tuple[object, ...]:
         """Constructor options that change what an item of given difficulty is; they are part of the stream's key."""
@@ -191,6 +202,9 @@ class Task(ABC):
         """Prompt and answer of item `index` as text, without <start> and <end>, as `mull generate` shows them."""
         difficulty = self.resolve(difficulty)
         input_ids, labels = self.example(split, seed, index, difficulty)
+        if self.in_place:
+            answered = np.where(labels == IGNORE, input_ids, labels)
+            return " ".join(self._words(input_ids)), " ".join(self._words(answered))
         start = len(labels) - self.answer_length(difficulty)
         answer = [word for word in self._words(labels[start:]) if word != END]
         question = [word for word in self._words(input_ids[: start + 1]) if word != START]
@@ -229,7 +243,7 @@ class Task(ABC):
         for _ in range(MAX_DRAWS):
             item = self.draw(rng, difficulty)
             if self.split_of(item) == split:
-                return item
+                return self.finish(rng, item, difficulty)
         raise self._too_few(split, difficulty, MAX_DRAWS)
 
     @cached_property
@@ -254,7 +268,7 @@ class Task(ABC):
                     break
             else:
                 break
-            items.append(item)
+            items.append(self.finish(rng, item, difficulty))
             known.add(self.canonical(item))
         if not items:
             raise self._too_few(split, difficulty, MAX_NEW_DRAWS)

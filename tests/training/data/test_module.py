@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mull.training.data import Addition, Parity, TaskData, TextData
-from mull.training.data.module import StreamData
+import mull
+from mull.training.data import Addition, Maze, Parity, Sudoku, TaskData, TextData
+from mull.training.data.module import StreamData, check_order
 
 
 @pytest.fixture
@@ -238,3 +239,18 @@ def test_tasks_need_no_trainer() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert TaskData.__module__ == "mull.training.data.module"
+
+
+def test_a_network_that_sees_ahead_is_not_given_what_it_is_to_predict(text_data: TextData) -> None:
+    """Its loss would fall to nothing and mean nothing; while data that is answered in place needs such a network."""
+    size = {"vocab_size": 300, "d_model": 8, "n_heads": 2, "n_layers": 1}
+    one_way, both_ways = (mull.Transformer(mull.TransformerConfig(**size, causal=causal)) for causal in (True, False))
+    for data in (text_data, TaskData(Addition(2, digits=1))):
+        with pytest.raises(ValueError, match=r"causal: false does not go with .* set model.* to true"):
+            check_order(both_ways, data)
+        check_order(one_way, data)
+    with pytest.warns(UserWarning, match="the network is causal and does not see what comes later: set .* to false"):
+        check_order(one_way, TaskData(Sudoku(4, side=4)))
+    for fits in (Sudoku(4, side=4), Maze(7), Parity(9)):  # what parity asks for is nowhere in its rows
+        check_order(both_ways, TaskData(fits))
+    check_order(torch.nn.Linear(1, 1), text_data)  # of networks of one's own nothing is known
