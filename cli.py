@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -12,17 +12,12 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 if TYPE_CHECKING:
     from mull.models import LanguageModel
-
-
-CacheDtype = Literal["same", "float32", "bfloat16"]
-MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
-Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +74,7 @@ def train(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
+    from mull.inference.arguments import at_least, counts, shares
     from mull.inference.early_exit import choose_exit
     from mull.inference.measure.evaluate import evaluate as measure
     from mull.inference.measure.plots import write_plot
@@ -106,12 +102,9 @@ def evaluate(args: list[str]) -> None:
     options = parse(parser, args)
     model = load(options)
     data = data_of(options.folder, options.paths, trust=options.trust)
-    batches = data.evaluation_batches(
-        options.difficulty,
-        options.examples,
-        min(options.batch_size, options.examples),
-        **({} if options.seed is None else {"seed": options.seed}),
-    )
+    seed = {} if options.seed is None else {"seed": options.seed}
+    size = min(options.batch_size, options.examples)
+    batches = data.evaluation_batches(options.difficulty, options.examples, size, **seed)
     if options.tokens and options.json:
         raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
@@ -179,6 +172,8 @@ def show_tokens(model: LanguageModel, data: Any, batches: Any, options: Any) -> 
 
 def generate(args: list[str]) -> int:
     """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
+    from mull.inference.arguments import at_least
+
     parser = new_parser("generate")
     add_writing(parser)
     parser.add_argument("--prompt", type=str, help="text to continue; the answer is streamed")
@@ -224,6 +219,8 @@ def chat(args: list[str]) -> None:
 
 def add_writing(parser: ArgumentParser) -> None:
     """The options of commands that write text."""
+    from mull.inference.arguments import CacheDtype, Dtype, at_least, shares
+
     parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=at_least(1), help="thinking per token (default: the trained mean)")
     parser.add_argument(
@@ -258,8 +255,20 @@ def load_writer(options: Any) -> LanguageModel:
     return model
 
 
+def trace(args: list[str]) -> None:
+    """Look at every iteration of a thought: mull trace FOLDER --prompt "1 0 1 1" --iterations 32 --output trace.html"""
+    from mull.inference.tracing.command import add_options, run
+
+    parser = new_parser("trace")
+    parser.add_argument("folder", help="checkpoint folder")
+    add_options(parser)
+    run(parse(parser, args))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
+    from mull.inference.arguments import counts, shares
+
     parser = new_parser("inspect")
     parser.add_argument("folder", help="checkpoint folder")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
@@ -312,6 +321,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "generate": generate,
     "chat": chat,
+    "trace": trace,
     "inspect": inspect,
     "convert": convert,
     "data": data,
@@ -331,56 +341,6 @@ def parse(parser: ArgumentParser, args: list[str]) -> Any:
     options = parser.parse_args(args)
     import_plugins(options.plugin or [])
     return options
-
-
-def counts(text: str | list[int]) -> list[int]:
-    """`1,2,4` as a sorted list of integers of at least 1."""
-    values = []
-    for word in text if isinstance(text, list) else str(text).split(","):
-        try:
-            values.append(int(word))
-        except ValueError:
-            raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
-    if min(values) < 1:
-        raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
-    if max(values) > MAX_COUNT:
-        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
-    return sorted(set(values))
-
-
-def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
-    """`0.5`, or `0.9,0,0.9` with one share for each routed pass, from 0 to 1 each."""
-    values = []
-    for word in text if isinstance(text, tuple) else str(text).split(","):
-        try:
-            values.append(float(word))
-        except ValueError:
-            raise ValueError(
-                f"{word!r} is no number; write a share as 0.5, or one for each routed pass as 0.9,0,0.9"
-            ) from None
-        if not 0 <= values[-1] <= 1:
-            raise ValueError(f"{word} lies outside 0 .. 1; a capacity is the share of tokens that take a routed pass")
-    return values[0] if len(values) == 1 else tuple(values)
-
-
-counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
-shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
-
-
-def at_least(limit: int) -> Callable[[Any], int]:
-    def parse(text: Any) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
-        if value < limit:
-            raise ValueError(f"{value} is below the limit of {limit}")
-        if value >= 2**63:
-            raise ValueError(f"{value} is above the limit of 2^63 - 1")
-        return value
-
-    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
-    return parse
 
 
 def load(options: Any) -> LanguageModel:

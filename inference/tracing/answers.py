@@ -64,8 +64,8 @@ def answers(logits: Tensor, last: Tensor, labels: Tensor, top: int) -> Answers:
         top: K.
     """
     length = max(1, PIECE // (len(logits) * logits.shape[-1]))
-    pieces = zip(*(x.split(length, dim=1) for x in (logits, last, labels)), strict=True)
-    return Answers.joined([reduced(*piece, top) for piece in pieces], dim=1)
+    pieces = [slice(start, start + length) for start in range(0, logits.shape[1], length)]
+    return Answers.joined([reduced(logits[:, at], last[:, at], labels[:, at], top) for at in pieces], dim=1)
 
 
 def reduced(logits: Tensor, last: Tensor, labels: Tensor, top: int) -> Answers:

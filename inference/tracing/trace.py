@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from mull.inference.tracing.interventions import Intervention
 from mull.inference.tracing.unrolled import Unrolled, run_by_count, unroll
 from mull.models import IteratedModel, LanguageModel
 from mull.models.config import Capacity
-from mull.models.loop import check_count
+from mull.models.loop import Iterations, check_count
 from mull.models.selection import Selection, check_capacity
 
 
@@ -79,6 +79,21 @@ class Trace:
         return len(self.counts)
 
 
+class RunOptions(TypedDict, total=False):
+    """What may be said of a traced run beside how long it thinks; see the forward of the families.
+
+    attention_mask: (B, T), 0 at padding; for ids.
+    state, generator: the initial state, or what draws it, of a model with a core.
+    capacity, selection: of routed passes.
+    """
+
+    attention_mask: Any
+    state: Tensor | None
+    generator: torch.Generator | None
+    capacity: Capacity | None
+    selection: Selection | None
+
+
 @torch.no_grad()
 def trace(
     model: LanguageModel,
@@ -92,11 +107,7 @@ def trace(
     exits: Sequence[str | Exit] = (),
     patch: Intervention | Sequence[Intervention] = (),
     keep_states: bool = False,
-    attention_mask: Any = None,
-    state: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    capacity: Capacity | None = None,
-    selection: Selection | None = None,
+    **options: Unpack[RunOptions],
 ) -> Trace:
     """Think, and look at every iteration of it.
 
@@ -113,54 +124,35 @@ def trace(
             positions that have left change what the others see.
         patch: changes of the state on the way (interventions.py), made in the order given.
         keep_states: whether the trace holds all states, R T D numbers a row.
-        attention_mask: (B, T), 0 at padding.
-        state, generator: the initial state, or what draws it; see `IteratedModel.forward`.
-        capacity, selection: of routed passes; see `InnerThinkingTransformer.forward`.
+        options: attention_mask, state, generator, capacity, selection; see `RunOptions`.
 
     Raises:
         ValueError: a bad value, a model without iterations, or what this family cannot do.
     """
-    ids, given = as_prompts(model, input_ids, attention_mask)
+    ids, given = as_prompts(model, input_ids, options.get("attention_mask"))
     check_known(model, "token id", ids)
-    ids, mask = ids.to(model.device), None if given is None else given.to(model.device)
-    count = depth(model, iterations, capacity)
+    ids, mask = ids.to(model.device), None if given is None else given.to(model.device).bool()
+    count = depth(model, iterations, options.get("capacity"))
     wanted = counts_to_read(read_at, count)
-    check_count("top", top)
-    unknown = [lens for lens in lenses if lens not in LENSES]
-    if unknown or not lenses:
-        raise ValueError(f"lenses must be of {', '.join(LENSES)}, one or more, not {tuple(lenses)}")
+    check_lenses(lenses, top)
     truth = as_labels(model, labels, ids, mask)
     changes = (patch,) if isinstance(patch, Intervention) else tuple(patch)
-    rules = {str(rule) if isinstance(rule, str) else repr(rule): choose_exit(model, rule) for rule in exits}
-    if rules and changes:
-        raise ValueError(
-            "exit rules are followed in runs of their own, which no patch reaches: leave out exits or patch"
-        )
-    kept = range(1, count + 1) if keep_states else wanted
-    run = run_of(model, ids, count, kept, changes, mask, state, generator, capacity, selection)
+    rules = rules_of(model, exits, changes)
+    kept = tuple(range(1, count + 1)) if keep_states else wanted
+    run = run_of(model, ids, count, kept, changes, mask, options)
     last = run.read(run.states[count])
-    found: dict[Lens, list[Answers]] = {lens: [] for lens in lenses}
-    for at in wanted:
-        for lens in found:
-            own = lens == "coda"
-            logits = last if own and at == count else run.read(run.states[at]) if own else model.logits(run.states[at])
-            found[lens].append(answers(logits, last, truth, min(top, last.shape[-1])))
     return Trace(
         input_ids=ids,
-        mask=None if mask is None else mask.bool(),
+        mask=mask,
         labels=truth,
         counts=tuple(range(1, count + 1)),
         read_at=wanted,
-        answers={lens: Answers.stacked(parts, dim=1) for lens, parts in found.items()},
+        answers={lens: seen(model, run, last, wanted, lens, truth, top) for lens in lenses},
         logits=last,
         residual=run.residual,
         cosine=run.cosine,
         settled=run.residual[:, -1] < SETTLED,
-        exits={
-            name: think_until(model, ids, count, rule, mask, state=run.start).iterations
-            for name, rule in rules.items()
-            if rule is not None
-        },
+        exits={word: think_until(model, ids, count, rule, mask, state=run.start).iterations for word, rule in rules},
         selected=run.selected,
         router_logits=run.router_logits,
         states=torch.stack([run.states[at] for at in kept], dim=1) if keep_states else None,
@@ -168,11 +160,44 @@ def trace(
     )
 
 
+def seen(
+    model: LanguageModel, run: Unrolled, last: Tensor, wanted: Sequence[int], lens: Lens, labels: Tensor, top: int
+) -> Answers:
+    """The answers of a run through a lens; `last` is what the model answers in the end."""
+    parts = []
+    for at in wanted:
+        if lens == "logit":
+            logits = model.logits(run.states[at])
+        else:
+            logits = last if at == wanted[-1] else run.read(run.states[at])
+        parts.append(answers(logits, last, labels, min(top, last.shape[-1])))
+    return Answers.stacked(parts, dim=1)
+
+
+def check_lenses(lenses: Sequence[Lens], top: int) -> None:
+    """Raise a ValueError for lenses that there are not, none at all, or no token to keep."""
+    if not lenses or any(lens not in LENSES for lens in lenses):
+        raise ValueError(f"lenses must be of {', '.join(LENSES)}, one or more, not {tuple(lenses)}")
+    check_count("top", top)
+
+
+def rules_of(
+    model: LanguageModel, exits: Sequence[str | Exit], changes: Sequence[Intervention]
+) -> list[tuple[str, Exit]]:
+    """Each rule beside how it was written."""
+    found = [(rule if isinstance(rule, str) else repr(rule), choose_exit(model, rule)) for rule in exits]
+    if found and changes:
+        raise ValueError(
+            "exit rules are followed in runs of their own, which no patch reaches: leave out exits or patch"
+        )
+    return [(word, rule) for word, rule in found if rule is not None]
+
+
 def depth(model: LanguageModel, iterations: int | None, capacity: Capacity | None) -> int:
     """R. Raises ValueError where nothing is iterated, and for a count for each row."""
     if iterations is None and isinstance(capacity, Sequence):  # one share for each routed pass says how many there are
         iterations = len(capacity) + 1
-    count = model.check_depth(iterations)
+    count: Iterations | None = model.check_depth(iterations)
     if count is None:
         raise ValueError(f"a {type(model).__name__} has no loop, so there is nothing to trace: use forward")
     if isinstance(count, Tensor):
@@ -214,20 +239,21 @@ def run_of(
     kept: Sequence[int],
     changes: Sequence[Intervention],
     mask: Tensor | None,
-    state: Tensor | None,
-    generator: torch.Generator | None,
-    capacity: Capacity | None,
-    selection: Selection | None,
+    options: RunOptions,
 ) -> Unrolled:
     """The run of a model of either kind; refuses what that kind does not have."""
-    options = routing_options(model, capacity=capacity, selection=selection)
+    unknown = sorted(options.keys() - RunOptions.__annotations__.keys())
+    if unknown:
+        raise TypeError(f"{unknown[0]!r} is no option; there are {', '.join(RunOptions.__annotations__)}")
+    capacity, state, generator = options.get("capacity"), options.get("state"), options.get("generator")
+    routing = routing_options(model, capacity=capacity, selection=options.get("selection"))
     if isinstance(model, IteratedModel):
         return unroll(model, ids, iterations, kept, changes, mask, state, generator)
-    for name, value in (("patch", changes), ("state", state), ("generator", generator)):
-        if value is not None and value != ():
+    for name, value in (("patch", changes or None), ("state", state), ("generator", generator)):
+        if value is not None:
             raise ValueError(f"{name} needs a model with a core that is iterated, not a {type(model).__name__}")
     if capacity is not None:
         check_capacity(capacity, iterations - 1)
     if mask is not None:
-        options["attention_mask"] = mask
-    return run_by_count(model, ids, iterations, kept, **options)
+        routing["attention_mask"] = mask
+    return run_by_count(model, ids, iterations, kept, **routing)

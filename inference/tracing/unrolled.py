@@ -51,7 +51,8 @@ class Motion:
     """Residuals and cosines of states as they come."""
 
     def __init__(self, start: Tensor | None) -> None:
-        self.state, self.step = start, None
+        self.state: Tensor | None = start
+        self.step: Tensor | None = None
         self.residuals: list[Tensor] = []
         self.cosines: list[Tensor] = []
 
@@ -110,4 +111,5 @@ def run_by_count(
         motion.add(out.state)
         if count in kept or count == iterations:
             states[count] = out.state
+    assert isinstance(out, ModelOutput)
     return Unrolled(states, *motion.stacked(), model.logits, selected=out.selected, router_logits=out.router_logits)

@@ -1,0 +1,61 @@
+"""What options of the command line may say: counts, shares, limits, number types.
+
+Each is a function of the text that was typed; its ValueError names the value, the limit and the remedy.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+CacheDtype = Literal["same", "float32", "bfloat16"]
+Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
+MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
+
+
+def counts(text: str | list[int]) -> list[int]:
+    """`1,2,4` as a sorted list of integers of at least 1."""
+    values = []
+    for word in text if isinstance(text, list) else str(text).split(","):
+        try:
+            values.append(int(word))
+        except ValueError:
+            raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
+    if min(values) < 1:
+        raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
+    if max(values) > MAX_COUNT:
+        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
+    return sorted(set(values))
+
+
+def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
+    """`0.5`, or `0.9,0,0.9` with one share for each routed pass, from 0 to 1 each."""
+    values = []
+    for word in text if isinstance(text, tuple) else str(text).split(","):
+        try:
+            values.append(float(word))
+        except ValueError:
+            raise ValueError(
+                f"{word!r} is no number; write a share as 0.5, or one for each routed pass as 0.9,0,0.9"
+            ) from None
+        if not 0 <= values[-1] <= 1:
+            raise ValueError(f"{word} lies outside 0 .. 1; a capacity is the share of tokens that take a routed pass")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
+shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
+
+
+def at_least(limit: int) -> Callable[[Any], int]:
+    def parse(text: Any) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is no integer; give one of at least {limit}") from None
+        if value < limit:
+            raise ValueError(f"{value} is below the limit of {limit}")
+        if value >= 2**63:
+            raise ValueError(f"{value} is above the limit of 2^63 - 1")
+        return value
+
+    parse.__name__ = f"integer from {limit} to 2^63 - 1;"
+    return parse
