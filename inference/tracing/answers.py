@@ -54,22 +54,22 @@ class Answers:
         return Answers(*(torch.cat([getattr(part, f.name) for part in parts], dim) for f in fields(Answers)))
 
 
-def answers(logits: Tensor, last: Tensor, labels: Tensor, top: int) -> Answers:
+def answers(logits: Tensor, log_last: Tensor, labels: Tensor, top: int) -> Answers:
     """Logits (B, T, V) of one count, reduced, without the axis C.
 
     Args:
         logits: of this count.
-        last: (B, T, V), what the model answers in the end.
+        log_last: (B, T, V), logarithms of what the model answers in the end.
         labels: (B, T), negative where there is none.
         top: K.
     """
     length = max(1, PIECE // (len(logits) * logits.shape[-1]))
     pieces = [slice(start, start + length) for start in range(0, logits.shape[1], length)]
-    return Answers.joined([reduced(logits[:, at], last[:, at], labels[:, at], top) for at in pieces], dim=1)
+    return Answers.joined([reduced(logits[:, at], log_last[:, at], labels[:, at], top) for at in pieces], dim=1)
 
 
-def reduced(logits: Tensor, last: Tensor, labels: Tensor, top: int) -> Answers:
-    log_p, log_last = logarithms(logits), logarithms(last)
+def reduced(logits: Tensor, log_last: Tensor, labels: Tensor, top: int) -> Answers:
+    log_p = logarithms(logits)
     known, index = labels >= 0, labels.clamp(min=0)[..., None]
     best = log_p.topk(top, dim=-1)
     p, p_last = log_p.exp(), log_last.exp()
@@ -86,4 +86,5 @@ def reduced(logits: Tensor, last: Tensor, labels: Tensor, top: int) -> Answers:
 
 
 def logarithms(logits: Tensor) -> Tensor:
+    """log p, in fp32 or better."""
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(dim=-1)

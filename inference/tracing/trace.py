@@ -25,7 +25,7 @@ from mull.inference.exits import Exit
 from mull.inference.measure.evaluate import IGNORE
 from mull.inference.measure.settling import SETTLED
 from mull.inference.prompts import PromptLike, as_prompts
-from mull.inference.tracing.answers import LENSES, Answers, Lens, answers
+from mull.inference.tracing.answers import LENSES, Answers, Lens, answers, logarithms
 from mull.inference.tracing.interventions import Intervention
 from mull.inference.tracing.unrolled import Unrolled, run_by_count, unroll
 from mull.models import IteratedModel, LanguageModel
@@ -141,13 +141,14 @@ def trace(
     kept = tuple(range(1, count + 1)) if keep_states else wanted
     run = run_of(model, ids, count, kept, changes, mask, options)
     last = run.read(run.states[count])
+    log_last = logarithms(last)
     return Trace(
         input_ids=ids,
         mask=mask,
         labels=truth,
         counts=tuple(range(1, count + 1)),
         read_at=wanted,
-        answers={lens: seen(model, run, last, wanted, lens, truth, top) for lens in lenses},
+        answers={lens: seen(model, run, (last, log_last), wanted, lens, truth, top) for lens in lenses},
         logits=last,
         residual=run.residual,
         cosine=run.cosine,
@@ -161,16 +162,23 @@ def trace(
 
 
 def seen(
-    model: LanguageModel, run: Unrolled, last: Tensor, wanted: Sequence[int], lens: Lens, labels: Tensor, top: int
+    model: LanguageModel,
+    run: Unrolled,
+    last: tuple[Tensor, Tensor],
+    wanted: Sequence[int],
+    lens: Lens,
+    labels: Tensor,
+    top: int,
 ) -> Answers:
-    """The answers of a run through a lens; `last` is what the model answers in the end."""
+    """The answers of a run through a lens; `last` is what the model answers in the end, logits and logarithms."""
+    final, log_last = last
     parts = []
     for at in wanted:
         if lens == "logit":
             logits = model.logits(run.states[at])
         else:
-            logits = last if at == wanted[-1] else run.read(run.states[at])
-        parts.append(answers(logits, last, labels, min(top, last.shape[-1])))
+            logits = final if at == wanted[-1] else run.read(run.states[at])
+        parts.append(answers(logits, log_last, labels, min(top, final.shape[-1])))
     return Answers.stacked(parts, dim=1)
 
 

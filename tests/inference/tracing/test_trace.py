@@ -1,5 +1,6 @@
 """A trace says what the model itself says: forward, the exit rules as generation applies them, the routers."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,22 @@ def test_refusals_name_what_is_wrong(make_model: Make, family: str, options: dic
     """Guards one clear line for each mistake, before anything is computed."""
     with pytest.raises(ValueError, match=message):
         trace(make_model(family), some_ids(), **options)
+
+
+def test_few_logits_are_alive_at_once(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards memory, which must not grow with vocabulary x iterations x positions: when an answer is read, only that of
+    the end is still there."""
+    model = make_model("recurrent")
+    assert isinstance(model, IteratedModel)
+    alive: list[weakref.ref[Tensor]] = []
+    read = model.read
+
+    def watched(*arguments: Any) -> Any:
+        assert sum(each() is not None for each in alive) <= 2  # the last answer, and the one before this
+        reading = read(*arguments)
+        alive.append(weakref.ref(reading.logits))
+        return reading
+
+    monkeypatch.setattr(model, "read", watched)
+    trace(model, some_ids(), 8)
+    assert len(alive) == 8
