@@ -66,7 +66,7 @@ class Intervention(ABC):
             return state
         if self.positions is None:
             return self.changed(state, count).to(state).expand_as(state)
-        places = torch.tensor(list(self.positions), device=state.device)
+        places = torch.tensor(list(self.positions), dtype=torch.int64, device=state.device)
         new = self.changed(state.index_select(1, places), count).to(state)
         return state.index_copy(1, places, new.expand(len(state), -1, -1))
 
@@ -110,7 +110,8 @@ class Patch(Intervention):
         outside = [place for place in positions if not 0 <= place < length]
         if outside:
             raise ValueError(f"position {outside[0]} lies outside 0 .. {length - 1} of the trace to patch from")
-        return Patch(iteration, positions, states[:, :, list(positions)])
+        places = torch.tensor(list(positions), dtype=torch.int64, device=states.device)
+        return Patch(iteration, positions, states.index_select(2, places))
 
     @property
     def last(self) -> int:

@@ -70,9 +70,14 @@ function drawScale() {
     entry(REST, "any other");
   } else {
     const [low, high] = page.limits, { log } = QUANTITIES[page.quantity];
-    for (const t of [0, 0.25, 0.5, 0.75, 1]) {
-      const value = log ? low * (high / low) ** t : low + (high - low) * t;
-      entry(css(ramp(t)), (t === 0 && log && page.quantity !== "rank" ? "≤ " : "") + said(value));
+    const whole = page.quantity === "rank", told = new Set();
+    for (const step of [0, 0.25, 0.5, 0.75, 1]) {
+      let value = log ? low * (high / low) ** step : low + (high - low) * step;
+      if (whole) value = Math.round(value);
+      if (told.has(value)) continue;
+      told.add(value);
+      const t = share(value, page.limits, log);
+      entry(css(ramp(t)), (step === 0 && log && !whole ? "≤ " : "") + said(value));
     }
   }
 }

@@ -156,8 +156,18 @@ class RunMap {
     context.fillRect(x, y, width - gap, height - gap);
     if (height < 14 || page.quantity === "agrees") return;
     const value = valueOf(this.run, page.quantity, page.lens, row, column);
-    const room = Math.floor((width - 2) / 6.8), text = page.quantity === "answer" ? page.text(value) : said(value);
-    if (text.length > room && (room < 4 || page.quantity !== "answer")) return; // too little to be told from others
+    const isAnswer = page.quantity === "answer", room = Math.floor((width - 2) / 6.8);
+    if (isAnswer && value === this.run.labels[column] && width >= 10) {
+      context.fillStyle = inkOn(colour);
+      context.beginPath();
+      context.moveTo(x + width - gap - 5, y);
+      context.lineTo(x + width - gap, y);
+      context.lineTo(x + width - gap, y + 5);
+      context.fill();
+    }
+    const text = isAnswer ? page.text(value) : said(value);
+    // Too few letters cannot be told from others, and numbers in some cells alone would look like a pattern.
+    if (isAnswer ? text.length > room && room < 4 : text.length > room || (room < 5 && page.quantity !== "rank")) return;
     const words = cut(text, room);
     context.font = "11px ui-monospace, 'DejaVu Sans Mono', monospace";
     context.fillStyle = inkOn(colour);

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import mull
+from mull.inference.early_exit import think_until
 from mull.inference.exits import EXITS, Latent
 from mull.inference.tracing import answers as answers_module
 from mull.inference.tracing.trace import Trace, trace
@@ -70,6 +71,14 @@ def test_states_are_those_of_forward(model: LanguageModel) -> None:
     for at, state in zip(found.counts, states, strict=True):
         assert torch.equal(found.states[:, at - 1], state)
     steps = [states[at] - states[at - 1] for at in range(1, deep)]
+    if isinstance(model, IteratedModel):  # the first step is from the initial state
+        assert found.start is not None
+        first = (states[0] - found.start).norm(dim=-1) / states[0].norm(dim=-1)
+        torch.testing.assert_close(found.residual[:, 0].double(), first, rtol=1e-5, atol=1e-7)
+        drawn = trace(model, ids, deep, generator=torch.Generator().manual_seed(0))
+        assert not torch.equal(drawn.residual[:, 0], found.residual[:, 0])
+    else:
+        assert found.residual[:, 0].isnan().all() and found.start is None
     for at in range(2, deep + 1):
         expected = steps[at - 2].norm(dim=-1) / states[at - 1].norm(dim=-1)
         torch.testing.assert_close(found.residual[:, at - 1].double(), expected, rtol=1e-5, atol=1e-7)
@@ -163,8 +172,11 @@ def test_the_logit_lens_is_the_head_without_the_coda(model: LanguageModel) -> No
 def test_a_row_is_the_same_alone_and_padded(model: LanguageModel) -> None:
     """Guards padding: rows of different lengths, as lists, say what each says alone."""
     long, short = [1, 5, 2, 8, 3, 7, 4], [9, 0, 6, 2]
-    both = trace(model, [long, short], 4)
-    alone = trace(model, [short], 4)
+    rules = ["latent:0.2"] if isinstance(model, IteratedModel) else []
+    both = trace(model, [long, short], 4, exits=rules)
+    alone = trace(model, [short], 4, exits=rules)
+    for rule in rules:
+        assert both.exits[rule][1].tolist() == [0, 0, 0, *alone.exits[rule][0].tolist()]
     assert both.mask is not None and both.mask[1].tolist() == [False] * 3 + [True] * 4
     for name in ("residual", "cosine", "settled"):
         one, other = getattr(both, name)[1:, ..., 3:], getattr(alone, name)
@@ -193,11 +205,14 @@ def test_labels_and_starts_of_the_callers_own(make_model: Make) -> None:
     assert ((found.rank == 0) == torch.tensor(labels).lt(0)[:, None]).all()
     assert found.rank[0, -1, 3] == 1 + (model(ids, 3).logits[0, 3].argsort(descending=True) == 10).int().argmax()
     draw = torch.Generator().manual_seed(5)
-    drawn = trace(model, ids, 4, generator=draw, exits=["latent:0.2"], keep_states=True)
+    drawn = trace(model, ids, 4, generator=draw, exits=["latent:0.6"], keep_states=True)
     expected = model(ids, 4, generator=torch.Generator().manual_seed(5))
-    given = trace(model, ids, 4, state=drawn.start, exits=["latent:0.2"])
+    given = trace(model, ids, 4, state=drawn.start, exits=["latent:0.6"])
     assert torch.equal(drawn.logits, expected.logits) and torch.equal(given.logits, expected.logits)
-    assert torch.equal(drawn.exits["latent:0.2"], given.exits["latent:0.2"])
+    assert drawn.start is not None and torch.equal(drawn.exits["latent:0.6"], given.exits["latent:0.6"])
+    left = think_until(model, ids, 4, Latent(0.6), state=drawn.start).iterations
+    assert torch.equal(drawn.exits["latent:0.6"], left)
+    assert not torch.equal(left, trace(model, ids, 4, exits=["latent:0.6"]).exits["latent:0.6"])
     assert not torch.equal(drawn.logits, trace(model, ids, 4).logits)
 
 
