@@ -129,9 +129,7 @@ def trace(
     Raises:
         ValueError: a bad value, a model without iterations, or what this family cannot do.
     """
-    ids, given = as_prompts(model, input_ids, options.get("attention_mask"))
-    check_known(model, "token id", ids)
-    ids, mask = ids.to(model.device), None if given is None else given.to(model.device).bool()
+    ids, mask = rows_of(model, input_ids, options.get("attention_mask"))
     count = depth(model, iterations, options.get("capacity"))
     wanted = counts_to_read(read_at, count)
     check_lenses(lenses, top)
@@ -159,6 +157,17 @@ def trace(
         states=torch.stack([run.states[at] for at in kept], dim=1) if keep_states else None,
         start=run.start if keep_states else None,
     )
+
+
+def rows_of(model: LanguageModel, input_ids: PromptLike, attention_mask: Any) -> tuple[Tensor, Tensor | None]:
+    """Ids (B, T) and the mask beside them, where the model is. Raises ValueError for what is neither text nor ids."""
+    ids, mask = as_prompts(model, input_ids, attention_mask)
+    if ids.dim() != 2 or not ids.numel():
+        raise ValueError(f"input_ids must have shape (batch, positions >= 1), not {tuple(ids.shape)}")
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, input_ids {tuple(ids.shape)}")
+    check_known(model, "token id", ids)
+    return ids.to(model.device), None if mask is None else mask.to(model.device).bool()
 
 
 def seen(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mull
-from mull.inference.tracing.pages import PARTS, page
+from mull.inference.tracing.pages import PARTS, packed_numbers, page
 from mull.inference.tracing.principal import plane_of
 from mull.inference.tracing.trace import trace
 from mull.inference.tracing.view import common_plane, view
@@ -104,6 +104,15 @@ def test_the_page_holds_the_numbers_of_the_trace(parity: LanguageModel) -> None:
     for name in ("residual", "cosine"):
         expected = getattr(found, name)[0].numpy().ravel()
         np.testing.assert_allclose(unpacked(run["motion"][name]), expected, rtol=6e-4, atol=1e-4, equal_nan=True)
+
+
+def test_the_ends_of_a_scale_are_exact() -> None:
+    """Guards what is read most: 0 and 1 of a probability, the limits of any other quantity, and what is unknown."""
+    values = torch.tensor([0.0, 1.0, 0.25, float("nan")])
+    assert unpacked(packed_numbers("truth", values))[[0, 1]].tolist() == [0.0, 1.0]
+    shown = unpacked(packed_numbers("cosine", values * 3 - 1))
+    assert shown[[0, 1]].tolist() == [-1.0, 2.0] and np.isnan(shown[3]) and shown[2] == pytest.approx(-0.25, abs=3e-5)
+    assert np.isnan(unpacked(packed_numbers("kl", values[3:]))).all()
 
 
 def test_the_page_needs_nothing_and_allows_nothing(parity: LanguageModel) -> None:

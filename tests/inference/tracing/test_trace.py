@@ -238,6 +238,11 @@ def test_text_is_read_by_the_models_tokenizer() -> None:
 
 
 REFUSED: Sequence[tuple[str, dict[str, Any], str]] = [
+    ("recurrent", {"input_ids": torch.tensor([1, 2])}, r"shape \(batch, positions >= 1\), not \(2,\)"),
+    ("recurrent", {"input_ids": torch.zeros(1, 0).long()}, r"shape \(batch, positions >= 1\), not \(1, 0\)"),
+    ("recurrent", {"input_ids": [[1, 11]]}, "token id 11 lies outside the vocabulary of 11"),
+    ("recurrent", {"input_ids": "1 0"}, "the model has no tokenizer"),
+    ("inner_thinking", {"attention_mask": torch.ones(2, 3)}, r"attention_mask has shape \(2, 3\), input_ids \(2, 7\)"),
     ("transformer", {}, "has no loop, so there is nothing to trace"),
     ("recurrent", {"iterations": 0}, "iterations must be at least 1, not 0"),
     ("recurrent", {"iterations": torch.tensor([1, 2])}, "one iteration count for all rows|shape"),
@@ -263,7 +268,7 @@ REFUSED: Sequence[tuple[str, dict[str, Any], str]] = [
 def test_refusals_name_what_is_wrong(make_model: Make, family: str, options: dict[str, Any], message: str) -> None:
     """Guards one clear line for each mistake, before anything is computed."""
     with pytest.raises(ValueError, match=message):
-        trace(make_model(family), some_ids(), **options)
+        trace(make_model(family), **{"input_ids": some_ids(), **options})
 
 
 def test_few_logits_are_alive_at_once(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
