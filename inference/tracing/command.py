@@ -120,7 +120,7 @@ def traces(model: LanguageModel, options: Any) -> Iterator[Run]:
         yield "second prompt", trace(model, [other], **shallower(second, depth))
     elif options.compare_iterations:
         yield (
-            f"the same prompt, {depth} iterations",
+            f"the same prompt, {depth} iteration{'' if depth == 1 else 's'}",
             trace(model, [ids], **shallower({**first, "iterations": depth}, depth)),
         )
 
@@ -224,7 +224,7 @@ def about(model: LanguageModel, options: Any, runs: Sequence[Run]) -> list[str]:
         settled = int(found.settled.sum())
         known = not bool(torch.isnan(found.residual[:, -1]).all())
         lines.append(
-            f"{name}: {found.iterations} iterations"
+            f"{name}: {found.iterations} iteration{'' if found.iterations == 1 else 's'}"
             + (f", after which {settled} of {found.settled.numel()} positions are settled" if known else "")
             + "".join(f"; {rule} uses {left.double().mean():.1f} on average" for rule, left in found.exits.items())
         )

@@ -32,6 +32,13 @@ const page = {
     this.drawCursor();
   },
 
+  // What stands beside or below each other shows the same positions.
+  scrollTo(moved) {
+    for (const other of document.querySelectorAll(".across")) {
+      if (other !== moved && Math.abs(other.scrollLeft - moved.scrollLeft) > 1) other.scrollLeft = moved.scrollLeft;
+    }
+  },
+
   drawCursor() {
     this.maps.forEach((map) => map.overlay());
     drawCell();
@@ -232,6 +239,7 @@ function start() {
   element("zoom").value = page.zoom;
   element("zoom").addEventListener("input", (event) => { page.zoom = Number(event.target.value); page.drawAll(); });
 
+  element("curves-section").hidden = runs.every((run) => run.rows < 2); // one point is no curve
   page.maps = runs.map((_, index) => new RunMap(page, index, add(holder, "div")));
   page.cursor = { run: 0, row: runs[0].rows - 1, column: runs[0].columns - 1 };
   const counts = runs.filter((run) => run.path).map((run) => run.rows), until = element("until");

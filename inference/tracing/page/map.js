@@ -25,6 +25,7 @@ class RunMap {
   }
 
   listen() {
+    this.across.addEventListener("scroll", () => this.page.scrollTo(this.across));
     this.canvas.addEventListener("pointermove", (event) => this.point(event, false));
     this.canvas.addEventListener("click", (event) => this.point(event, true));
     this.canvas.addEventListener("focus", () => this.page.moveTo(this.index, this.page.cursor.row, this.page.cursor.column));
@@ -160,9 +161,9 @@ class RunMap {
     if (isAnswer && value === this.run.labels[column] && width >= 10) {
       context.fillStyle = inkOn(colour);
       context.beginPath();
-      context.moveTo(x + width - gap - 5, y);
+      context.moveTo(x + width - gap - 4, y);
       context.lineTo(x + width - gap, y);
-      context.lineTo(x + width - gap, y + 5);
+      context.lineTo(x + width - gap, y + 4);
       context.fill();
     }
     const text = isAnswer ? page.text(value) : said(value);
@@ -220,6 +221,7 @@ function drawRouters(page, run, holder) {
   heading.textContent = run.name;
   const box = holder.appendChild(document.createElement("div"));
   box.className = "across frame";
+  box.addEventListener("scroll", () => page.scrollTo(box));
   const canvas = box.appendChild(document.createElement("canvas"));
   const { layers, passes, selected, logits } = run.routers, lines = layers.length * passes;
   const width = page.zoom, height = 20, side = page.gutter;

@@ -27,9 +27,11 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_the_pictures_are_made(after: dict[str, Any]) -> None:
-    """Guards the two pictures that the text shows."""
+    """Guards the pictures that the text shows, and the code of two of them."""
     shown = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
-    assert [(after["folder"] / name).is_file() and (ROOT / "docs" / name).is_file() for name in shown] == [True, True]
+    assert shown == ["trace-page.png", "trace-length.png", "trace-influence.png"]
+    assert all((ROOT / "docs" / name).is_file() for name in shown)
+    assert {path.name for path in after["folder"].iterdir()} == {*shown[1:]}
 
 
 def test_the_solved_length_grows(after: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """A trace says what the model itself says: forward, the exit rules as generation applies them, the routers."""
 
+import importlib.util
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +13,8 @@ from torch import Tensor
 
 import mull
 from mull.inference.early_exit import think_until
-from mull.inference.exits import EXITS, Latent
+from mull.inference.exits import EXITS, Latent, parse
+from mull.inference.tracing import Patch
 from mull.inference.tracing import answers as answers_module
 from mull.inference.tracing.trace import Trace, trace
 from mull.models import IteratedModel, LanguageModel
@@ -214,6 +217,29 @@ def test_labels_and_starts_of_the_callers_own(make_model: Make) -> None:
     assert torch.equal(drawn.exits["latent:0.6"], left)
     assert not torch.equal(left, trace(model, ids, 4, exits=["latent:0.6"]).exits["latent:0.6"])
     assert not torch.equal(drawn.logits, trace(model, ids, 4).logits)
+
+
+@torch.no_grad()
+def test_a_family_from_outside_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards families that mull does not know: a looped stack whose norm is inside the loop, which starts at the
+    embedding and has a gate (tests/examples/ouro.py)."""
+    spec = importlib.util.spec_from_file_location("ouro_traced", ROOT / "tests/examples/ouro.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their annotations up there
+    spec.loader.exec_module(module)
+    del FAMILIES["ouro"]  # other tests go through all families
+    torch.manual_seed(0)
+    model = module.OuroTransformer(module.OuroConfig(vocab_size=11, d_model=24, n_heads=3)).eval()
+    ids = some_ids()
+    found, out = trace(model, ids, 5, exits=["gate:0.3"], keep_states=True), model(ids, 5, read_at=[2])
+    assert torch.equal(found.logits, out.logits)
+    assert torch.equal(found.answers["coda"].tokens[:, 1, :, 0], out.readings[2].logits.argmax(-1))
+    assert torch.equal(found.exits["gate:0.3"], think_until(model, ids, 5, parse("gate:0.3")).iterations)
+    other = trace(model, some_ids() * 0, 5, keep_states=True)
+    patched = trace(model, ids, 5, patch=Patch.of(other, iteration=3))
+    assert other.states is not None
+    assert torch.equal(patched.logits, model(ids, 2, state=other.states[:, 2]).logits)
 
 
 def test_public_folders_can_be_traced() -> None:
