@@ -177,13 +177,18 @@ def test_a_browser_shows_the_numbers_of_the_trace(parity: LanguageModel, rendere
 
 
 def test_a_long_trace_is_below_a_megabyte(make_model: Make) -> None:
-    """Guards the size: 256 positions by 32 iterations through both lenses, with paths and exits."""
+    """Guards the size: 256 positions by 32 iterations through both lenses, with paths and exits; and that tokens of a
+    vocabulary most of which is not on the page are still those of the trace."""
     model = make_model("recurrent", max_length=256, vocab_size=300)
-    ids = torch.randint(300, (1, 256), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(100, (1, 256), generator=torch.Generator().manual_seed(0)) * 3
     found = trace(model, ids, 32, lenses=("coda", "logit"), keep_states=True, exits=["latent:0.03"])
     text = page("long", [], [view("run", found, model, common_plane([found]))], None)
     assert 300_000 < len(text.encode()) < 1_000_000
-    assert data_of(text)["vocabulary"][0].startswith("#")  # without a tokenizer tokens are numbers
+    data = data_of(text)
+    words, packed = data["vocabulary"], data["runs"][0]["answers"]["logit"]["tokens"]
+    own = found.answers["logit"].tokens
+    assert len(words) < 300 and len({*words}) == len(words)
+    assert [words[token] for token in unpacked(packed)] == [f"#{token}" for token in own.flatten().tolist()]
 
 
 def test_routed_passes_are_on_the_page(make_model: Make) -> None:
