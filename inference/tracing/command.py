@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from mull.inference.measure.evaluate import IGNORE
 from mull.inference.text import encode
 from mull.inference.tracing.answers import LENSES
 from mull.inference.tracing.interventions import Intervention, Noise, Patch
-from mull.inference.tracing.pages import page
+from mull.inference.tracing.pages import write_page
 from mull.inference.tracing.trace import Trace, trace
-from mull.inference.tracing.view import common_plane, plain, texts, tokens_in, view
+from mull.inference.tracing.view import plain, texts, tokens_in, view
 from mull.models import IteratedModel, LanguageModel
 
 Run = tuple[str, Trace]  # what it is called, and what it was
@@ -39,7 +39,11 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--iterations", type=at_least(1), help="how long (default: the trained mean)")
     parser.add_argument("--read-at", type=counts, help="iterations that are shown, 1,2,4,8 (default: all)")
     parser.add_argument("--labels", type=str, help="tokens to predict at the last positions (default: the next tokens)")
-    parser.add_argument("--lens", type=lenses, help="how answers are read: coda, logit, or coda,logit (the default)")
+    parser.add_argument(
+        "--lens",
+        type=lenses,
+        help="how answers are read: coda, logit, or coda,logit (default: both; coda alone in inner thinking)",
+    )
     parser.add_argument("--top", type=at_least(1), default=3, help="tokens shown of each answer")
     parser.add_argument("--exit", type=str, action="append", help="rule to be marked, latent:0.03; repeatable")
     parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
@@ -79,19 +83,15 @@ def run(options: Any) -> None:
     model = load(options.folder, options.device, dtype_of(options.dtype))
     if model.tokenizer is None:
         model.tokenizer = load_tokenizer(options.folder)  # says what is missing
-    runs = list(traces(model, options))
-    plane = common_plane([found for _, found in runs])
-    views = [view(word, found, model, plane) for word, found in runs]
+    runs = dict(traces(model, options))
     if options.json:
+        views = [view(word, found, model) for word, found in runs.items()]
         known = texts(model.tokenizer, set().union(*map(tokens_in, views)))
-        for shown in views:
-            shown.pop("path", None)
         print(json.dumps({"vocabulary": known, "runs": plain(views)}))
     if target is not None:
-        text = page(Path(options.folder).resolve().name, about(model, options, runs), views, model.tokenizer)
-        target.write_text(text, encoding="utf-8")
+        size = write_page(target, model, runs, Path(options.folder).resolve().name, about(model, options, runs))
         if not options.json:
-            print(f"wrote {target} ({len(text.encode()) / 1000:,.0f} kB): open it in a browser")
+            print(f"wrote {target} ({size / 1000:,.0f} kB): open it in a browser")
 
 
 def traces(model: LanguageModel, options: Any) -> Iterator[Run]:
@@ -213,14 +213,14 @@ def labels_of(model: LanguageModel, text: str | None, length: int) -> list[list[
     return [[IGNORE] * (length - len(found)) + found]
 
 
-def about(model: LanguageModel, options: Any, runs: Sequence[Run]) -> list[str]:
+def about(model: LanguageModel, options: Any, runs: Mapping[str, Trace]) -> list[str]:
     """Lines that say what was run."""
     config = model.config
     lines = [f"{config.model_type}, {config.parameters:,} parameters"]
     lines += [f"first prompt: {options.prompt}" if options.compare else f"prompt: {options.prompt}"]
     if options.compare:
         lines.append(f"second prompt: {options.compare}")
-    for name, found in runs:
+    for name, found in runs.items():
         settled = int(found.settled.sum())
         known = not bool(torch.isnan(found.residual[:, -1]).all())
         lines.append(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -22,13 +22,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mull.inference.tracing.view import texts, tokens_in
+from mull.inference.tracing.trace import Trace
+from mull.inference.tracing.view import common_plane, texts, tokens_in, view
+from mull.models import LanguageModel
 
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = ("numbers.js", "colours.js", "map.js", "charts.js", "main.js")  # in this order, as one script
 UNKNOWN = 65535  # of two bytes: not a number
 SMALLEST = 1e-12  # on a logarithmic scale; below it is zero
 LOGARITHMIC = ("kl", "residual", "probabilities", "truth")  # where 0.0001 is another thing than 0.0002
+
+
+def write_page(
+    path: str | Path, model: LanguageModel, runs: Mapping[str, Trace], title: str = "a trace", about: Sequence[str] = ()
+) -> int:
+    """Write the first rows of one or two traces as a page; return its bytes. Paths of the state are on it where the
+    traces kept their states.
+
+    Args:
+        path: the file, which is replaced.
+        model: the one that was traced; its tokenizer says what tokens look like.
+        runs: traces by name, in the order in which they are shown.
+        title, about: the heading, and lines below it.
+
+    Raises:
+        ValueError: no run, or more than two.
+    """
+    if len(runs) not in (1, 2):
+        raise ValueError(f"a page shows one run or two, not {len(runs)}")
+    plane = common_plane(list(runs.values()))
+    views = [view(name, found, model, plane) for name, found in runs.items()]
+    return Path(path).expanduser().write_bytes(page(title, about, views, model.tokenizer).encode())
 
 
 def page(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], tokenizer: Any) -> str:

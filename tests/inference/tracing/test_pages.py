@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import mull
-from mull.inference.tracing.pages import PARTS, packed_numbers, page
+from mull.inference.tracing.pages import PARTS, packed_numbers, page, write_page
 from mull.inference.tracing.principal import plane_of
 from mull.inference.tracing.trace import trace
 from mull.inference.tracing.view import common_plane, view
@@ -104,6 +104,19 @@ def test_the_page_holds_the_numbers_of_the_trace(parity: LanguageModel) -> None:
     for name in ("residual", "cosine"):
         expected = getattr(found, name)[0].numpy().ravel()
         np.testing.assert_allclose(unpacked(run["motion"][name]), expected, rtol=6e-4, atol=1e-4, equal_nan=True)
+
+
+def test_a_page_of_traces_made_in_python(parity: LanguageModel, tmp_path: Path) -> None:
+    """Guards write_page: the traces in their order, named, with paths where states were kept."""
+    kept, bare = trace(parity, "1 0 1", 3, keep_states=True), trace(parity, "1 0", 2)
+    size = write_page(tmp_path / "page.html", parity, {"one": kept, "two": bare}, title="both")
+    text = (tmp_path / "page.html").read_text()
+    assert size == len(text.encode())
+    runs = data_of(text)["runs"]
+    assert [run["name"] for run in runs] == ["one", "two"] and "path" in runs[0] and "path" not in runs[1]
+    with pytest.raises(ValueError, match="a page shows one run or two, not 0"):
+        write_page(tmp_path / "none.html", parity, {})
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_the_ends_of_a_scale_are_exact() -> None:
