@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mull.checkpoints.store import load, save
     from mull.inference.generate import generate
+    from mull.inference.tracing.trace import trace
     from mull.models import (
         InnerThinkingConfig,
         InnerThinkingTransformer,
@@ -28,6 +29,7 @@ HOMES = {
     "load": "mull.checkpoints.store",
     "save": "mull.checkpoints.store",
     "generate": "mull.inference.generate",
+    "trace": "mull.inference.tracing.trace",
     "InnerThinkingConfig": "mull.models",
     "InnerThinkingTransformer": "mull.models",
     "ModelConfig": "mull.models",
@@ -51,6 +53,7 @@ __all__ = [
     "generate",
     "load",
     "save",
+    "trace",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -247,6 +247,15 @@ def load_writer(options: Any) -> LanguageModel:
     return model
 
 
+def trace(args: list[str]) -> None:
+    """Look at every iteration of a thought: mull trace FOLDER --prompt "1 0 1 1" --iterations 32 --output trace.html"""
+    from mull.inference.tracing.command import add_options, run
+
+    parser = new_parser("trace")
+    add_options(parser)
+    run(parse(parser, args))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -295,6 +304,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "generate": generate,
     "chat": chat,
+    "trace": trace,
     "inspect": inspect,
     "convert": convert,
     "data": data,

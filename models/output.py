@@ -8,6 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 
+def relative_change(state: Tensor, previous: Tensor) -> Tensor:
+    """|s - s'| / |s| by position, (B, T) in fp32, of states (B, T, D)."""
+    moved, length = (state - previous).float().norm(dim=-1), state.float().norm(dim=-1)
+    return moved / length.clamp(min=1e-12)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """An answer read out of one state.
@@ -27,11 +33,7 @@ class Reading:
     def residual(self) -> Tensor | None:
         """How far the last iteration moved the state, |s_R - s_{R-1}| / |s_R| by position, (B, T); small where the
         model has finished thinking. None where `step` is."""
-        if self.step is None:
-            return None
-        state, previous = self.step
-        moved, length = (state - previous).float().norm(dim=-1), state.float().norm(dim=-1)
-        return moved / length.clamp(min=1e-12)
+        return None if self.step is None else relative_change(*self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
