@@ -5,7 +5,7 @@
 2. Memory: peak of a training step at 64 iterations against 8, same gradient window. Goal: within 5 %.
 3. Sweep: answers at 1, 2, 4, ... R out of one unroll against the single run at R. Goal: at most 1.15.
 4. Optimizer: a step of MuonAdamW against forward and backward at the same shape, orthogonalising in float32, bfloat16
-   and in what `auto` takes here. Goal of auto: at most 0.05 (parity), 0.08 (text) and 0.4 (5.4 M parameters, 512 tokens).
+   and in what `auto` takes here. Goal of auto: at most 0.05 (parity), 0.08 (text), 0.4 (5.4 M parameters, 512 tokens).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mull.training.optimizers import MuonAdamW
 
 SHAPES = [(1, 1, 1, 128), (2, 4, 2, 128)]  # n_prelude, n_core, n_coda, d_model
 
-OPTIMIZED = {  # fields of the config, batch, positions, gradient window: of configs/parity_full_attention.yaml, of text.yaml
+OPTIMIZED = {  # fields of the config, batch, positions, gradient window: of parity_full_attention.yaml, of text.yaml
     "parity": ({"d_model": 64, "n_prelude": 1, "n_core": 1, "n_coda": 0, "vocab_size": 6}, 64, 33, 5),
     "text": ({"d_model": 128, "n_prelude": 1, "n_core": 2, "n_coda": 1, "vocab_size": 257}, 8, 256, 4),
     "5.4 M": ({"d_model": 256, "n_prelude": 2, "n_core": 4, "n_coda": 2, "vocab_size": 257, "d_ff": 512}, 2, 256, 8),

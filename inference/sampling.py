@@ -79,8 +79,8 @@ class Draw:
             if not isinstance(value, Real) and (value is not None or name == "temperature"):
                 raise ValueError(f"{name} must be a number, not {value!r}")
         given: Any = self.generator
-        each = given if isinstance(given, list | tuple) else [given]
-        if not all(isinstance(one, torch.Generator | None) for one in each):
+        each = given if isinstance(given, list | tuple) else [] if given is None else [given]
+        if not all(isinstance(one, torch.Generator) for one in each):
             raise ValueError(f"generator must be a torch.Generator, or a list of one a row, not {self.generator!r}")
         if not (t >= 0 and math.isfinite(t)):
             raise ValueError(f"temperature {t} is not a number of at least 0; 0 is greedy, 1 leaves p as it is")

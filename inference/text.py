@@ -41,7 +41,7 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
         ValueError: the prompt is empty, is not UTF-8, or holds what the tokenizer has no token for.
     """
     check_text(text)
-    with literally(tokenizer) as reader, trouble_reading(f"the prompt {shortened(text)}"):
+    with trouble_reading(f"the prompt {shortened(text)}"), literally(tokenizer) as reader:
         encoding = reader.encode(text)
     start, end = body(encoding)
     check_known(tokenizer, text, encoding, start, end)
@@ -52,7 +52,7 @@ def encode(tokenizer: Tokenizer, text: str, opening: bool = True) -> list[int]:
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """The token ids of texts as a corpus has them: what `encode` makes of each without the opening, and unchecked."""
-    with literally(tokenizer) as reader, trouble_reading(f"the text {shortened(''.join(texts[:1]))}, or behind it"):
+    with trouble_reading(f"the text {shortened(''.join(texts[:1]))}, or behind it"), literally(tokenizer) as reader:
         return [encoding.ids for encoding in reader.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -122,7 +122,7 @@ class IteratedModel(LanguageModel, ABC):
         return ModelOutput(
             logits=last.logits,
             exit_logit=last.exit_logit,
-            step=last.step,
+            last_two=last.last_two,
             state=thought,
             iterations=used.expand(input_ids.shape).to(torch.int64),
             readings=readings,
@@ -142,7 +142,7 @@ class IteratedModel(LanguageModel, ABC):
     def reading(self, state: Tensor, previous: Tensor | None, context: Context) -> Reading:
         """The answer in a state, beside the step that led to it."""
         reading = self.read(state, context)
-        return reading if previous is None else replace(reading, step=(state, previous))
+        return reading if previous is None else replace(reading, last_two=(state, previous))
 
     def unroll(
         self,

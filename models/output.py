@@ -21,19 +21,20 @@ class Reading:
     Attributes:
         logits: (B, T, V).
         exit_logit: (B, T), the exit gate before its sigmoid; None without a gate.
-        step: the state that was read and the one an iteration before it, (B, T, D) each; None without a loop, after
-            the first iteration, and where positions stopped one by one.
+        last_two: the state that was read and the one an iteration before it, (B, T, D) each; None without a loop, after
+            the first iteration, and where positions stopped one by one. Of a row with a count of its own, of 1, the
+            one before is where it began.
     """
 
     logits: Tensor
     exit_logit: Tensor | None = None
-    step: tuple[Tensor, Tensor] | None = None
+    last_two: tuple[Tensor, Tensor] | None = None
 
     @property
     def residual(self) -> Tensor | None:
         """How far the last iteration moved the state, |s_R - s_{R-1}| / |s_R| by position, (B, T); small where the
-        model has finished thinking. None where `step` is."""
-        return None if self.step is None else relative_change(*self.step)
+        model has finished thinking. None where `last_two` is."""
+        return None if self.last_two is None else relative_change(*self.last_two)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class SeveralIterations(Loss):
     """
 
     def __init__(self, weights: dict[float, float]) -> None:
-        if not weights or any(not 0 < share <= 1 for share in weights) or min(weights.values()) < 0:
+        if not weights or not all(0 < share <= 1 and 0 <= weight < math.inf for share, weight in weights.items()):
             raise ValueError(
                 f"weights must name shares above 0 and at most 1, with weights of at least 0, not {weights}"
             )
@@ -77,7 +77,7 @@ class SeveralIterations(Loss):
         return max(1, math.ceil(share * iterations - 1e-9))
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        depth = int(output.iterations.max())
+        depth = int(output.iterations.max()) if output.selected is None else output.selected.shape[-1] + 1  # all passes
         total = output.logits.new_zeros(())
         for share, weight in self.weights.items():
             logits = output.readings[self.count(share, depth)].logits
@@ -86,10 +86,11 @@ class SeveralIterations(Loss):
 
 
 class FixedPoint(Loss):
-    """Cross entropy after the last iteration, and a term that asks the last iteration to move nothing.
+    """Cross entropy after the last iteration, and a term that asks the last iteration to move nothing. Positions of a
+    single iteration have no term.
 
     Args:
-        weight: w, in nats for each unit of the squared relative step.
+        weight: w, in nats for each unit of the squared relative movement.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
@@ -99,8 +100,11 @@ class FixedPoint(Loss):
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         losses = token_losses(output.logits, labels)
-        if output.residual is not None:  # a single iteration has nothing before it
-            losses = losses + self.weight * output.residual.square() * scored(labels)
+        residual, moved = output.residual, scored(labels) & (output.iterations > 1)
+        if residual is not None:
+            losses = losses + self.weight * residual.square() * moved
+        elif bool(moved.any()):
+            raise ValueError("a fixed point is one of a recurrent-depth model: take another loss for this family")
         return losses.sum() / number_scored(labels)
 
 

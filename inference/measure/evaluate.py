@@ -139,8 +139,9 @@ def evaluate(
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
-        left out, so a result does not depend on how examples are batched. Where there are several counts, each result
-        is compared with that at the count of the config, or at the largest one if that is not among them.
+        left out, so a result does not depend on how examples are batched (but restarts draw states batch by batch).
+        Where there are several counts, each result is compared with that at the count of the config, or at the largest
+        one if that is not among them.
 
     Raises:
         ValueError: a bad count, batch or bytes_per_token, or a difficulty without any scored token.

@@ -11,7 +11,7 @@ interval is that of the mean of these; the loss needs no formula of its own, it 
 variance has a closed form, which is why nothing is resampled; a bootstrap of whole examples agrees with it
 (tests/inference/measure/test_intervals.py).
 
-z is the 97.5 % point of the normal distribution; with few examples (below about 10) all three are approximations.
+z is the 97.5 % point of the normal distribution; with few examples (below about 10) all are approximations.
 """
 
 import math

@@ -11,6 +11,7 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -56,11 +57,11 @@ def restarted(
     first = torch.arange(len(input_ids), device=input_ids.device) * restarts
     moot = ~asked.repeat_interleave(restarts, dim=0)
     for count, reading in model.sweep(input_ids.repeat_interleave(restarts, dim=0), counts, generator=generator):
-        if reading.step is None:  # after one iteration there is nothing to choose by
+        if reading.last_two is None:  # after one iteration there is nothing to choose by
             yield count, Reading(logits=reading.logits[first])
             continue
         assert reading.residual is not None
         worst = reading.residual.masked_fill(moot, 0).amax(dim=1).view(-1, restarts)
-        rows = first + worst.argmin(dim=1)
-        state, previous = reading.step
-        yield count, Reading(logits=reading.logits[rows], step=(state[rows], previous[rows]))
+        rows = first + worst.nan_to_num(nan=math.inf).argmin(dim=1)  # a run that has left the numbers is not calm
+        state, previous = reading.last_two
+        yield count, Reading(logits=reading.logits[rows], last_two=(state[rows], previous[rows]))

@@ -38,7 +38,7 @@ class Result:
         settled: share of the examples whose residual is below settling.SETTLED: the model has finished thinking.
         auc: how well the residual tells examples that are right throughout from others, 0.5 for not at all; None for
             text, and where all examples are alike.
-        auc_of_all: the same over the examples at all counts of this evaluation together, without an interval, since an
+        auc_of_all: the same over the examples of this difficulty at all counts together, without an interval, since an
             example occurs once for each count.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """

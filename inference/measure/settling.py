@@ -64,14 +64,21 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float, float] 
     yes, no = scores[positive], scores[~positive]
     if not len(yes) or not len(no):
         return None
-    wins = np.sign(yes[:, None] - no) / 2 + 0.5  # (positives, negatives): 1, and 0.5 for ties
-    area = float(wins.mean())
+    above, below = wins(yes, no), 1 - wins(no, yes)  # of each positive over negatives, and of each negative under
+    area = float(above.mean())
     fewer = min(len(yes), len(no))
     if area in (0.0, 1.0):
         bound = 0.025 ** (1 / fewer)
         return (area, bound, 1.0) if area else (area, 0.0, 1 - bound)
-    if fewer < 2:
+    variance = above.var(ddof=1) / len(yes) + below.var(ddof=1) / len(no) if fewer > 1 else 0.0
+    if variance == 0:  # one of a kind, or nothing but ties
         return area, 0.0, 1.0
-    variance = wins.mean(axis=1).var(ddof=1) / len(yes) + wins.mean(axis=0).var(ddof=1) / len(no)
     centre, half = math.log(area / (1 - area)), Z * math.sqrt(variance) / (area * (1 - area))
     return area, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
+
+
+def wins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """For each score the share of the others below it, ties counting half."""
+    ordered = np.sort(others)
+    below, not_above = np.searchsorted(ordered, scores, "left"), np.searchsorted(ordered, scores, "right")
+    return (below + not_above) / 2 / len(others)

@@ -67,9 +67,7 @@ def settling_table(results: Sequence[Result]) -> Table | None:
             "AUC": interval_of(row, "auc", MEAN),
             "AUC, all counts": number(result.auc_of_all, BITS) if first else "",
         }
-    about = (
-        f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: right against wrong by residual"
-    )
+    about = f"residual: largest relative movement of an example; settled: below {SETTLED}; AUC: of right and wrong"
     return filled(rows, "had it finished thinking?", about) if rows else None
 
 

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.models import ModelOutput, Reading, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
+    ModelOutput,
+    Reading,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+)
 from mull.training.losses import (
     IGNORE,
     ExpectedOverIterations,
@@ -187,7 +194,9 @@ def test_the_fixed_point_term_by_its_formula(batch, positions, vocabulary, seed)
     logits = torch.randn(1, batch, positions, vocabulary, generator=generator, dtype=torch.float64)
     labels = random_labels(generator, batch, positions, vocabulary)
     state, previous = torch.randn(2, batch, positions, 3, generator=generator).double()
-    output = dataclasses.replace(output_of(logits), step=(state, previous))
+    output = dataclasses.replace(
+        output_of(logits), last_two=(state, previous), iterations=torch.full((batch, positions), 2)
+    )
     terms = [
         sum((x - y) ** 2 for x, y in zip(s, p, strict=True)) / sum(x * x for x in s)
         for s, p, label in zip(
@@ -197,7 +206,8 @@ def test_the_fixed_point_term_by_its_formula(batch, positions, vocabulary, seed)
     ]
     twin = float(LastIteration()(output, labels)) + 0.3 * sum(terms) / len(terms)
     assert float(FixedPoint(0.3)(output, labels)) == pytest.approx(twin, rel=1e-4)
-    assert FixedPoint(0.3)(output_of(logits), labels) == LastIteration()(output_of(logits), labels)
+    once = dataclasses.replace(output, iterations=torch.full((batch, positions), 1), last_two=None)
+    assert FixedPoint(0.3)(once, labels) == LastIteration()(once, labels)
 
 
 def test_the_residual_is_what_one_more_iteration_moves():
@@ -214,8 +224,30 @@ def test_the_residual_is_what_one_more_iteration_moves():
         torch.testing.assert_close(found.residual.double(), expected[count], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("weights", [{}, {0.0: 1}, {1.5: 1}, {1: -1}, {0.5: 0}])
+@pytest.mark.parametrize("weights", [{}, {0.0: 1}, {1.5: 1}, {1: -1}, {0.5: 0}, {1: math.nan}, {1: math.inf}])
 def test_wrong_weights_are_refused(weights):
     """Guards shares outside of the depth, and a division by nothing."""
     with pytest.raises(ValueError, match="weights must"):
         SeveralIterations(weights)
+
+
+def test_losses_over_iterations_know_what_a_family_means_by_them():
+    """Guards rows of one iteration, whose state before is where they began; few passes that tokens happened to take,
+    where R is what was asked; and a loss that would do nothing."""
+    torch.manual_seed(0)
+    model = RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=7, d_model=8, n_heads=2)).double()
+    ids = torch.randint(7, (2, 5))
+    output = model(ids, iterations=torch.tensor([1, 3]))
+    alone = FixedPoint(1.0)(model(ids[1:], iterations=3), ids[1:]) - LastIteration()(
+        model(ids[1:], iterations=3), ids[1:]
+    )
+    both = FixedPoint(1.0)(output, ids) - LastIteration()(output, ids)
+    torch.testing.assert_close(both, alone / 2)
+    inner = InnerThinkingTransformer(InnerThinkingConfig(vocab_size=7, d_model=8, n_heads=2, n_layers=2)).eval()
+    several = SeveralIterations({0.5: 1, 1.0: 1})
+    output = inner(ids, iterations=4, capacity=(0.0, 0.0, 0.0), read_at=several.read_at(4))
+    assert int(output.iterations.max()) == 1
+    twin = [LastIteration()(inner(ids, iterations=count, capacity=0.0), ids) for count in (2, 4)]
+    torch.testing.assert_close(several(output, ids), sum(twin) / 2)
+    with pytest.raises(ValueError, match="recurrent-depth model"):
+        FixedPoint()(inner(ids, iterations=4, capacity=1.0), ids)

@@ -41,7 +41,9 @@ def group_table(group: Group) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
 
 
 class StateTracking(Task):
-    """Random elements; the answer at each is the product so far. One of n guesses is right, n = 60 or 120.
+    """Random elements; the answer at each is the product so far. With all elements one of n guesses is right, n = 60 or
+    120; with generators short rows stay near the start, and the best guess is right more often (17 % of the time for
+    Z60 at length 8, 11 % at 32; 12 % and 3.6 % for S5): see the column of guesses of an evaluation.
 
     Difficulty is the length. The first elements decide the split of a row (3 of them, or 8 where only generators
     occur), and in validation and test the answers from there on are scored: no training row begins like that.
@@ -50,11 +52,16 @@ class StateTracking(Task):
         length: Default difficulty, the number of elements.
         group: Z60 (addition modulo 60), A5 (even permutations of five things) or S5 (all of them).
         letters: What rows are drawn from: all elements, or two generators of the group (1 and 59; a cycle of five and
-            one of three; a cycle of five and a swap), which leaves the states as they are and their table short.
+            one of three; a cycle of five and a swap), which reach the same states and have a shorter table. Those of
+            Z60 are a random walk.
     """
 
     name: ClassVar[str] = "state_tracking"
     difficulty_name: ClassVar[str] = "length"
+    purpose: ClassVar[str] = (
+        "Says at every element of a row what the product of all so far is, in a group: a task for which no fixed depth "
+        "does at every length, for seeing accuracy grow with iterations."
+    )
 
     def __init__(self, length: int = 32, group: Group = "A5", letters: Letters = "elements") -> None:
         for name, value, known in (("group", group, get_args(Group)), ("letters", letters, get_args(Letters))):

@@ -35,7 +35,7 @@ def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
         best = worst.index(min(worst))
         different.add(best)
         torch.testing.assert_close(found[3].logits[row], runs[best].logits[0])
-        torch.testing.assert_close(found[3].step[0][row], runs[best].state[0])
+        torch.testing.assert_close(found[3].last_two[0][row], runs[best].state[0])
         first = model(ids[row : row + 1], 1, state=starts[row, 0][None])
         torch.testing.assert_close(found[1].logits[row], first.logits[0])
     assert len(different) > 1  # the choice is one
@@ -72,3 +72,18 @@ def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
             evaluate(model, {None: [(ids, labels)]}, restarts=2)
     with pytest.raises(ValueError, match="leave one out"):
         evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, exit="latent:0.03")
+
+
+def test_a_run_that_has_left_the_numbers_answers_for_nobody(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN is the smallest number to argmin."""
+    model, (ids, labels) = make_model("recurrent"), batch()
+    assert isinstance(model, IteratedModel)
+
+    def start(injected: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        states = torch.randn(injected.shape, dtype=injected.dtype, generator=generator)
+        states[::4] = torch.nan
+        return states
+
+    monkeypatch.setattr(model, "start", start)
+    found = dict(restarted(model, ids, [3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
+    assert found[3].logits.isfinite().all()

@@ -39,6 +39,7 @@ def test_perfect_order_is_not_certainty() -> None:
     scores = np.arange(53.0)
     found = auc(scores, scores >= 50)
     assert found is not None and found[0] == found[2] == 1 and found[1] == pytest.approx(0.025 ** (1 / 3))
+    assert auc(np.zeros(9), np.arange(9) < 4) == (0.5, 0.0, 1.0)  # nothing but ties says nothing
     reverse = auc(-scores, scores >= 50)
     assert reverse is not None and reverse[0] == reverse[1] == 0 and reverse[2] == pytest.approx(1 - 0.025 ** (1 / 3))
 
