@@ -7,6 +7,7 @@ import mull
 from mull import cli
 from mull.checkpoints.quantities import si
 from mull.inference import generate as generation
+from mull.inference.arguments import shares
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.inspect import cost_lines
 from mull.inference.measure.results import from_json, to_json
@@ -91,10 +92,10 @@ def test_costs_are_shown_at_what_is_asked_for(model):
 
 def test_capacities_are_read_from_the_command_line(capsys):
     """Guards the parser: a number, or one for each pass; a mistake is named."""
-    assert cli.shares("0.5") == 0.5 and cli.shares("0.9,0,1") == (0.9, 0.0, 1.0)
+    assert shares("0.5") == 0.5 and shares("0.9,0,1") == (0.9, 0.0, 1.0)
     for wrong, message in (("1.2", r"1\.2 lies outside 0 \.\. 1"), ("half", "'half' is no number")):
         with pytest.raises(ValueError, match=message):
-            cli.shares(wrong)
+            shares(wrong)
         assert cli.main(["evaluate", "nowhere", "--capacity", wrong]) == 2
         told = capsys.readouterr().err
         assert "--capacity" in told and "from 0 to 1, as 0.5" in told and wrong in told
