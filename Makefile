@@ -13,9 +13,9 @@ demo: $(INSTALLED)
 	$(BIN)/mull train --config configs/demo.yaml
 	$(BIN)/mull evaluate checkpoints/demo --iterations 1,4,8,16,32,64,128,256 --difficulty 32,64,128,256 --examples 64 \
 		--output checkpoints/demo
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 1
-	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 1 0 1 0 0 1 1 1 0 1 0 0 1" --iterations 32
-	@echo "nine ones: odd is right"
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 0 0 1 0 1 1 0 1 1 1 1 1 0 1 1 0 0" --iterations 1
+	$(BIN)/mull generate checkpoints/demo --prompt "1 0 1 0 0 1 0 1 1 0 1 1 1 1 1 0 1 1 0 0" --iterations 32
+	@echo "twelve ones: even is right"
 	@echo "the picture: checkpoints/demo/evaluation.png"
 
 test: $(INSTALLED)

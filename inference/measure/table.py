@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mull.checkpoints.quantities import (
+    BITS,
     MEAN,
+    NATS,
     PERCENT,
     cells,
     difference,
@@ -49,22 +51,25 @@ def standard_output() -> Console:
 
 
 def settling_table(results: Sequence[Result]) -> Table | None:
-    """Whether the model had finished thinking, by iterations and difficulty, and whether that tells right from wrong;
-    None where nothing says so. Numbers are written as quantities.py says."""
-    rows: dict[int | None, dict[str, str]] = defaultdict(dict)
+    """Whether the model had finished thinking, a row for each difficulty and count, and whether that tells right from
+    wrong; None where nothing says so. Numbers are written as quantities.py says."""
+    rows: dict[tuple[int | None, int | None], dict[str, str]] = {}
     for result in results:
         if result.residual is None:
             continue
-        at, row = "" if result.difficulty is None else f" at {result.difficulty}", asdict(result)
-        cell = rows[result.iterations]
-        cell["iterations"] = cells(row, is_text(results), None)["iterations"]
-        cell[f"residual{at}"] = f"{result.residual:.3f}"
-        cell[f"settled %{at}"] = interval_of(row, "settled", PERCENT)
-        cell[f"AUC{at}"] = interval_of(row, "auc", MEAN)
-    found = {result.difficulty: result.auc_of_all for result in results if result.auc_of_all is not None}
-    together = ", ".join(f"{area:.3f}" + ("" if where is None else f" at {where}") for where, area in found.items())
-    about = f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: of right against wrong"
-    about += f", by residual; 95 % intervals{'; AUC of all counts together: ' * bool(together)}{together}"
+        row, at = asdict(result), result.difficulty
+        first = all(difficulty != at for difficulty, _ in rows)  # of its difficulty
+        rows[at, result.iterations] = {
+            "difficulty": str(at) if first and at is not None else "",
+            "iterations": cells(row, is_text(results), None)["iterations"],
+            "residual": number(result.residual, NATS),
+            "settled %": interval_of(row, "settled", PERCENT),
+            "AUC": interval_of(row, "auc", MEAN),
+            "AUC, all counts": number(result.auc_of_all, BITS) if first else "",
+        }
+    about = (
+        f"residual: largest relative step of an example; settled: below {SETTLED}; AUC: right against wrong by residual"
+    )
     return filled(rows, "had it finished thinking?", about) if rows else None
 
 
@@ -141,7 +146,7 @@ def capacities(found: Mapping[int | None, Result], difficulties: Sequence[int | 
     return {"iterations": first["iterations"], "asked": first["asked %"], **shown}
 
 
-def filled(rows: Mapping[int | None, Mapping[str, str]], title: str | None, caption: str) -> Table:
+def filled(rows: Mapping[Any, Mapping[str, str]], title: str | None, caption: str) -> Table:
     """A table of these cells, one row a count; columns that are blank throughout are left out."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
