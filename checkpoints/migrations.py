@@ -8,20 +8,19 @@ from typing import Any
 
 from mull.models.rules import RULES
 
-LATER: dict[str, Any] = {  # options that came later, at the values that do nothing; of every family
-    "causal": True,
-    "window": 0,
-    "window_heads": 0,
-    "convolution": "none",
-    "kernel": 4,
-    "residual_scale": 1.0,
-}
+LATER: tuple[dict[str, Any], ...] = (  # options that came later, together, at the values that do nothing
+    {"window": 0, "window_heads": 0, "convolution": "none", "kernel": 4, "residual_scale": 1.0},  # of every family
+    {"causal": True},
+)
 
 
 def upgraded(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of config.json by their present names."""
-    if fields.keys().isdisjoint(LATER):
-        fields = {**LATER, **({"damping": 1.0} if model_type == "recurrent_depth" else {}), **fields}
+    if model_type == "recurrent_depth" and fields.keys().isdisjoint(LATER[0]):
+        fields = {"damping": 1.0, **fields}
+    for together in LATER:
+        if fields.keys().isdisjoint(together):
+            fields = {**together, **fields}
     if model_type == "inner_thinking" and "residual_thinking" in fields and "rule" not in fields:
         return with_rule(fields)
     return dict(fields)

@@ -79,8 +79,9 @@ def test_configuration_trains_saves_loads_and_generates(config: Path, tmp_path: 
     model = mull.load(folder)
     prompt = torch.tensor([load_tokenizer(folder).encode("1 0 1").ids])
     count = None if isinstance(model, mull.Transformer) else 2
-    result = mull.generate(model, prompt, iterations=count, max_new_tokens=2)
-    assert result.tokens.shape[1] > prompt.shape[1]
+    if model.config.causal:
+        result = mull.generate(model, prompt, iterations=count, max_new_tokens=2)
+        assert result.tokens.shape[1] > prompt.shape[1]
     assert torch.isfinite(model(prompt, iterations=count).logits).all()
 
 

@@ -49,6 +49,10 @@ COMMON: dict[str, dict[str, Any]] = {
     "qk-norm": {"qk_norm": True},
     "no-qk-bias": {"qk_bias": False},
 }
+NEAR: dict[str, dict[str, Any]] = {  # what reaches a few tokens back
+    "convolved": {"convolution": "mlp", "kernel": 3, "window": 4, "window_heads": 3},
+    "convolved-before": {"convolution": "attention", "positions": "none", "residual_scale": 0.5},
+}
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "recurrent": {
         "plain": {},
@@ -61,6 +65,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "only-core": {"n_prelude": 0, "n_core": 1, "n_coda": 0},
         "no-coda": {"n_prelude": 2, "n_core": 1, "n_coda": 0},
         "both-ways": {"causal": False},
+        **NEAR,
     },
     "inner": {
         "answer": {},  # rules: what a pass makes of the tokens that take it, and of those that do not
@@ -80,7 +85,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "temperature": {"router_temperature": 3.0, "step_start": 0.2, "step_encoding": False},
         "three-passes": {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3},
     },
-    "transformer": {"plain": {}, **COMMON, "pre-norm": {"wiring": "pre_norm"}, "both-ways": {"causal": False}},
+    "transformer": {"plain": {}, **COMMON, "pre-norm": {"wiring": "pre_norm"}, "both-ways": {"causal": False}, **NEAR},
 }
 DECODING = {  # untied, so that greedy text is not one token for ever
     "recurrent/decoding": {"tie_embeddings": False, "exit_gate": True, "mean_iterations": 8},

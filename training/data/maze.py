@@ -26,6 +26,7 @@ class Maze(Task):
     sides 7, 9, 15, 21, 31, so look at whole mazes (exact_match), or compare accuracy with these.
 
     Turned and mirrored mazes, and those with start and goal exchanged, belong to one split, and a test has one of them.
+    Side 7 has few that differ, 23 for a test; from side 9 on there are as many as anybody asks for.
 
     Args:
         side: Default difficulty, the cells of a row, walls around included: 7, 9, 11, ...
