@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BESIDE = {"tests", "docs", "benchmarks", "build", "dist", "wandb", "data"}  # of the root: not needed for building
 SHIPPED = re.findall(r"^\| `checkpoints/([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M)
-FILES = ("README.md", "config.json", "depth.json", "model.safetensors", "tokenizer.json", "training.yaml")
+FILES = ("README.md", "config.json", "depth.json", "depth.png", "model.safetensors", "tokenizer.json", "training.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +40,12 @@ def test_the_wheel_holds_what_a_user_needs_and_nothing_else(wheel: Path) -> None
         for layer in ("models", "checkpoints", "inference", "training")
         for path in (ROOT / layer).rglob("*.py")
     ]
+    page = [f"inference/tracing/page/{path.name}" for path in (ROOT / "inference" / "tracing" / "page").iterdir()]
     configs = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")]
     shipped = [f"checkpoints/{name}/{file}" for name in SHIPPED for file in FILES]
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert len(configs) > 20 and len(SHIPPED) > 2
-    assert held == {f"mull/{name}" for name in [*code, *configs, *shipped, "py.typed"]}
+    assert held == {f"mull/{name}" for name in [*code, *page, *configs, *shipped, "py.typed"]}
 
 
 def test_names_work_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def line_of(call: Callable[[], Any], place: Path) -> str:
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         call()
     message = str(caught.value)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # seconds: it comes to an end, on a busy machine too
     assert message.isprintable() and len(message) <= max(MAX_LINE, 220 + len(str(place))), message
     assert str(place) in message
     return message
@@ -63,7 +63,7 @@ def refused(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     start = time.monotonic()
     assert main(arguments) == 2
     said = capfd.readouterr().err
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # seconds: it comes to an end, on a busy machine too
     assert said.startswith("mull: error: ") and said.count("\n") == 1 and said.strip().isprintable() and len(said) < 520
     return said
 

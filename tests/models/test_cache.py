@@ -1,6 +1,7 @@
 """The cache: what it holds, and when it takes memory."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -66,8 +67,8 @@ def test_rows_of_their_own_counts_are_copied_no_more_often_than_rows_of_one_coun
     taken: list[int] = []
     grow = Cache.grow
 
-    def counted(cache: Cache, layer: int, index: int, columns: int) -> Tensor:
-        before, after = cache.layers.get(layer), grow(cache, layer, index, columns)
+    def counted(cache: Cache, layer: int, *needed: Any) -> Tensor:
+        before, after = cache.layers.get(layer), grow(cache, layer, *needed)
         taken.append(layer) if after is not before else None
         return after
 

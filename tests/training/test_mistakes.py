@@ -17,9 +17,9 @@ from mull.cli import main
         ("model.backprop_iterations", "x", "model.backprop_iterations: x is not an integer"),
         ("seed_everything", "x", "seed_everything: x is not true, false or an integer"),
         (
-            "model.iterations.init_args.mean",
+            "model.iterations.init_args.minimum",
             "x",
-            "model.iterations: mull.training.iterations.LogNormalPoisson: mean: x is not a number",
+            "model.iterations: mull.training.iterations.Uniform: minimum: x is not an integer",
         ),
         (
             "model.network.init_args.config.d_modell",
