@@ -38,7 +38,7 @@ def exported(tmp_path: Path) -> Path:
     export(network(data.task), data, folder, described("Parity", length=12))
     card = (folder / "README.md").read_text()
     assert "whether the ones so far have been even or odd" in card and "By iteration count" not in card
-    measure(folder, data, [1, 2, 4], "mull evaluate tiny --iterations 1,2,4", 8)
+    measure(folder, data, [1, 2, 4], "mull evaluate tiny --iterations 1,2,4", 8, lambda _: None)
     return folder
 
 
