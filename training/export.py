@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from mull.checkpoints.card import About, model_card
-from mull.checkpoints.files import is_there, read_bytes
+from mull.checkpoints.files import is_there
 from mull.checkpoints.replacing import replace_all
-from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, save, verify
+from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, present_card, save, verify
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.inspect import read_depth
@@ -32,7 +32,6 @@ from mull.training.callbacks import calibrate
 from mull.training.evaluation import data_of
 from mull.training.progress import measuring, say
 
-MAX_CARD = 1 << 20  # bytes of a card whose words are kept
 LONGEST_ANSWER = 80  # tokens of the example on a card
 
 
@@ -140,9 +139,8 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
         if any(result.iterations is not None for result in results):
             files[PICTURE] = picture_of(results, model, folder, data)
     about = data.about() if hasattr(data, "about") else None
-    before = read_bytes(folder / CARD, MAX_CARD).decode(errors="replace") if is_there(folder / CARD) else ""
     picture = PICTURE if PICTURE in files else None
-    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, before)
+    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, present_card(folder))
     replace_all(folder, {**files, CARD: card.encode()})
 
 

@@ -123,7 +123,7 @@ def test_a_finished_run_is_measured_where_it_was_trained(elsewhere: ModuleType, 
             folder, model = tmp_path / str(device), copy.deepcopy(trained)
             export(model, data, folder, "{}", device)
             assert model.device == torch.device(device)
-            measure(folder, data, [1, 3], "mull train", 8, device)
+            measure(folder, data, [1, 3], "mull train", 8, lambda _: None, device)
             rows = json.loads((folder / "depth.json").read_text())["rows"]
             found.append([{name: value for name, value in row.items() if name != "seconds"} for row in rows])
     assert found[0][0] == pytest.approx(found[1][0]) and found[0][1] == pytest.approx(found[1][1])

@@ -38,7 +38,7 @@ def exported(tmp_path: Path) -> Path:
     export(network(data.task), data, folder, described("Parity", length=12))
     card = (folder / "README.md").read_text()
     assert "whether the ones so far have been even or odd" in card and "By iteration count" not in card
-    measure(folder, data, [1, 2, 4], "mull evaluate tiny --iterations 1,2,4", 8)
+    measure(folder, data, [1, 2, 4], "mull evaluate tiny --iterations 1,2,4", 8, lambda _: None)
     return folder
 
 
@@ -104,6 +104,16 @@ def test_results_can_be_kept_in_the_folder(exported: Path, capsys: pytest.Captur
     assert found["rows"] == json.loads(capsys.readouterr().out)["rows"]
     assert [row["reference"] for row in found["rows"]] == [3, None]  # 2, the default count, was not measured
     assert "| 16 | 1 |" in (exported / "README.md").read_text()
+
+
+def test_training_anew_keeps_own_words(exported: Path) -> None:
+    """Guards own words and the licence of the weights where a folder is trained anew and exported again."""
+    file = exported / "README.md"
+    file.write_text(file.read_text().replace("not stated by whoever trained them", "MIT") + "\nOf sheep.\n")
+    task = Parity(12)
+    data = TaskData(task, batch_size=4, validation_examples=8)
+    export(network(task), data, exported, described("Parity", length=12))
+    assert file.read_text().endswith("\n\nOf sheep.\n") and "- weights: MIT\n" in file.read_text()
 
 
 def test_new_weights_lose_the_picture_of_the_old(exported: Path) -> None:
