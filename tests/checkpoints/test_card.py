@@ -119,6 +119,15 @@ def test_a_card_that_is_written_again_keeps_what_somebody_wrote() -> None:
     assert model_card("y", MODELS[0].config, None, None, before=again) == again
 
 
+def test_a_page_that_is_not_mulls_is_kept_whole() -> None:
+    """Guards a README.md of somebody's own, without the line above own words: nothing of it is lost, and none of it
+    moves or doubles when the card is written again."""
+    own = "# My sheep\n\nCounted by hand.\n"
+    card = model_card("x", MODELS[0].config, None, None, before=own)
+    assert card == model_card("x", MODELS[0].config, None) + "\n" + own
+    assert model_card("x", MODELS[0].config, None, None, before=card) == card
+
+
 def test_a_save_keeps_what_somebody_wrote(tmp_path: Path) -> None:
     """Guards own words and the licence of the weights where other weights are saved over a folder."""
     mull.save(MODELS[0], tmp_path)
