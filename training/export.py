@@ -110,7 +110,7 @@ def record(folder: str | Path, data: Any, results: Sequence[Result], command: st
 
     Args:
         folder: the folder.
-        data: the data module that the results were measured on.
+        data: the data module that the model was trained on; None if it is not known.
         results: of an evaluation of its model.
         command: the command line.
     """
@@ -122,7 +122,7 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
 
     Args:
         folder: a checkpoint folder.
-        data: its data module, which says what the model is for if it has an `about`.
+        data: the data module of its training, which says what the model is for if it has an `about`; None if unknown.
         depth: a depth.json to write with them; None takes the one that is there.
 
     Raises:
@@ -147,19 +147,24 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
 def renew_card(folder: str | Path) -> None:
     """Write the card and the picture of a checkpoint folder anew, from what it holds; see `write_card`.
 
-    Of its training.yaml the names of tasks and texts are used, and no text is read. Without one, or with data that mull
-    does not know, the card says less.
-
     Raises:
         FileNotFoundError, ValueError: the folder is no sound one.
     """
     folder = Path(folder).expanduser()
     verify(folder)
+    write_card(folder, trained_on(folder))
+
+
+def trained_on(folder: str | Path) -> Any:
+    """The data module that the model of a folder was trained on, for what it says of itself; None if it is not known.
+
+    Of training.yaml the names of tasks and texts are used, and no text is read. Without one, or with data that mull
+    does not know, a card says less.
+    """
     try:
-        data = data_of(folder, trust=True)
+        return data_of(folder, trust=True)
     except (FileNotFoundError, ValueError):
-        data = None
-    write_card(folder, data)
+        return None
 
 
 def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, data: Any) -> bytes:
