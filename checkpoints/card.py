@@ -2,7 +2,7 @@
 
 What it is for, an example, a picture, the licences, accuracy or loss by iteration count, and the shape. What stands
 below the line KEPT is somebody's own words, and so is the licence of the weights: a card that is written again has them
-as they were.
+as they were. A page without that line is not mull's, so all of it is somebody's own words.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def model_card(
         depth: what depth.json holds; None for a model that has not been measured.
         about: what its data says of it; None if there is nobody to ask.
         picture: the file of a picture of `depth`, in the same folder.
-        before: the card that this one replaces.
+        before: the page that this one replaces; empty where there is none.
     """
     article = "An" if config.model_type[0] in "aeio" else "A"
     made = f"{article} `{config.model_type}` model of {config.parameters:,} parameters, made with mull."
@@ -75,7 +75,14 @@ def model_card(
     lines += ["", "## Shape", "", "| field | value |", "|---|---|"]
     lines += [f"| {field} | {value} |" for field, value in asdict(config).items()]
     lines += ["", KEPT]
-    return "\n".join(lines) + "\n" + before.partition(KEPT)[2].removeprefix("\n")
+    return "\n".join(lines) + "\n" + own_words(before)
+
+
+def own_words(card: str) -> str:
+    """What somebody has written: below the line KEPT, or all of a page that has none and so is not mull's."""
+    if KEPT in card:
+        return card.partition(KEPT)[2].removeprefix("\n")
+    return f"\n{card}" if card.strip() else ""
 
 
 def example(about: About | None) -> list[str]:

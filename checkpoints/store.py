@@ -63,6 +63,7 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, PICTURE, CARD = (
 )
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
 UNREGISTERED = f"import the module of its author that registers it first (--plugin), or {AGAIN}"
+MAX_CARD = 1 << 20  # bytes of a card whose words are kept
 MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
 MAX_SIZE = 2**31 - 1  # any other size
 
@@ -77,7 +78,7 @@ def save(
     """Write a checkpoint folder; an existing one has these files replaced and all others left alone.
 
     training.yaml, depth.json and depth.png speak of the weights: where they are not given, those of the old weights are
-    removed.
+    removed. README.md is written anew, and keeps somebody's own words and the licence of the weights (card.py).
 
     Args:
         model: any registered family.
@@ -118,9 +119,14 @@ def save(
         contents[TRAINING] = (training if isinstance(training, str) else json.dumps(training, indent=2)).encode()
     if depth is not None:
         contents[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
-    contents[CARD] = model_card(folder.resolve().name, model.config, depth).encode()
+    contents[CARD] = model_card(folder.resolve().name, model.config, depth, before=present_card(folder)).encode()
     contents[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()  # last: it vouches for the weights
     replace_all(folder, contents, removed=[name for name in (TRAINING, DEPTH, PICTURE) if name not in contents])
+
+
+def present_card(folder: Path) -> str:
+    """The model card of a folder, which the next one keeps words of; empty where there is none."""
+    return read_bytes(folder / CARD, MAX_CARD).decode(errors="replace") if is_there(folder / CARD) else ""
 
 
 def tokenizer_sum(folder: Path, written: bytes | None) -> str | None:

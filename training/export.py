@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from mull.checkpoints.card import About, model_card
-from mull.checkpoints.files import is_there, read_bytes
+from mull.checkpoints.files import is_there
 from mull.checkpoints.replacing import replace_all
-from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, save, verify
+from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, present_card, save, verify
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.inspect import read_depth
@@ -32,7 +32,6 @@ from mull.training.callbacks import calibrate
 from mull.training.evaluation import data_of
 from mull.training.progress import measuring, say
 
-MAX_CARD = 1 << 20  # bytes of a card whose words are kept
 LONGEST_ANSWER = 80  # tokens of the example on a card
 
 
@@ -111,7 +110,7 @@ def record(folder: str | Path, data: Any, results: Sequence[Result], command: st
 
     Args:
         folder: the folder.
-        data: the data module that the results were measured on.
+        data: the data module that the model was trained on; None if it is not known.
         results: of an evaluation of its model.
         command: the command line.
     """
@@ -123,7 +122,7 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
 
     Args:
         folder: a checkpoint folder.
-        data: its data module, which says what the model is for if it has an `about`.
+        data: the data module of its training, which says what the model is for if it has an `about`; None if unknown.
         depth: a depth.json to write with them; None takes the one that is there.
 
     Raises:
@@ -140,28 +139,32 @@ def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> 
         if any(result.iterations is not None for result in results):
             files[PICTURE] = picture_of(results, model, folder, data)
     about = data.about() if hasattr(data, "about") else None
-    before = read_bytes(folder / CARD, MAX_CARD).decode(errors="replace") if is_there(folder / CARD) else ""
     picture = PICTURE if PICTURE in files else None
-    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, before)
+    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, present_card(folder))
     replace_all(folder, {**files, CARD: card.encode()})
 
 
 def renew_card(folder: str | Path) -> None:
     """Write the card and the picture of a checkpoint folder anew, from what it holds; see `write_card`.
 
-    Of its training.yaml the names of tasks and texts are used, and no text is read. Without one, or with data that mull
-    does not know, the card says less.
-
     Raises:
         FileNotFoundError, ValueError: the folder is no sound one.
     """
     folder = Path(folder).expanduser()
     verify(folder)
+    write_card(folder, trained_on(folder))
+
+
+def trained_on(folder: str | Path) -> Any:
+    """The data module that the model of a folder was trained on, for what it says of itself; None if it is not known.
+
+    Of training.yaml the names of tasks and texts are used, and no text is read. Without one, or with data that mull
+    does not know, a card says less.
+    """
     try:
-        data = data_of(folder, trust=True)
+        return data_of(folder, trust=True)
     except (FileNotFoundError, ValueError):
-        data = None
-    write_card(folder, data)
+        return None
 
 
 def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, data: Any) -> bytes:

@@ -14,7 +14,7 @@ from mull.inference.measure.tokens import show
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
-from mull.training.export import record
+from mull.training.export import record, trained_on
 
 
 def report(options: Any, command: str) -> None:
@@ -60,7 +60,7 @@ def report(options: Any, command: str) -> None:
         restarts=options.restarts,
     )
     if options.record:
-        record(options.folder, data, results, command)
+        record(options.folder, trained_on(options.folder), results, command)  # not what --paths names
     if output is not None:  # before anything is printed, which ends where nobody reads any more
         title, trained = Path(options.folder).resolve().name, model.config.default_iterations
         unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)

@@ -152,11 +152,15 @@ def announce(run: TrainingCLI, there: Standing) -> None:
     """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
     threads, device = torch.get_num_threads(), run.trainer.strategy.root_device
-    done = "" if there.state is None else f"{read_state(there.state)['global_step']} of "
+    step = None if there.state is None else read_state(there.state)["global_step"]
+    if run.trainer.max_steps == -1:
+        length = f"{'' if step is None else f'{step} steps of '}{run.trainer.max_epochs} epochs"
+    else:
+        length = f"{'' if step is None else f'{step} of '}{run.trainer.max_steps} steps"
     start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
     say(
         f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
-        f"{done}{run.trainer.max_steps} steps, {threads} thread{'s' * (threads != 1)}, {device}"
+        f"{length}, {threads} thread{'s' * (threads != 1)}, {device}"
     )
 
 

@@ -61,6 +61,7 @@ class Saving(Checkpoint):
         self.whole = True  # no gradients have accumulated since the last optimizer step
         self.due = False  # the state of the last step is to be kept
         self.validating = False  # the state that is being written is followed by its validation
+        self.making_up = False  # the last start was ended inside a validation that this one has first
         self.extended = False  # the trainer believes in one more step, so as to make up for the last validation
         self.saved = 0  # optimizer steps of the last state
         self.pending: int | None = None  # optimizer steps of a state that is written and does not count yet
@@ -116,6 +117,11 @@ class Saving(Checkpoint):
     ) -> None:
         self.commit(trainer)
         self.leave_if_told()
+        if self.making_up:
+            self.made_up(trainer)
+            if batch_idx >= trainer.num_training_batches or trainer.global_step >= total_steps(trainer):
+                uncount_batch(trainer)  # this start has no validations, and the epoch or the run is over
+                raise StopIteration  # which is how the trainer's loop over batches is left
         self.before = trainer.global_step
 
     def on_train_batch_end(
@@ -171,9 +177,7 @@ class Saving(Checkpoint):
         """Write the state again, with what callbacks made of the validation; early stopping may have ended training."""
         if trainer.sanity_checking:
             return
-        if self.extended:
-            trainer.fit_loop.epoch_loop.max_steps -= 1
-            self.extended = False
+        self.made_up(trainer)
         if not self.whole:
             self.postpone(trainer)
         elif may_stop(trainer) or (not by_clock(trainer) and (self.ask(trainer) or self.due)):
@@ -185,19 +189,28 @@ class Saving(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self.due = bool(checkpoint.get("mull", {}).get("validating"))  # whose state is written again when it is over
+        self.making_up = self.due = bool(checkpoint.get("mull", {}).get("validating"))  # it is written again after it
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Where all steps are taken and only the last validation is missing, keep the trainer from ending at once."""
-        self.extended = self.due
+        """Where all steps are taken and only the last validation is missing, keep the trainer from ending at once.
+
+        A run that is measured in epochs has no end of steps, and its trainer ends an epoch after its validation.
+        """
+        self.extended = self.making_up and trainer.max_steps != -1
         trainer.fit_loop.epoch_loop.max_steps += self.extended
+
+    def made_up(self, trainer: pl.Trainer) -> None:
+        """Go on as usual: the missing validation is over, or does not come, since this start has none."""
+        trainer.fit_loop.epoch_loop.max_steps -= self.extended
+        self.making_up = self.extended = False
 
     # ends -----------------------------------------------------------------------------------------------------------
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save again what other callbacks did at the end of an epoch of data that ends."""
-        ends = trainer.num_training_batches != float("inf")
-        if (ends and self.pending is not None) or (may_stop(trainer) and self.pending is None):
+        """Save again what other callbacks did at the end of an epoch of data that ends; and the end, if nothing has."""
+        self.made_up(trainer)
+        ends, over = trainer.num_training_batches != float("inf"), trainer.global_step >= total_steps(trainer)
+        if (ends and self.pending is not None) or ((over or may_stop(trainer)) and self.pending is None):
             self.write(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -277,6 +290,13 @@ def validates_in_next_step(trainer: pl.Trainer) -> bool:
 def validation_progress(trainer: pl.Trainer) -> Any:
     """The trainer's count of validation batches."""
     return trainer.fit_loop.epoch_loop.val_loop.batch_progress
+
+
+def uncount_batch(trainer: pl.Trainer) -> None:
+    """Let the trainer's count of batches leave the present one out, which is not trained on."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    for counts in (progress.total, progress.current):
+        counts.ready -= 1
 
 
 def begin_validation(progress: dict[str, Any]) -> None:

@@ -119,6 +119,25 @@ def test_a_card_that_is_written_again_keeps_what_somebody_wrote() -> None:
     assert model_card("y", MODELS[0].config, None, None, before=again) == again
 
 
+def test_a_page_that_is_not_mulls_is_kept_whole() -> None:
+    """Guards a README.md of somebody's own, without the line above own words: nothing of it is lost, and none of it
+    moves or doubles when the card is written again."""
+    own = "# My sheep\n\nCounted by hand.\n"
+    card = model_card("x", MODELS[0].config, None, None, before=own)
+    assert card == model_card("x", MODELS[0].config, None) + "\n" + own
+    assert model_card("x", MODELS[0].config, None, None, before=card) == card
+
+
+def test_a_save_keeps_what_somebody_wrote(tmp_path: Path) -> None:
+    """Guards own words and the licence of the weights where other weights are saved over a folder."""
+    mull.save(MODELS[0], tmp_path)
+    file = tmp_path / "README.md"
+    file.write_text(file.read_text().replace("not stated by whoever trained them", "MIT") + "\nOf sheep.\n")
+    mull.save(MODELS[1], tmp_path)
+    card = file.read_text()
+    assert "A `transformer` model" in card and "- weights: MIT\n" in card and card.endswith(KEPT + "\n\nOf sheep.\n")
+
+
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (3, "3"), (12345, "12,345"), ("text", "text")])
 def test_cell(value: Any, text: str) -> None:
     """Guards the format of a number."""

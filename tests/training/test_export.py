@@ -106,6 +106,34 @@ def test_results_can_be_kept_in_the_folder(exported: Path, capsys: pytest.Captur
     assert "| 16 | 1 |" in (exported / "README.md").read_text()
 
 
+def test_a_card_never_takes_what_was_measured_on_for_what_was_trained_on(tmp_path: Path) -> None:
+    """Guards `evaluate --paths --record`: the text that is measured on stands in the command, and nowhere else."""
+    for name in ("novel", "sheep"):
+        (tmp_path / f"{name}.txt").write_text(f"Once there was a {name}, and it was counted. " * 40)
+    init = {"paths": [str(tmp_path / "novel.txt")], "length": 16}
+    model = mull.Transformer(mull.TransformerConfig(vocab_size=257, d_model=16, n_heads=2, n_layers=1, max_length=16))
+    training = {"data": {"class_path": "mull.training.data.TextData", "init_args": init}}
+    mull.save(model, tmp_path / "tiny", training=training)
+    line = ["evaluate", str(tmp_path / "tiny"), "--paths", str(tmp_path / "sheep.txt"), "--examples", "4"]
+    assert main([*line, "--record"]) == 0
+    card = (tmp_path / "tiny" / "README.md").read_text()
+    assert "- data: novel.txt: licence unknown to mull\n" in card
+    assert [text for text in card.splitlines() if "sheep" in text] == [f"`{' '.join(['mull', *line])}`"]
+    (tmp_path / "tiny" / "training.yaml").unlink()
+    assert main([*line, "--record"]) == 0
+    assert "- data: unknown\n" in (tmp_path / "tiny" / "README.md").read_text()
+
+
+def test_training_anew_keeps_own_words(exported: Path) -> None:
+    """Guards own words and the licence of the weights where a folder is trained anew and exported again."""
+    file = exported / "README.md"
+    file.write_text(file.read_text().replace("not stated by whoever trained them", "MIT") + "\nOf sheep.\n")
+    task = Parity(12)
+    data = TaskData(task, batch_size=4, validation_examples=8)
+    export(network(task), data, exported, described("Parity", length=12))
+    assert file.read_text().endswith("\n\nOf sheep.\n") and "- weights: MIT\n" in file.read_text()
+
+
 def test_new_weights_lose_the_picture_of_the_old(exported: Path) -> None:
     mull.save(network(Parity(12)), exported)
     assert not (exported / "depth.png").exists() and not (exported / "depth.json").exists()

@@ -23,6 +23,7 @@ from mull.training.run import train
 from mull.training.states import LAST
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
+EPOCHS = {"trainer": {"max_steps": -1, "max_epochs": 2, "limit_train_batches": 3}}  # the six steps, measured in epochs
 
 
 class Broken(Exception):
@@ -45,7 +46,7 @@ def whole(tmp_path_factory, reliability):
     def make(name):
         if name not in made:
             folder = tmp_path_factory.mktemp("whole")
-            args = reliability.arguments(folder, reliability.VARIANTS[name])
+            args = reliability.arguments(folder, EPOCHS if name == "epochs" else reliability.VARIANTS[name])
             train([*args, str(folder / "whole")])
             made[name] = args, reliability.outcome(folder / "whole")
         return made[name]
@@ -131,15 +132,9 @@ def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, numb
     assert reliability.outcome(folder) == expected
 
 
-@pytest.mark.parametrize(
-    ("variant", "batch"),  # a validation has two batches
-    [("average", 1), ("average", 4), ("accumulation, average", 1), ("accumulation, average", 7), ("early stopping", 3)],
-)
-def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tmp_path, variant, batch):
-    """Guards long validations, the last one and one between two steps included: the step before it is saved, one line
-    says so, and the same line makes up for the validation as if it had not been cut short."""
-    args, expected = whole(variant)
-    folder, seen = tmp_path / "out", []
+def ended_in_validation(args, folder, reliability, batch):
+    """End a run by SIGTERM at the end of this batch of validations; return its lines and the step."""
+    seen, place = [], folder.parent
 
     def work():
         real = DepthValidation.on_validation_batch_end
@@ -147,23 +142,58 @@ def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tm
         def counting(self, trainer, *rest):
             real(self, trainer, *rest)
             seen.append(trainer.global_step)
-            (tmp_path / "seen").write_text(json.dumps(seen))
+            (place / "seen").write_text(json.dumps(seen))
             if len(seen) == batch:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        with pytest.MonkeyPatch.context() as patch, open(tmp_path / "said", "w") as said:
+        with pytest.MonkeyPatch.context() as patch, open(place / "said", "w") as said:
             patch.setattr(sys, "stdout", said)
             patch.setattr(DepthValidation, "on_validation_batch_end", counting)
             train([*args, str(folder)])
 
     assert reliability.in_child(work, folder) == 128 + signal.SIGTERM
-    steps = json.loads((tmp_path / "seen").read_text())
+    steps = json.loads((place / "seen").read_text())
     assert len(steps) == batch  # no batch more
-    said = (tmp_path / "said").read_text().splitlines()
-    assert said[1:] == [f"SIGTERM: {folder} stopped, step {steps[-1]} is saved; the same line goes on"]
-    assert step_of(folder) == steps[-1]
+    return (place / "said").read_text().splitlines(), steps[-1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "batch"),  # a validation has two batches
+    [
+        ("average", 1),
+        ("average", 4),
+        ("accumulation, average", 1),
+        ("accumulation, average", 7),
+        ("early stopping", 3),
+        ("epochs", 1),
+        ("epochs", 3),
+    ],
+)
+def test_a_signal_ends_a_validation_before_its_next_batch(whole, reliability, tmp_path, variant, batch, capsys):
+    """Guards long validations, the last one and one between two steps included, of runs measured in steps and in
+    epochs: the step before it is saved, one line says so, and the same line makes up for the validation as if it had
+    not been cut short."""
+    args, expected = whole(variant)
+    folder = tmp_path / "out"
+    said, step = ended_in_validation(args, folder, reliability, batch)
+    assert said[1:] == [f"SIGTERM: {folder} stopped, step {step} is saved; the same line goes on"]
+    assert step_of(folder) == step
+    capsys.readouterr()
     train([*args, str(folder)])
+    if variant == "epochs":
+        assert said[0].split(", ")[1] == "2 epochs" and f", {step} steps of 2 epochs, " in capsys.readouterr().out
     assert reliability.outcome(folder) == expected
+
+
+@pytest.mark.parametrize(("variant", "batch"), [("plain", 1), ("plain", 4), ("epochs", 1), ("epochs", 3)])
+def test_a_validation_that_never_comes_is_not_waited_for(whole, reliability, tmp_path, variant, batch):
+    """Guards the number of steps where a signal ends a validation and the next start has none: not one more, and the
+    run is finished."""
+    args, expected = whole(variant)
+    folder = tmp_path / "out"
+    ended_in_validation(args, folder, reliability, batch)
+    train([*args, str(folder), "--trainer.limit_val_batches", "0"])
+    assert step_of(folder) == 6 and reliability.outcome(folder)["weights"] == expected["weights"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
