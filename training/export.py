@@ -101,11 +101,11 @@ def measure(
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
     log(results)
-    record(folder, data, results, command)
+    keep_results(folder, data, results, command)
     print_table(results)
 
 
-def record(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
+def keep_results(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
     """Keep results in a checkpoint folder: depth.json, with the command line that makes them, its picture and the card.
 
     Args:
