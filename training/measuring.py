@@ -14,7 +14,7 @@ from mull.inference.measure.tokens import show
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
-from mull.training.export import keep_results, trained_on
+from mull.training.export import check_keeping, keep_results, trained_on
 
 
 def measure_folder(options: Any, command: str) -> None:
@@ -28,6 +28,8 @@ def measure_folder(options: Any, command: str) -> None:
         FileNotFoundError, ValueError: the folder or an option is wrong.
     """
     check(options)
+    if options.record:
+        check_keeping(options.folder)
     output = Path(options.output).expanduser() if options.output else None
     blocking = None if output is None else file_in_the_way(output)
     if blocking is not None:
@@ -58,16 +60,18 @@ def measure_folder(options: Any, command: str) -> None:
         exit=options.exit,
         restarts=options.restarts,
     )
-    if options.record:
-        keep_results(options.folder, trained_on(options.folder), results, command)  # not what --paths names
     if output is not None:  # before anything is printed, which ends where nobody reads any more
         title, trained = Path(options.folder).resolve().name, model.config.default_iterations
         unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
         write_report(output, results, title, trained, unit, chance)
-    if options.json:
-        print(to_json(results))
-    else:
-        print_table(results, title=options.folder, settling=options.settling)
+    try:
+        if options.record:
+            keep_results(options.folder, trained_on(options.folder), results, command)  # not what --paths names
+    finally:  # results that cannot be kept are shown all the same
+        if options.json:
+            print(to_json(results))
+        else:
+            print_table(results, title=options.folder, settling=options.settling)
 
 
 def check(options: Any) -> None:
