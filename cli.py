@@ -133,7 +133,7 @@ def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
     from mull.inference.arguments import at_least, counts, shares
     from mull.models.selection import Selection
-    from mull.training.report import report
+    from mull.training.measuring import measure_folder
 
     parser = new_parser("evaluate")
     parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
@@ -158,7 +158,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
-    report(parse(parser, args, ["exit"]), command)
+    measure_folder(parse(parser, args, ["exit"]), command)
 
 
 def generate(args: list[str]) -> int:

@@ -72,6 +72,10 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["generate", "FOLDER", "--prompt", "1", "--decode", "speculate:²:4"], "iterations '²' is not an integer"),
         (["generate", "FOLDER", "--prompt", "1", "--seed", str(2**63)], "integer from 0 to 2^63 - 1"),
         (["evaluate", "FOLDER", "--tokens", "--json"], "leave --json out"),
+        (
+            ["evaluate", "FOLDER", "--tokens", "--record", "--restarts", "3", "--settling"],
+            "leave --record, --settling, --restarts out",
+        ),
         (["evaluate", "FOLDER", "--exit", "null"], "exit 'null' is not known"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
@@ -273,6 +277,13 @@ def test_an_evaluation_that_nobody_reads_is_written(folder, tmp_path, monkeypatc
     arguments = ["evaluate", str(folder), "--examples", "4", "--difficulty", "8", "--iterations", "4", *options]
     assert main([*arguments, "--output=~/x"]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == files
+
+
+@pytest.mark.parametrize("option", [["--json"], ["--record"], ["--settling"], ["--restarts", "2"]])
+def test_options_that_tables_of_tokens_leave_out_are_refused_at_once(folder, monkeypatch, capsys, option):
+    """Guards whoever waits for a record that --tokens would not make: they are told before the model is loaded."""
+    monkeypatch.setattr("mull.training.measuring.load", lambda *_: pytest.fail("the model was loaded"))
+    assert f"leave {option[0]} out" in fails(["evaluate", str(folder), "--tokens", *option], capsys)
 
 
 def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path) -> None:

@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,11 +102,11 @@ def measure(
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
     log(results)
-    record(folder, data, results, command)
+    keep_results(folder, data, results, command)
     print_table(results)
 
 
-def record(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
+def keep_results(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
     """Keep results in a checkpoint folder: depth.json, with the command line that makes them, its picture and the card.
 
     Args:
@@ -115,6 +116,19 @@ def record(folder: str | Path, data: Any, results: Sequence[Result], command: st
         command: the command line.
     """
     write_card(Path(folder).expanduser(), data, {"command": command, **json.loads(to_json(results))})
+
+
+def check_keeping(folder: str | Path) -> None:
+    """Raise ValueError where results could not be kept in a checkpoint folder; nothing is left of the trial."""
+    folder = Path(folder).expanduser()
+    present_card(folder)  # whose words are to be kept
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written ({error.strerror}): leave --record out, or measure a copy"
+        ) from error
 
 
 def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> None:

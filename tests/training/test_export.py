@@ -1,5 +1,6 @@
 """What a run leaves for people: a card that says what the model is for, with an example and a picture."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mull.checkpoints.card import model_card
 from mull.cli import main
 from mull.training.data import Addition, Parity, PHop, TaskData, TextData
 from mull.training.data.task import Task
-from mull.training.export import asked, export, measure, renew_card
+from mull.training.export import asked, check_keeping, export, measure, renew_card
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -122,6 +123,42 @@ def test_a_card_never_takes_what_was_measured_on_for_what_was_trained_on(tmp_pat
     (tmp_path / "tiny" / "training.yaml").unlink()
     assert main([*line, "--record"]) == 0
     assert "- data: unknown\n" in (tmp_path / "tiny" / "README.md").read_text()
+
+
+def test_results_are_shown_and_written_where_they_cannot_be_kept(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards a long evaluation whose record fails at the end, as on a full disk: one line, and no result is lost."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "tiny")
+
+    monkeypatch.setattr("mull.training.measuring.keep_results", full)
+    line = ["evaluate", str(exported), "--examples", "4", "--iterations", "1,3", "--output", str(tmp_path / "found")]
+    capsys.readouterr()
+    assert main([*line, "--record", "--json"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("mull: error: tiny: No space left") and said.err.count("\n") == 1
+    assert len(json.loads(said.out)["rows"]) == 2 and said.out == (tmp_path / "found" / "evaluation.json").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards `evaluate --record` of a folder that is read-only: told at once, and nothing is left in it."""
+
+    def refused(**_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    files = sorted(exported.iterdir())
+    monkeypatch.setattr("mull.training.measuring.evaluate", lambda *_, **__: pytest.fail("it was measured"))
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", refused)
+        assert main(["evaluate", str(exported), "--examples", "4", "--record"]) == 2
+    said = capsys.readouterr().err
+    assert f"{exported} cannot be written (Read-only file system): leave --record out" in said
+    check_keeping(exported)
+    assert sorted(exported.iterdir()) == files
 
 
 def test_training_anew_keeps_own_words(exported: Path) -> None:

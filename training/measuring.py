@@ -14,10 +14,10 @@ from mull.inference.measure.tokens import show
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
-from mull.training.export import record, trained_on
+from mull.training.export import check_keeping, keep_results, trained_on
 
 
-def report(options: Any, command: str) -> None:
+def measure_folder(options: Any, command: str) -> None:
     """Measure the model of a folder.
 
     Args:
@@ -27,6 +27,9 @@ def report(options: Any, command: str) -> None:
     Raises:
         FileNotFoundError, ValueError: the folder or an option is wrong.
     """
+    check(options)
+    if options.record:
+        check_keeping(options.folder)
     output = Path(options.output).expanduser() if options.output else None
     blocking = None if output is None else file_in_the_way(output)
     if blocking is not None:
@@ -39,8 +42,6 @@ def report(options: Any, command: str) -> None:
         min(options.batch_size, options.examples),
         **({} if options.seed is None else {"seed": options.seed}),
     )
-    if options.tokens and options.json:
-        raise ValueError("--tokens prints tables: leave --json out")
     choose_exit(model, options.exit)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
@@ -59,16 +60,27 @@ def report(options: Any, command: str) -> None:
         exit=options.exit,
         restarts=options.restarts,
     )
-    if options.record:
-        record(options.folder, trained_on(options.folder), results, command)  # not what --paths names
     if output is not None:  # before anything is printed, which ends where nobody reads any more
         title, trained = Path(options.folder).resolve().name, model.config.default_iterations
         unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
         write_report(output, results, title, trained, unit, chance)
-    if options.json:
-        print(to_json(results))
-    else:
-        print_table(results, title=options.folder, settling=options.settling)
+    try:
+        if options.record:
+            keep_results(options.folder, trained_on(options.folder), results, command)  # not what --paths names
+    finally:  # results that cannot be kept are shown all the same
+        if options.json:
+            print(to_json(results))
+        else:
+            print_table(results, title=options.folder, settling=options.settling)
+
+
+def check(options: Any) -> None:
+    """Raise ValueError for options that do not go together, before anything is read."""
+    others = {"--json": options.json, "--record": options.record, "--settling": options.settling}
+    others["--restarts"] = options.restarts > 1
+    asked = [name for name, given in others.items() if given]
+    if options.tokens and asked:
+        raise ValueError(f"--tokens prints tables of its own, and measures nothing else: leave {', '.join(asked)} out")
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:
