@@ -103,6 +103,8 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     try:
         measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples, log, device)
     except (KeyboardInterrupt, SystemExit) as told:
+        if isinstance(told, SystemExit) and told.code != 128 + signal.SIGTERM:  # what a plugin ends with is its own
+            raise
         ended = Stopped(signal.SIGINT if isinstance(told, KeyboardInterrupt) else signal.SIGTERM, steps)
         say(f"{ended.name}: {run.folder} is trained and saved; the same line measures it")
         raise ended from None

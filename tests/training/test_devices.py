@@ -24,6 +24,7 @@ from mull.training.export import export, measure
 from mull.training.losses import ExpectedOverIterations, LastIteration
 from mull.training.module import TrainingModule
 from mull.training.optimizers import AdamW, MuonAdamW
+from mull.training.records import flat
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, loggers and batch sizes
 
@@ -125,5 +126,5 @@ def test_a_finished_run_is_measured_where_it_was_trained(elsewhere: ModuleType, 
             assert model.device == torch.device(device)
             measure(folder, data, [1, 3], "mull train", 8, lambda _: None, device)
             rows = json.loads((folder / "depth.json").read_text())["rows"]
-            found.append([{name: value for name, value in row.items() if name != "seconds"} for row in rows])
+            found.append([flat({name: value for name, value in row.items() if name != "seconds"}) for row in rows])
     assert found[0][0] == pytest.approx(found[1][0]) and found[0][1] == pytest.approx(found[1][1])
