@@ -153,8 +153,12 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
     parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--restarts", type=at_least(1), default=1, help="runs from random states; the calmest answers")
-    parser.add_argument("--settling", action="store_true", help="had it finished thinking, and does that tell errors")
+    parser.add_argument(
+        "--restarts", type=at_least(1), default=1, help="random starts; the one that moves least at the end answers"
+    )
+    parser.add_argument(
+        "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
+    )
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])

@@ -79,7 +79,7 @@ def bounds_of_bits(row: Row) -> tuple[float | None, float | None]:
     return low * bits / loss, high * bits / loss
 
 
-def headline(row: Row, text: bool) -> str:
+def written_headline(row: Row, text: bool) -> str:
     """The one number that a result is shown by, with its interval: bits per byte, or accuracy in percent."""
     if text:
         return with_interval(row.get("bits_per_byte"), *bounds_of_bits(row), BITS)
@@ -111,7 +111,7 @@ def cells(row: Row, text: bool, reference: int | None) -> dict[str, str]:
     count = row.get("iterations")
     return {
         "iterations": "-" if count is None else f"{count:,}",
-        "bits per byte" if text else "accuracy %": headline(row, text),
+        "bits per byte" if text else "accuracy %": written_headline(row, text),
         difference_name(reference): difference(row, text),
         "exact %": interval_of(row, "exact_match", PERCENT),
         "loss": with_interval(row.get("loss"), None, None, NATS),

@@ -40,7 +40,13 @@ class TensorBoardLog(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         try:
-            super().__init__(folder, name="logs", version="tensorboard", default_hp_metric=False)
+            super().__init__(
+                folder,
+                name="logs",
+                version="tensorboard",
+                default_hp_metric=False,
+                filename_suffix=f".{uuid.uuid4().hex[:8]}",  # names are of whole seconds: two starts could share one
+            )
         except ModuleNotFoundError as error:
             raise ValueError(
                 "logger: tensorboard needs a package that writes its files: pip install tensorboardX, or leave it out"

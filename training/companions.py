@@ -20,6 +20,11 @@ def come_first() -> None:
     os.environ[FIRST] = str(os.getpid())
 
 
+def forget_first() -> None:
+    """Let further processes be those of another run; another program that starts such would give its own number."""
+    os.environ.pop(FIRST, None)
+
+
 def end_with_first() -> None:
     """From now on, end this process at once when the one that started it has ended; it has nothing to lose.
 

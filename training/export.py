@@ -54,8 +54,9 @@ def export(network: nn.Module, data: Any, folder: Path, training: str, device: s
         return
     network.to(device).eval()
     calibrate(network, data.val_dataloader())
-    save(network, folder, tokenizer=getattr(data, "tokenizer", None), training=training)
-    write_card(folder, data)
+    network.tokenizer = getattr(data, "tokenizer", None) or network.tokenizer
+    save(network, folder, training=training)
+    write_card(folder, data, network)
     say(f"wrote {folder}")
 
 
@@ -102,20 +103,21 @@ def measure(
     with measuring(data.evaluation_batches(examples=examples), examples) as batches:
         results = evaluate(model, batches, iterations, bytes_per_token=data.bytes_per_token)
     log(results)
-    keep_results(folder, data, results, command)
+    keep_results(folder, data, model, results, command)
     print_table(results)
 
 
-def keep_results(folder: str | Path, data: Any, results: Sequence[Result], command: str) -> None:
+def keep_results(folder: str | Path, data: Any, model: LanguageModel, results: Sequence[Result], command: str) -> None:
     """Keep results in a checkpoint folder: depth.json, with the command line that makes them, its picture and the card.
 
     Args:
         folder: the folder.
         data: the data module that the model was trained on; None if it is not known.
-        results: of an evaluation of its model.
+        model: its model.
+        results: of an evaluation of it.
         command: the command line.
     """
-    write_card(Path(folder).expanduser(), data, {"command": command, **json.loads(to_json(results))})
+    write_card(Path(folder).expanduser(), data, model, {"command": command, **json.loads(to_json(results))})
 
 
 def check_keeping(folder: str | Path) -> None:
@@ -131,30 +133,30 @@ def check_keeping(folder: str | Path) -> None:
         ) from error
 
 
-def write_card(folder: Path, data: Any, depth: dict[str, Any] | None = None) -> None:
+def write_card(folder: Path, data: Any, model: LanguageModel, depth: dict[str, Any] | None = None) -> None:
     """Write the card of a checkpoint folder anew, and the picture of its depth.json, all or none; nothing is measured.
 
     Args:
         folder: a checkpoint folder.
         data: the data module of its training, which says what the model is for if it has an `about`; None if unknown.
+        model: its model, which is asked the example of the card where it is.
         depth: a depth.json to write with them; None takes the one that is there.
 
     Raises:
         ValueError: depth.json is not what an evaluation writes.
     """
-    model = load(folder)
     files: dict[str, bytes] = {}
     if depth is not None:
         files[DEPTH] = (json.dumps(depth, indent=2) + "\n").encode()
     elif is_there(folder / DEPTH):
         depth = read_depth(folder / DEPTH)
     if depth is not None:
-        results = from_json(json.dumps(depth))
-        if any(result.iterations is not None for result in results):
-            files[PICTURE] = picture_of(results, model, folder, data)
+        picture = picture_of(from_json(json.dumps(depth)), model, folder, data)
+        if picture is not None:
+            files[PICTURE] = picture
     about = data.about() if hasattr(data, "about") else None
-    picture = PICTURE if PICTURE in files else None
-    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), picture, present_card(folder))
+    shown = PICTURE if PICTURE in files else None
+    card = model_card(folder.resolve().name, model.config, depth, asked(model, about), shown, present_card(folder))
     replace_all(folder, {**files, CARD: card.encode()})
 
 
@@ -166,7 +168,7 @@ def renew_card(folder: str | Path) -> None:
     """
     folder = Path(folder).expanduser()
     verify(folder)
-    write_card(folder, trained_on(folder))
+    write_card(folder, trained_on(folder), load(folder))
 
 
 def trained_on(folder: str | Path) -> Any:
@@ -181,8 +183,17 @@ def trained_on(folder: str | Path) -> Any:
         return None
 
 
-def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, data: Any) -> bytes:
-    """The picture of an evaluation."""
+def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, data: Any) -> bytes | None:
+    """The picture of an evaluation, as PNG; None for a model without a loop, which has no counts to draw against.
+
+    Args:
+        results: what was measured.
+        model: the model; its trained mean is marked.
+        folder: of which the picture has the name.
+        data: what it is a model of, for the names of difficulties and the line of chance.
+    """
+    if all(result.iterations is None for result in results):
+        return None
     return png_of(
         draw(
             results,
@@ -195,7 +206,7 @@ def picture_of(results: Sequence[Result], model: LanguageModel, folder: Path, da
 
 
 def asked(model: LanguageModel, about: About | None) -> About | None:
-    """The same, with what the model answers to the prompt of the example."""
+    """What data says of a model, with what the model answers to the prompt of the example."""
     if about is None or about.prompt is None or model.tokenizer is None:
         return about
     try:

@@ -14,7 +14,7 @@ from mull.inference.measure.tokens import show
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
-from mull.training.export import check_keeping, keep_results, trained_on
+from mull.training.export import check_keeping, keep_results, picture_of, trained_on
 
 
 def measure_folder(options: Any, command: str) -> None:
@@ -61,12 +61,10 @@ def measure_folder(options: Any, command: str) -> None:
         restarts=options.restarts,
     )
     if output is not None:  # before anything is printed, which ends where nobody reads any more
-        title, trained = Path(options.folder).resolve().name, model.config.default_iterations
-        unit, chance = getattr(data, "difficulty_name", "difficulty"), getattr(data, "chance", None)
-        write_report(output, results, title, trained, unit, chance)
+        write_report(output, results, picture_of(results, model, Path(options.folder), data))
     try:
         if options.record:
-            keep_results(options.folder, trained_on(options.folder), results, command)  # not what --paths names
+            keep_results(options.folder, trained_on(options.folder), model, results, command)  # not of --paths
     finally:  # results that cannot be kept are shown all the same
         if options.json:
             print(to_json(results))

@@ -25,7 +25,7 @@ import yaml
 from mull.checkpoints.replacing import complete, replace_all
 from mull.inference.measure.results import Result
 from mull.training.cli import TrainingCLI, quiet, read_configuration
-from mull.training.companions import come_first, end_with_first
+from mull.training.companions import come_first, end_with_first, forget_first
 from mull.training.data.module import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
@@ -58,6 +58,7 @@ def train(args: list[str]) -> Path:
                 train_alone(run, shlex.join(["mull", "train", *args]))
             finally:
                 close(run.trainer.loggers)
+                forget_first()
     else:  # a further process of a run whose first one holds the lock, and exports and measures
         end_with_first()
         run.datamodule.prepare_data()
@@ -102,6 +103,8 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     try:
         measure(run.folder, run.datamodule, run.model.validate_at or None, command, examples, log, device)
     except (KeyboardInterrupt, SystemExit) as told:
+        if isinstance(told, SystemExit) and told.code != 128 + signal.SIGTERM:  # what a plugin ends with is its own
+            raise
         ended = Stopped(signal.SIGINT if isinstance(told, KeyboardInterrupt) else signal.SIGTERM, steps)
         say(f"{ended.name}: {run.folder} is trained and saved; the same line measures it")
         raise ended from None

@@ -17,9 +17,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mull.checkpoints.quantities import BITS, number
+from mull.checkpoints.quantities import BITS, is_text, number, reference_of
 from mull.checkpoints.replacing import replace_all
-from mull.inference.measure.results import Result, headline, is_text, reference_of
+from mull.inference.measure.results import Result, headline, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def draw(
     counts = sorted({result.iterations for result in results if result.iterations is not None})
     if not counts:
         raise ValueError("nothing to draw: no result has an iteration count; evaluate a model with a loop")
-    reference, text = reference_of(results), is_text(results)
+    reference, text = reference_of(rows_of(results)), is_text(rows_of(results))
     panels = 2 if reference is None else 3
     figure = Figure(figsize=(WIDTHS[panels], HEIGHT), dpi=DPI, layout="constrained")
     left, right, *more = figure.subplots(1, panels)
@@ -215,7 +215,7 @@ def mark(
     levels = [(GREY, chance)] if chance is not None else [(colors[d], guess) for d, guess in guesses.items()]
     if not levels:
         return {}
-    text = is_text(results)
+    text = is_text(rows_of(results))
     constant = "frequencies of tokens alone" if text else "always the most frequent answer"
     low, high = panels[0].get_ylim()
     if text and chance is None and any(not low - (high - low) < level < high + (high - low) for _, level in levels):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from mull.checkpoints.quantities import bounds_of_bits
+from mull.checkpoints.quantities import Row, bounds_of_bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +85,9 @@ class Headline(NamedTuple):
     high: float | None
 
 
-def is_text(results: Sequence[Result]) -> bool:
-    """Whether results are shown by bits per byte (text) rather than by accuracy (tasks)."""
-    return any(result.bits_per_byte is not None for result in results)
-
-
-def reference_of(results: Sequence[Result]) -> int | None:
-    """The count that the differences of these results are to; None if there are none."""
-    return next((result.reference for result in results if result.reference is not None), None)
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """Results as plain values, of which quantities.py says how they are written."""
+    return [asdict(result) for result in results]
 
 
 def headline(result: Result) -> Headline:

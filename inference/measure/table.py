@@ -15,12 +15,14 @@ from mull.checkpoints.quantities import (
     cells,
     difference,
     examples_of,
-    headline,
     interval_of,
+    is_text,
     number,
+    reference_of,
     si,
+    written_headline,
 )
-from mull.inference.measure.results import Result, is_text, reference_of
+from mull.inference.measure.results import Result, rows_of
 from mull.inference.measure.settling import SETTLED
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ def settling_table(results: Sequence[Result]) -> Table | None:
     """Whether the model had finished thinking, a row for each difficulty and count, and whether that tells right from
     wrong; None where nothing says so. Numbers are written as quantities.py says."""
     rows: dict[tuple[int | None, int | None], dict[str, str]] = {}
+    text = is_text(rows_of(results))
     for result in results:
         if result.residual is None:
             continue
@@ -61,7 +64,7 @@ def settling_table(results: Sequence[Result]) -> Table | None:
         first = all(difficulty != at for difficulty, _ in rows)  # of its difficulty
         rows[at, result.iterations] = {
             "difficulty": str(at) if first and at is not None else "",
-            "iterations": cells(row, is_text(results), None)["iterations"],
+            "iterations": cells(row, text, None)["iterations"],
             "residual": number(result.residual, NATS),
             "settled %": interval_of(row, "settled", PERCENT),
             "AUC": interval_of(row, "auc", MEAN),
@@ -81,16 +84,16 @@ def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table
     at: dict[int | None, dict[int | None, Result]] = defaultdict(dict)
     for result in results:
         at[result.iterations][result.difficulty] = result
-    text, reference = is_text(results), reference_of(results)
+    text, reference = is_text(rows_of(results)), reference_of(rows_of(results))
     shown = "bits per byte" if text else "accuracy in %"
     if len(difficulties) == 1:
         (difficulty,) = difficulties
         about = shown if difficulty is None else f"{shown} at {difficulty}"
-        about += f"; {examples_of([asdict(result) for result in results])}"
+        about += f"; {examples_of(rows_of(results))}"
         rows = {count: single(found[difficulty], text, reference) for count, found in at.items()}
         return [filled(rows, title, caption(about, reference, text))]
     rows = {count: several(found, difficulties, text) for count, found in at.items()}
-    read = examples_of([asdict(result) for result in results])
+    read = examples_of(rows_of(results))
     made = [filled(rows, title, f"{shown} by difficulty; {read}; 95 % intervals; sec: the sweep so far")]
     if reference is not None:
         compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
@@ -118,7 +121,9 @@ def single(result: Result, text: bool, reference: int | None) -> dict[str, str]:
 def several(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
     """The cells of a count by difficulty; blank where nothing was measured. FLOPs are those of the last difficulty."""
     measured = [found[difficulty] for difficulty in difficulties if difficulty in found]
-    shown = {f"at {each}": headline(asdict(found[each]), text) if each in found else "" for each in difficulties}
+    shown = {
+        f"at {each}": written_headline(asdict(found[each]), text) if each in found else "" for each in difficulties
+    }
     used = [result.mean_iterations for result in measured if result.mean_iterations is not None]
     last = cells(asdict(measured[-1]), text, None)
     return {

@@ -28,7 +28,9 @@ def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_no_name_is_refused(asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a bare word is a name, and no part of the code beside the shipped folders is one; the names are listed."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint folder .*(parity, text ship|called parity, without)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no checkpoint folder .*(parity, sudoku, text ship|called parity, without)"
+    ):
         folder_of(asked)
 
 

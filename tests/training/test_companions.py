@@ -4,9 +4,11 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 
+from mull.training import run as run_module
 from mull.training.callbacks import Throughput
 from mull.training.companions import FIRST, end_with_first
 from mull.training.run import train
@@ -47,11 +49,26 @@ def test_a_companion_does_not_outlive_the_first(reliability, tmp_path, monkeypat
             time.sleep(0.2)
             os._exit(0)
         end_with_first()
-        time.sleep(600)
+        time.sleep(60)  # longer than several looks
 
-    began = time.monotonic()
-    assert reliability.in_child(first, tmp_path, several=True) == 1
-    assert time.monotonic() - began < 60
+    assert reliability.in_child(first, tmp_path, several=True) == 1  # 0 if it is not ended
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_run_that_is_over_has_no_companions(reliability, tmp_path, monkeypatch, broken):
+    """Guards a program that has trained and then starts a run of several processes: they are not told its number."""
+    monkeypatch.delenv(FIRST, raising=False)
+    told = []
+
+    def alone(*_):
+        told.append(os.environ[FIRST])
+        if broken:
+            raise ValueError
+
+    monkeypatch.setattr(run_module, "train_alone", alone)
+    with pytest.raises(ValueError) if broken else nullcontext():
+        train([*reliability.arguments(tmp_path, {}), str(tmp_path / "out")])
+    assert told == [str(os.getpid())] and FIRST not in os.environ
 
 
 def test_a_signal_to_one_ends_both(reliability, tmp_path):

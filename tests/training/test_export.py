@@ -171,6 +171,20 @@ def test_training_anew_keeps_own_words(exported: Path) -> None:
     assert file.read_text().endswith("\n\nOf sheep.\n") and "- weights: MIT\n" in file.read_text()
 
 
+def test_a_card_asks_the_model_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the device: an export reads no weights back, and measuring reads them once; both cards have an answer."""
+    data, folder, loads = TaskData(Parity(12), batch_size=4, validation_examples=8), tmp_path / "tiny", []
+    monkeypatch.setattr("mull.training.export.load", lambda *place: loads.append(place) or mull.load(*place))
+    answers = []
+    export(network(data.task), data, folder, described("Parity", length=12))
+    assert loads == []
+    for _ in range(2):
+        lines = (folder / "README.md").read_text().splitlines()
+        answers += [line for line in lines if line.startswith("    ")]
+        measure(folder, data, [1, 2], "mull train", 4, lambda _: None)
+    assert loads == [(folder, "cpu")] and len(answers) == 2 and answers[0] == answers[1]
+
+
 def test_new_weights_lose_the_picture_of_the_old(exported: Path) -> None:
     mull.save(network(Parity(12)), exported)
     assert not (exported / "depth.png").exists() and not (exported / "depth.json").exists()

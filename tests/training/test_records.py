@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from mull.inference.measure.results import Result
+from mull.training import run as run_module
 from mull.training.boards import WandbLog, events, tag
 from mull.training.callbacks import Throughput
 from mull.training.data import TaskData
@@ -44,11 +45,28 @@ def broken_twice(reliability, folder, option):
         with pytest.raises(Broken):
             train(args)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mull.training.export.model_card", lambda *_: fail())  # behind the logs, before depth.json
+        patch.setattr("mull.training.export.keep_results", lambda *_: fail())  # behind the logs, before depth.json
+        told = counted(patch)
         with pytest.raises(Broken):
             train(args)
-    train(args)
+        assert told == [6]
+    with pytest.MonkeyPatch.context() as patch:
+        told = counted(patch)
+        train(args)
+        assert told == [6]  # the results were logged once more, behind the same step
     return folder / "out"
+
+
+def counted(patch):
+    """The steps behind which results are logged from now on."""
+    told, real = [], run_module.conclude
+
+    def telling(loggers, results, step):
+        told.append(step)
+        real(loggers, results, step)
+
+    patch.setattr(run_module, "conclude", telling)
+    return told
 
 
 def fail():

@@ -223,6 +223,15 @@ def test_a_signal_ends_the_final_measuring(whole, reliability, tmp_path, number)
     assert reliability.outcome(folder) == expected
 
 
+def test_what_ends_the_final_measuring_by_itself_is_no_signal(whole, tmp_path, monkeypatch, capsys):
+    """Guards the exit status of a plugin that ends the process while a run is measured: it is told by nobody else."""
+    args, _ = whole("plain")
+    monkeypatch.setattr("mull.inference.measure.evaluate.score", lambda *_: sys.exit(3))
+    with pytest.raises(SystemExit) as ended:
+        train([*args, str(tmp_path / "out")])
+    assert ended.value.code == 3 and "SIGTERM" not in capsys.readouterr().out
+
+
 def test_a_signal_behind_the_last_step_is_not_lost(whole, reliability, tmp_path, monkeypatch):
     """Guards against signals that nobody is left to ask for: the run ends, and the same line exports."""
     args, expected = whole("plain")

@@ -73,7 +73,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert main(["trace", THINKING, "--prompt", "Tom has", "--capacity", "0.9,0,0.9", "--output", "two.html"]) == 0
     said = (tmp_path / "two.html").read_text()
     assert '"iterations":4' in said and '"routers":{"layers":[1,3],"passes":3' in said and '"logit"' not in said
-    assert "recurrent_depth, 109,760 parameters" in (tmp_path / "trace.html").read_text()
+    assert "recurrent_depth, 51,008 parameters" in (tmp_path / "trace.html").read_text()
     capsys.readouterr()
     assert main(["trace", PARITY, "--prompt", "1", "--json", "--output", "three.html"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"] and (tmp_path / "three.html").is_file()
@@ -93,7 +93,7 @@ def test_a_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
         (["--prompt", "1", "--patch", "1:0"], "give it with --compare TEXT"),
         (["--prompt", "1", "--compare", "0 1", "--patch", "1:0"], "prompts of one length; they have 2 and 3 tokens"),
         (["--prompt", "1", "--compare", "0", "--patch", "1-x:0"], "write iterations and positions as 8:0-3"),
-        (["--prompt", "1", "--compare", "0", "--patch", "9:0"], "iteration=9 is beyond the 8 iterations"),
+        (["--prompt", "1", "--compare", "0", "--patch", "17:0"], "iteration=17 is beyond the 16 iterations"),
         (["--prompt", "1", "--compare", "0", "--patch", "2:3-5"], "position 3 lies outside 0 .. 1"),
         (["--prompt", "1", "--compare", "0", "--patch", "2:1-0"], "one position or more"),
         (["--prompt", "1", "--noise", "2:much"], "write iterations and positions as 4:0.1"),

@@ -1,10 +1,7 @@
 """A trace on another device: nothing is left on the CPU, and the numbers are those of the CPU. The second device is the
-one of tests/models/test_devices.py."""
+one of tests/elsewhere.py."""
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -16,19 +13,6 @@ from mull.inference.tracing import Noise, Patch, difference
 from mull.inference.tracing.trace import trace
 from mull.inference.tracing.view import common_plane, plain, view
 from mull.models import IteratedModel, LanguageModel
-
-FILE = Path(__file__).parents[2] / "models" / "test_devices.py"
-
-
-@pytest.fixture(scope="module")
-def devices() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("second_device", FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def everything(model: LanguageModel, ids: Tensor) -> tuple[list[Any], Any]:
@@ -49,15 +33,15 @@ def everything(model: LanguageModel, ids: Tensor) -> tuple[list[Any], Any]:
 
 
 @pytest.mark.parametrize("family", ["recurrent", "inner_thinking"])
-def test_a_trace_elsewhere(family: str, make_model: Callable[..., LanguageModel], devices: ModuleType) -> None:
+def test_a_trace_elsewhere(family: str, make_model: Callable[..., LanguageModel], elsewhere: ModuleType) -> None:
     """Guards devices: each tensor is on the model's, with the CPU's numbers; the page gets them all the same."""
     ids = torch.randint(11, (2, 6), generator=torch.Generator().manual_seed(0))
     expected, seen = everything(make_model(family), ids)
-    with devices.second_device():
-        found, shown = everything(devices.moved(make_model(family)), ids)
+    with elsewhere.second_device():
+        found, shown = everything(elsewhere.moved(make_model(family)), ids)
     assert len(found) == len(expected) > 30
     for there, here in zip(found, expected, strict=True):
-        assert isinstance(there, devices.Elsewhere)
+        assert isinstance(there, elsewhere.Elsewhere)
         torch.testing.assert_close(there.held, here, rtol=1e-5, atol=1e-6, equal_nan=True)
     for one, other in zip(shown, seen, strict=True):
         assert one["answers"]["coda"]["tokens"] == other["answers"]["coda"]["tokens"] and one.keys() == other.keys()
