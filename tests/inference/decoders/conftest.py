@@ -52,34 +52,29 @@ def goes_with(way: Decoder, family: str) -> bool:
 
 PAIRS = [(text, family) for text in WAYS for family in FAMILIES if goes_with(WAYS[text], family)]
 REFUSED = [(text, family) for text in WAYS for family in FAMILIES if (text, family) not in PAIRS]
+NEAR: dict[str, object] = {"convolution": "mlp", "kernel": 3, "window": 4}  # what reaches a few tokens back
+MADE = [(*pair, "far") for pair in PAIRS] + [
+    (*pair, "near") for pair in PAIRS if pair[1] == "recurrent_depth" and pair[0] in ("plain", *MORE)
+]
 
 
-@pytest.fixture(params=PAIRS, ids="-".join)
-def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """Every way of writing with every family that it goes with."""
+@pytest.fixture(params=MADE, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str, str]:
+    """Every way of writing with every family that it goes with; of the family with all of them, and in short texts,
+    also layers that reach a few tokens back, and find those tokens in the cache, each at its own depth."""
     return request.param
 
 
 @pytest.fixture
-def way(pair: tuple[str, str]) -> Decoder:
+def way(pair: tuple[str, str, str]) -> Decoder:
     return WAYS[pair[0]]
 
 
-NEAR: dict[str, object] = {"convolution": "mlp", "kernel": 3, "window": 4}  # what reaches a few tokens back
-
-
-@pytest.fixture(params=[{}, NEAR], ids=["far", "near"])
-def model(
-    request: pytest.FixtureRequest, pair: tuple[str, str], make_model: Callable[..., LanguageModel]
-) -> LanguageModel:
-    """With an exit gate, where the family has one; and once more with layers that reach a few tokens back, which find
-    those tokens in the cache, each at its own depth."""
-    options = dict(request.param)
-    if pair[1] == "inner_thinking":
-        options.pop("convolution", None)
-    if pair[1] == "recurrent_depth":
-        options["exit_gate"] = True
-    return make_model(pair[1], **options)
+@pytest.fixture
+def model(pair: tuple[str, str, str], make_model: Callable[..., LanguageModel]) -> LanguageModel:
+    """With an exit gate, where the family has one."""
+    gate = {"exit_gate": True} if pair[1] == "recurrent_depth" else {}
+    return make_model(pair[1], **gate, **NEAR if pair[2] == "near" else {})
 
 
 @pytest.fixture(params=REFUSED, ids="-".join)

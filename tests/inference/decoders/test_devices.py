@@ -49,7 +49,7 @@ def answers(model: LanguageModel, way: Decoder, ids: Tensor) -> list[tuple[str, 
 
 
 def test_every_way_of_writing_runs_elsewhere_and_writes_the_same(
-    pair: tuple[str, str], way: Decoder, make_model: Callable[..., LanguageModel], elsewhere: ModuleType
+    pair: tuple[str, str, str], way: Decoder, make_model: Callable[..., LanguageModel], elsewhere: ModuleType
 ) -> None:
     """Ids come from the CPU, as a tokenizer gives them. Small models: made-up devices are slow."""
     layers = {"n_core": 1, "n_coda": 1, "exit_gate": True} if pair[1] == "recurrent_depth" else {"n_layers": 2}
