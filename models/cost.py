@@ -22,7 +22,7 @@ class Cost(NamedTuple):
         parameters: trained numbers.
         weights: entries of the matrices that a token is multiplied by.
         attended: FLOPs of a token for every position that it attends to.
-        kept: numbers of keys and values that a position leaves in the cache.
+        kept: numbers that a position leaves in the cache: keys, values, and what a convolution joins.
     """
 
     parameters: int = 0

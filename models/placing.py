@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mull.models.cache import Cache
-from mull.models.positions import Context
+from mull.models.positions import Context, within
 
 
 def place(
@@ -40,7 +40,7 @@ def place(
         if not causal:
             back = back.abs()
         if valid is None:
-            near = None if window is None or n_tokens == 1 else (back >= 0) & (back < window)
+            near = None if n_tokens == 1 else within(back, window)
             return Context(positions, rotation(positions), n_tokens, window=window, near=near)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
         mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
@@ -58,13 +58,13 @@ def place(
         positions = columns[held:]
         back = positions[:, None] - columns
         after = back >= 0 if held and n_tokens > 1 else None
-        near = None if window is None or n_tokens == 1 else (back >= 0) & (back < window)
+        near = None if n_tokens == 1 else within(back, window)
         return Context(positions, rotation(positions), end, after, window=window, near=near, cache=cache, counts=counts)
     real = torch.ones(shape, dtype=torch.bool, device=device) if valid is None else valid
     before_call = torch.tensor(cache.lengths, device=device)[:, None]
     positions = (before_call + real.cumsum(dim=1) - 1).clamp(min=0)
     back = (positions[:, :, None] - columns)[:, None]
-    near = None if window is None else (back >= 0) & (back < window)
+    near = within(back, window)
     stored = real.flatten().nonzero().flatten()
     stands = (stored // n_tokens, positions.flatten()[stored])
     return Context(

@@ -30,6 +30,11 @@ SEGMENT = 256  # positions whose queries share one attention; see `Context.pick`
 Look = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # queries, keys, values, mask -> answers by query
 
 
+def within(back: Tensor, window: int | None) -> Tensor | None:
+    """Which keys a head with this window sees, of those that stand so many tokens back; None without a window."""
+    return None if window is None else (back >= 0) & (back < window)
+
+
 @dataclass(frozen=True)
 class Group:
     """Gathered tokens whose attention is one call: where each of them stands among the queries, which are by row.
@@ -232,7 +237,7 @@ class Context:
         positions, rotation = self.placed(tokens)
         group, end = Group.of(tokens, length), int(positions.max()) + 1
         back = (group.spread(positions)[:, :, None] - torch.arange(end, device=tokens.device))[:, None]
-        near = None if self.window is None else (back >= 0) & (back < self.window)
+        near = within(back, self.window)
         return replace(
             self,
             positions=positions,
