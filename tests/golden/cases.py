@@ -65,6 +65,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "only-core": {"n_prelude": 0, "n_core": 1, "n_coda": 0},
         "no-coda": {"n_prelude": 2, "n_core": 1, "n_coda": 0},
         "both-ways": {"causal": False},
+        "board": {"causal": False, "board": True, "window": 2, "window_heads": 2},
         **NEAR,
     },
     "inner": {
