@@ -244,7 +244,9 @@ def test_constraints_pin_every_dependency() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.+!]+", line) for line in lines)
     pins = {named(line) for line in lines}
     extras = [r for group in PROJECT["project"]["optional-dependencies"].values() for r in group]
-    assert {named(r) for r in PROJECT["project"]["dependencies"] + extras} <= pins | {"mull"} and len(pins) == len(lines)
+    assert {named(r) for r in PROJECT["project"]["dependencies"] + extras} <= pins | {"mull"} and len(pins) == len(
+        lines
+    )
     assert "torch==2.13.0" in lines
 
 

@@ -53,8 +53,8 @@ def table_of(rows: Sequence[Row], title: str, notes: Sequence[str] = ()) -> Tabl
     from rich.table import Table
 
     counts = list(dict.fromkeys(row["iterations"] for row in rows))
-    across = "" if counts == [None] else "columns are iterations; "
-    notes = [f"{across}± is one standard error, as lm-eval has it", *notes]
+    across = "" if counts == [None] else "iterations across, "
+    notes = [f"{across}± one standard error", *notes]
     table = Table(title=title, caption="\n".join(notes))
     table.add_column("task", no_wrap=True)
     table.add_column("metric")

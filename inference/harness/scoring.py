@@ -133,12 +133,12 @@ def scores_of(
     width = max(map(len, rows))
     ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
-    row = [owner for owner, own in zip(owners, labels, strict=True) for _ in own]
-    position = [
-        len(rows[owner]) - len(own) + place
+    places = [
+        (owner, len(rows[owner]) - len(own) + number)
         for owner, own in zip(owners, labels, strict=True)
-        for place in range(len(own))
+        for number in range(len(own))
     ]
+    row, position = torch.tensor(places, device=model.device).T
     targets = torch.tensor([token for own in labels for token in own], device=model.device)
     pair = torch.tensor([number for number, own in enumerate(labels) for _ in own])
     found = []

@@ -68,7 +68,7 @@ def test_the_shipped_tasks_rise_with_depth(capsys: pytest.CaptureFixture[str]) -
     command = ["lm-eval", "parity", "--tasks", "parity_choice,parity_answer", "--iterations", "1,4,16"]
     assert main([*command, "--output", "out"]) == 0
     captured = capsys.readouterr()
-    assert captured.err == "" and "columns are iterations" in captured.out
+    assert captured.err == "" and "iterations across" in captured.out
     lines = [line for line in captured.out.splitlines() if "parity_" in line]
     assert len(lines) == 2 and all("0.493±0.058" in line and "1.000±0.000" in line for line in lines)
     assert sorted(path.name for path in Path("out").iterdir()) == [
@@ -150,6 +150,23 @@ def test_worked_examples_are_the_same_at_every_depth(
     assert [row["num_fewshot"] for row in found["rows"]] == [2, 2]
     used = {row["iterations"]: row["mean"] for row in found["mean_iterations"]}
     assert used[1] == 1 < used[4] < 4
+
+
+def test_groups_and_patterns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards names that mean several tasks: a group has a row of its own, and * is any text."""
+    (folder / "group.yaml").write_text(
+        "group: both\ntask: [parity_choice, twin]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    (folder / "twin.yaml").write_text(
+        f"include: {TASKS / 'parity_choice.yaml'}\ntask: twin\n"
+        f"dataset_kwargs: {{data_files: {{test: {TASKS / 'parity.jsonl'}}}}}\n"
+    )
+    asked = ["parity", "--include-path", "tasks", "--limit", "5", "--iterations", "4"]
+    group = summary([*asked, "--tasks", "both"], capsys)["rows"]
+    assert {row["task"]: row["examples"] for row in group} == {"parity_choice": 5, "twin": 5, "both": 10}
+    assert len({row["value"] for row in group}) == 1 and {row["iterations"] for row in group} == {4}
+    pattern = summary([*asked, "--tasks", "parity_c*,twi?"], capsys)["rows"]
+    assert [row["task"] for row in pattern] == ["parity_choice", "twin"]
 
 
 @pytest.mark.parametrize(
