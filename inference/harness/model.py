@@ -125,7 +125,7 @@ class MullLM(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
         """The text written behind each context, up to the first of its stop strings."""
-        asked = [(request.args[0], self.options(request.args[1])) for request in requests]
+        asked = [(request.args[0], dict(normalize_gen_kwargs(request.args[1]))) for request in requests]
         return write(self.scorer, self.iterations, self.encoder, asked, self.seed)
 
     def known(self, asked: Sequence[tuple[str, ...]], compute: Callable[..., dict[int | None, list[Any]]]) -> list[Any]:
@@ -146,14 +146,6 @@ class MullLM(LM):
         windows = [self.encoder.windows(text) for (text,) in asked]
         scored = self.scorer.score([pair for own in windows for pair in own])
         return {count: sums(scores, [len(own) for own in windows]) for count, scores in scored.items()}
-
-    @staticmethod
-    def options(task: dict[str, Any]) -> dict[str, Any]:
-        """The generation options of a task in the harness's normal form."""
-        found = dict(normalize_gen_kwargs(task))
-        if "temperature" not in task and found["do_sample"]:
-            found.pop("temperature", None)  # nothing was said of it
-        return found
 
     def get_model_info(self) -> dict[str, Any]:
         """What results say of the model; `model_args` are those of a command line that would give them."""
