@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ByCount = Mapping[int | None, Mapping[str, Any]]  # results of the harness by iteration count
 Row = dict[str, Any]
+BESIDE = 3  # counts whose values fit on a narrow screen beside their errors
 
 
 def rows_of(found: ByCount) -> list[Row]:
@@ -55,12 +56,13 @@ def table_of(rows: Sequence[Row], title: str, notes: Sequence[str] = ()) -> Tabl
     counts = list(dict.fromkeys(row["iterations"] for row in rows))
     across = "" if counts == [None] else "iterations across, "
     notes = [f"{across}± one standard error", *notes]
-    table = Table(title=title, caption="\n".join(notes))
+    table = Table(title=title, caption="\n".join(notes), pad_edge=False)
     table.add_column("task", no_wrap=True)
-    table.add_column("metric")
-    table.add_column("n", justify="right")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
     for count in counts:
-        table.add_column("value" if count is None else str(count), justify="right", no_wrap=True)
+        table.add_column("value" if count is None else str(count), justify="right")
+    gap = "" if len(counts) <= BESIDE else " "  # where a cell may be broken
     by_line: dict[tuple[str, str, str], dict[int | None, Row]] = {}
     for row in rows:
         by_line.setdefault((row["task"], row["metric"], row["filter"]), {})[row["iterations"]] = row
@@ -68,14 +70,16 @@ def table_of(rows: Sequence[Row], title: str, notes: Sequence[str] = ()) -> Tabl
     for (task, metric, kept), found in by_line.items():
         name = metric if metrics[task, metric] == 1 else f"{metric} ({kept})"
         examples = next(iter(found.values()))["examples"]
-        table.add_row(task, name, "" if examples is None else str(examples), *(cell(found.get(at)) for at in counts))
+        table.add_row(
+            task, name, "" if examples is None else str(examples), *(cell(found.get(at), gap) for at in counts)
+        )
     return table
 
 
-def cell(row: Row | None) -> str:
+def cell(row: Row | None, gap: str) -> str:
     if row is None or row["value"] is None:
         return ""
-    return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f"±{row['stderr']:.3f}")
+    return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f"{gap}±{row['stderr']:.3f}")
 
 
 def write_results(folder: Path, found: ByCount, summary: Mapping[str, Any]) -> None:
