@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, lm-eval, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -261,6 +261,15 @@ def trace(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def lm_eval(args: list[str]) -> None:
+    """Tasks of lm-evaluation-harness at several depths: mull lm-eval FOLDER --tasks a,b --iterations 1,4,16"""
+    from mull.inference.harness.command import add_options, run
+
+    parser = new_parser("lm-eval")
+    add_options(parser)
+    run(parse(parser, args, ["exit"]))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -310,6 +319,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "chat": chat,
     "trace": trace,
+    "lm-eval": lm_eval,
     "inspect": inspect,
     "convert": convert,
     "data": data,
