@@ -112,6 +112,7 @@ def test_third_party_imports() -> None:
     declared = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["dependencies"]}
     optional = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["optional-dependencies"]["tensorboard"]}
     heavy = {"lightning", "wandb", "jsonargparse"}
+    extras = {"inference/hugging_face": {"transformers"}}  # folders that only an optional import loads
     allowed = {
         "models": {"torch", "einops"},
         "checkpoints": {"torch", "safetensors", "tokenizers", "yaml"},
@@ -125,7 +126,7 @@ def test_third_party_imports() -> None:
         for path in PACKAGE
         for line, name in imports(path)
         if (root := name.split(".")[0]) not in {"mull", *sys.stdlib_module_names}
-        and root not in allowed[layer_of(module_name(path))]
+        and root not in allowed[layer_of(module_name(path))] | extras.get(place(path.parent), set())
     ]
     assert wrong == []
 
@@ -145,8 +146,10 @@ def state():
             str(torch.get_default_device()), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
             torch.get_float32_matmul_precision(), torch.cuda.is_initialized(), hash(bytes(torch.get_rng_state()))]
 changed, before = {}, state()
-mull.load(sys.argv[1])
+model = mull.load(sys.argv[1])
 report["load"] = sorted(sys.modules)
+mull.generate(model, [[0, 1]], max_new_tokens=2)
+report["generate"] = sorted(sys.modules)
 if state() != before:
     changed["mull.load"], before = [before, state()], state()
 for name in sys.argv[2:]:
@@ -172,8 +175,15 @@ def test_load_needs_no_trainer(fresh: dict[str, Any]) -> None:
     """Guards who only runs a model: no trainer, logger, plots or argument parser, and not torch's compiler (2 s)."""
     assert {"torch", "mull.checkpoints.store"} <= set(fresh["load"])
     unwanted = {"lightning", "pytorch_lightning", "wandb", "matplotlib", "jsonargparse", "rich", "torch._dynamo"}
+    unwanted |= {"transformers", "peft", "accelerate"}
     assert not unwanted & set(fresh["load"])
     assert not {"mull.inference", "mull.training"} & set(fresh["load"])
+
+
+def test_generate_needs_no_transformers(fresh: dict[str, Any]) -> None:
+    """Guards who only writes: what stands behind an extra is loaded by nobody but those who import it."""
+    assert "mull.inference.generate" in fresh["generate"]
+    assert not {"transformers", "peft", "lightning", "mull.inference.hugging_face"} & set(fresh["generate"])
 
 
 def test_imports_leave_torch_as_it_was(fresh: dict[str, Any]) -> None:
