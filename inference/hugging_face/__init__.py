@@ -9,6 +9,18 @@ A folder is opened as it stands, by mull's own store: nothing is exported, and n
 again after a family of your own has been defined.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
+OLDEST = (5, 24)  # before, caches had another name in every call
+try:
+    found = version("transformers")
+except PackageNotFoundError:
+    found = "none"
+if found == "none" or tuple(map(int, found.split(".")[:2])) < OLDEST:
+    raise ImportError(
+        f"mull in transformers needs transformers 5.24 or later, and {found} is here: pip install 'mull[hf]'"
+    )
+
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mull.inference.hugging_face.cache import MullCache

@@ -69,6 +69,15 @@ class MullConfig(PreTrainedConfig):
         """The configuration of a model of mull's."""
         return cls(**asdict(architecture), **others)
 
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers has it, in a folder of its own. Raises ValueError where it would part weights from the
+        config.json that vouches for them."""
+        if (Path(save_directory) / store.WEIGHTS).exists():
+            raise ValueError(
+                f"{save_directory} holds a model, whose config.json vouches for it; save the model instead"
+            )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
@@ -83,7 +92,7 @@ class MullConfig(PreTrainedConfig):
         """
         place = Path(str(kwargs.get("name_or_path") or "")).expanduser()
         said = dict(config_dict)
-        if (place / store.CONFIG).exists():
+        if (place / store.CONFIG).exists() and (place / store.WEIGHTS).exists():
             with in_one_line():
                 architecture, _ = store.read_config(store.existing(place))
                 if type(architecture) is not cls.family.config_class:

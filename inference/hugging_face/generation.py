@@ -65,6 +65,8 @@ class MullGeneration(GenerationMixin):
         if kwargs.get("inputs_embeds") is not None:
             raise ValueError("inputs_embeds is refused: a mull model reads token ids; give input_ids")
         self.mull.check_order()
+        if "past_key_values" in kwargs:  # its name before
+            kwargs["cache"] = kwargs.pop("past_key_values")
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if ids is not None and kwargs.get("cache") is None:
             kwargs["attention_mask"] = self.checked_mask(ids, kwargs.get("attention_mask"))

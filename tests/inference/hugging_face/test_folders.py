@@ -62,6 +62,18 @@ def test_types_and_devices(opened: Callable[[str], Any]) -> None:
     assert not any(report.values())
 
 
+def test_a_config_alone(opened: Callable[[str], Any], tmp_path: Path) -> None:
+    """Guards config.save_pretrained: there and back in a folder of its own, and never over that of a model."""
+    config = opened("text")[0].config
+    config.save_pretrained(tmp_path / "alone")
+    again = AutoConfig.from_pretrained(tmp_path / "alone")
+    assert type(again) is type(config) and again.architecture() == config.architecture()
+    shutil.copytree(TEXT, tmp_path / "model")
+    with pytest.raises(ValueError, match="holds a model"):
+        config.save_pretrained(tmp_path / "model")
+    mull.load(tmp_path / "model")
+
+
 def test_a_config_that_differs() -> None:
     """Guards fields that are changed on the way: followed where the weights fit, and told where they do not."""
     model = AutoModelForCausalLM.from_pretrained(TEXT, mean_iterations=2, max_length=64)

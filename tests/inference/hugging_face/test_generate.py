@@ -193,7 +193,7 @@ def test_a_cache_goes_on(wrapped: Callable[..., Any]) -> None:
     kept = copy.deepcopy(first.cache)
     mask = torch.cat([MASK, torch.ones(3, 4, dtype=torch.int64)], 1)
     asked = {"attention_mask": mask, "iterations": 3, "max_new_tokens": 4}
-    assert torch.equal(model.generate(first.sequences, cache=first.cache, **asked), whole)
+    assert torch.equal(model.generate(first.sequences, past_key_values=first.cache, **asked), whole)
     assert kept.get_seq_length() == 8 and torch.equal(model.generate(first.sequences, cache=kept, **asked), whole)
     kept.crop(-3)
     kept.batch_select_indices(torch.tensor([2]))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import mull
-from mull.inference.hugging_face import CONFIGS, MULL_MODELS, MullCache
+from mull.inference.hugging_face import CONFIGS, MULL_MODELS, MullCache, register
 from mull.models.families import FAMILIES
 
 IDS = torch.tensor([[0, 0, 3, 1, 4], [0, 5, 9, 2, 6], [5, 3, 5, 8, 9]])
@@ -48,6 +48,22 @@ def test_known_to_transformers() -> None:
     with pytest.raises(ValueError, match="needs vocab_size"):
         CONFIGS["transformer"]()
     assert {*CONFIGS} <= {*FAMILIES}
+
+
+def test_a_family_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards `register`: a family that is defined later is known from then on, and the others stay as they are."""
+
+    class Later(mull.TransformerConfig):
+        model_type = "later"
+
+    before = CONFIGS["transformer"]
+    monkeypatch.setitem(FAMILIES, "later", type("LaterTransformer", (mull.Transformer,), {"config_class": Later}))
+    register()
+    model = AutoModelForCausalLM.from_config(CONFIGS["later"](vocab_size=5, d_model=8, n_heads=2))
+    assert type(model) is MULL_MODELS["later"] and model(IDS % 5).logits.shape == (3, 5, 5)
+    assert CONFIGS["transformer"] is before and MULL_MODELS["transformer"].config_class is before
+    for known in (CONFIGS, MULL_MODELS):
+        monkeypatch.delitem(known, "later")
 
 
 def test_loss(wrapped: Callable[..., Any]) -> None:
