@@ -51,6 +51,16 @@ def test_tokens_are_those_of_mull(opened: Callable[[str], Any], name: str, optio
                 assert torch.equal(alone[0, -len(answer) :], answer)
 
 
+def test_without_a_mask_nothing_is_padding(opened: Callable[[str], Any]) -> None:
+    """Guards prompts that begin with the token that also fills up: transformers would take it for padding."""
+    model, tokenizer = opened("parity")
+    rows = tokenizer(["1 0 1 1 0", "0 1 1 1 0"], return_tensors="pt")
+    assert rows["input_ids"][0, 0] == tokenizer.pad_token_id == model.generation_config.pad_token_id
+    scores = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 1}
+    found = model.generate(rows["input_ids"], **scores).scores[0]
+    assert torch.equal(found, model.generate(**rows, **scores).scores[0])
+
+
 def test_pipelines(opened: Callable[[str], Any]) -> None:
     """Guards depth in a pipeline: as an argument, and as a field of GenerationConfig; and what it makes of the text."""
     model, tokenizer = opened("text")
