@@ -29,7 +29,11 @@ def test_one_body(wrapped: Callable[..., Any], family: str) -> None:
         assert torch.equal(each(IDS, attention_mask=MASK).logits, model.mull(IDS, attention_mask=MASK).logits)
     model.float().train()
     assert model.mull.dtype == torch.float32 and model.mull.training
-    model.eval()
+    for module in model.modules():
+        module.training = False  # as others put modes back, one by one
+    model(IDS)
+    assert not model.mull.training
+    model.train().eval()
     assert not model.mull.training and not [n for n, b in model.named_buffers() if n not in names]
 
 
