@@ -61,9 +61,18 @@ def test_a_family_of_your_own(monkeypatch: pytest.MonkeyPatch) -> None:
         model_type = "later"
 
     before = CONFIGS["transformer"]
-    monkeypatch.setitem(FAMILIES, "later", type("LaterTransformer", (mull.Transformer,), {"config_class": Later}))
+
+    class LaterTransformer(mull.Transformer):
+        config_class = Later
+
+        def __init__(self, config: Later) -> None:
+            super().__init__(config)
+            self.bias = torch.nn.Parameter(torch.zeros(1))  # of the model itself, and of no layer
+
+    monkeypatch.setitem(FAMILIES, "later", LaterTransformer)
     register()
     model = AutoModelForCausalLM.from_config(CONFIGS["later"](vocab_size=5, d_model=8, n_heads=2))
+    assert model.state_dict().keys() == model.mull.state_dict().keys() and "bias" in model.state_dict()
     assert type(model) is MULL_MODELS["later"] and model(IDS % 5).logits.shape == (3, 5, 5)
     assert CONFIGS["transformer"] is before and MULL_MODELS["transformer"].config_class is before
     for known in (CONFIGS, MULL_MODELS):
