@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.language_model import LanguageModel, check_read_at
@@ -71,6 +71,10 @@ class IteratedModel(LanguageModel, ABC):
     def halt(self, state: Tensor) -> Tensor:
         """The exit gate's logit in a state, (B, T)."""
         raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the exit gate; none without one."""
+        return []
 
     # What follows -----------------------------------------------------------------------------------------------------
 

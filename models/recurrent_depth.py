@@ -133,3 +133,6 @@ class RecurrentDepthTransformer(IteratedModel):
         if self.exit_gate is None:
             return super().halt(state)
         return self.exit_gate(self.final_norm(state)).squeeze(-1)
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return [] if self.exit_gate is None else list(self.exit_gate.parameters())

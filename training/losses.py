@@ -7,6 +7,8 @@ positions it scores. (Those of mull's own data have nearly equal numbers.)
     last iteration    L = L_R, the cross entropy after the last iteration
     expected          L = sum_t p(t) L_t - beta H(p), p(t) = lambda_t prod_{j<t} (1 - lambda_j), the last the rest;
                       lambda_t is the sigmoid of the model's exit gate             (Ouro stage I, arXiv 2510.25741)
+    halt              L = mean over t = 2 .. R of the cross entropy between 1 - lambda_t and the wish to go on
+                      w_t = sigmoid(k (max(0, L_{t-1} - L_t) - gamma)); trains the exit gate only    (Ouro stage II)
     several           L = sum_j w_j L_{ceil(x_j R)} / sum_j w_j, at shares x_j of the depth
     fixed point       L = L_R + w |s_R - s_{R-1}|^2 / |s_R|^2, by position       (Think Shallow, arXiv 2608.18222)
 
@@ -21,10 +23,10 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models import ModelOutput
+from mull.models import IteratedModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.training.data.task import IGNORE
 
@@ -35,6 +37,14 @@ class Loss(ABC):
     def read_at(self, iterations: Iterations | None) -> Sequence[int]:  # noqa: ARG002
         """Counts at which forward must read answers out, besides the last."""
         return range(0)
+
+    def trained(self, network: nn.Module) -> list[nn.Parameter] | None:  # noqa: ARG002
+        """The parameters that are trained, where the loss is for some of them; None means all. The others are frozen.
+
+        Raises:
+            ValueError: the network does not have them.
+        """
+        return None
 
     @abstractmethod
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
@@ -119,22 +129,70 @@ class ExpectedOverIterations(Loss):
         self.entropy_weight = entropy_weight
 
     def read_at(self, iterations: Iterations | None) -> range:
-        if not isinstance(iterations, int):
-            raise ValueError(
-                "the expected loss needs a recurrent model and one iteration count for the whole batch; "
-                "use the Fixed, LogNormalPoisson or LinearCurriculum sampler"
-            )
-        return range(1, iterations + 1)
+        return every_count(iterations, "the expected loss")
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        readings = [output.readings[count] for count in sorted(output.readings)]
-        if output.exit_logit is None or not readings:
-            raise ValueError("the expected loss needs a model with exit_gate: true, and a sampler of iterations")
-        exit_logits = torch.stack([r.exit_logit for r in readings if r.exit_logit is not None])  # (R, B, T)
+        exit_logits, losses = by_iteration(output, labels, "the expected loss")
         log_p = exit_log_distribution(exit_logits)
-        losses = torch.stack([token_losses(r.logits, labels) for r in readings])  # (R, B, T)
         expected = (log_p.exp() * (losses + self.entropy_weight * log_p)).sum(dim=0)  # -beta H = beta sum p log p
         return (expected * scored(labels)).sum() / number_scored(labels)
+
+
+class HaltOnImprovement(Loss):
+    """Teaches the exit gate of a finished model to go on while another iteration helps, and to halt where none does.
+
+    Everything but the gate is frozen, so there is no gradient through the loop, and a run costs little. It starts from
+    a trained model: `mull train --from FOLDER`, whose gate, if it has none, is a fresh one. The first iteration has no
+    improvement to be judged by, so a batch of one iteration teaches nothing.
+
+    Args:
+        sharpness: k, how fast the wish to go on grows with the improvement, for each nat.
+        least: gamma, the improvement in nats at which going on and halting are wished for alike.
+    """
+
+    def __init__(self, sharpness: float = 50.0, least: float = 0.005) -> None:
+        if not 0 < sharpness < math.inf or not 0 <= least < math.inf:
+            raise ValueError(f"sharpness must be above 0 and least at least 0, not {sharpness} and {least}")
+        self.sharpness, self.least = sharpness, least
+
+    def trained(self, network: nn.Module) -> list[nn.Parameter]:
+        found = network.gate_parameters() if isinstance(network, IteratedModel) else []
+        if not found:
+            raise ValueError(
+                f"HaltOnImprovement trains the exit gate, and this {type(network).__name__} has none: set "
+                "model.network.init_args.config.exit_gate to true"
+            )
+        return found
+
+    def read_at(self, iterations: Iterations | None) -> range:
+        return every_count(iterations, "HaltOnImprovement")
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        exit_logits, losses = by_iteration(output, labels, "HaltOnImprovement")
+        improvement = (losses[:-1] - losses[1:]).clamp(min=0).detach()
+        wish = torch.sigmoid(self.sharpness * (improvement - self.least))
+        stay = -exit_logits[1:].float()  # the logit of 1 - lambda
+        terms = F.binary_cross_entropy_with_logits(stay, wish, reduction="none").sum(dim=0) / max(1, len(wish))
+        return (terms * scored(labels)).sum() / number_scored(labels)
+
+
+def every_count(iterations: Iterations | None, who: str) -> range:
+    """1 .. R, for a loss that reads every answer; raises a ValueError where there is not one R."""
+    if not isinstance(iterations, int):
+        raise ValueError(
+            f"{who} needs a recurrent model and one iteration count for the whole batch; "
+            "use the Fixed, Uniform, LogNormalPoisson or LinearCurriculum sampler"
+        )
+    return range(1, iterations + 1)
+
+
+def by_iteration(output: ModelOutput, labels: Tensor, who: str) -> tuple[Tensor, Tensor]:
+    """The exit gate's logits and the cross entropies of all iterations, (R, B, T) each."""
+    readings = [output.readings[count] for count in sorted(output.readings)]
+    if output.exit_logit is None or not readings:
+        raise ValueError(f"{who} needs a model with exit_gate: true, and a sampler of iterations")
+    exit_logits = torch.stack([r.exit_logit for r in readings if r.exit_logit is not None])
+    return exit_logits, torch.stack([token_losses(r.logits, labels) for r in readings])
 
 
 def exit_log_distribution(exit_logits: Tensor) -> Tensor:

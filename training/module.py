@@ -110,6 +110,15 @@ class TrainingModule(pl.LightningModule):
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+        self.loss.trained(network)  # says now if the network lacks what the loss trains
+
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not train."""
+        trained = self.loss.trained(self.network)
+        if trained is not None:
+            self.network.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
