@@ -10,6 +10,7 @@ positions it scores. (Those of mull's own data have nearly equal numbers.)
     halt              L = mean over t = 2 .. R of the cross entropy between 1 - lambda_t and the wish to go on
                       w_t = sigmoid(k (max(0, L_{t-1} - L_t) - gamma)); trains the exit gate only    (Ouro stage II)
     several           L = sum_j w_j L_{ceil(x_j R)} / sum_j w_j, at shares x_j of the depth
+    consistency       L = L_R + w KL(p_R || p_{ceil(x R)}), at a share x of the depth, p_R without gradient
     fixed point       L = L_R + w |s_R - s_{R-1}|^2 / |s_R|^2, by position       (Think Shallow, arXiv 2608.18222)
 
 Shapes: B batch, T positions, V vocabulary, R iterations.
@@ -77,22 +78,42 @@ class SeveralIterations(Loss):
         self.weights = {float(share): float(weight) for share, weight in weights.items()}
 
     def read_at(self, iterations: Iterations | None) -> list[int]:
-        if not isinstance(iterations, int):
-            raise ValueError("a loss at several iterations needs a loop, and one iteration count for the whole batch")
-        return sorted({self.count(share, iterations) for share in self.weights})
-
-    @staticmethod
-    def count(share: float, iterations: int) -> int:
-        """The count at a share of the iterations."""
-        return max(1, math.ceil(share * iterations - 1e-9))
+        depth = one_count(iterations, "a loss at several iterations")
+        return sorted({count_at(share, depth) for share in self.weights})
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        depth = int(output.iterations.max()) if output.selected is None else output.selected.shape[-1] + 1  # all passes
-        total = output.logits.new_zeros(())
+        depth, total = depth_of(output), output.logits.new_zeros(())
         for share, weight in self.weights.items():
-            logits = output.readings[self.count(share, depth)].logits
+            logits = output.readings[count_at(share, depth)].logits
             total = total + weight * token_losses(logits, labels).sum()
         return total / sum(self.weights.values()) / number_scored(labels)
+
+
+class Consistency(Loss):
+    """Cross entropy after the last iteration, and a term that asks an earlier answer to be the last one already: their
+    divergence KL(p_R || p_{ceil(x R)}) by position. The last answer is the teacher, and gets no gradient by the term.
+
+    Args:
+        weight: w, in nats for each nat of divergence.
+        share: x, the share of the depth at which the earlier answer is read, above 0 and below 1.
+
+    Counts before the gradient window of `backprop_iterations` train what reads the answer out, not the loop.
+    """
+
+    def __init__(self, weight: float = 0.1, share: float = 0.5) -> None:
+        if not 0 <= weight < math.inf or not 0 < share < 1:
+            raise ValueError(f"weight must be at least 0 and share between 0 and 1, not {weight} and {share}")
+        self.weight, self.share = weight, share
+
+    def read_at(self, iterations: Iterations | None) -> list[int]:
+        return [count_at(self.share, one_count(iterations, "Consistency"))]
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        early = log_probabilities(output.readings[count_at(self.share, depth_of(output))].logits)
+        last = log_probabilities(output.logits.detach())
+        apart = F.kl_div(early, last, reduction="none", log_target=True).sum(dim=-1)  # KL(last || early), (B, T)
+        losses = token_losses(output.logits, labels) + self.weight * apart * scored(labels)
+        return losses.sum() / number_scored(labels)
 
 
 class FixedPoint(Loss):
@@ -129,7 +150,7 @@ class ExpectedOverIterations(Loss):
         self.entropy_weight = entropy_weight
 
     def read_at(self, iterations: Iterations | None) -> range:
-        return every_count(iterations, "the expected loss")
+        return range(1, 1 + one_count(iterations, "the expected loss"))
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         exit_logits, losses = by_iteration(output, labels, "the expected loss")
@@ -165,7 +186,7 @@ class HaltOnImprovement(Loss):
         return found
 
     def read_at(self, iterations: Iterations | None) -> range:
-        return every_count(iterations, "HaltOnImprovement")
+        return range(1, 1 + one_count(iterations, "HaltOnImprovement"))
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         exit_logits, losses = by_iteration(output, labels, "HaltOnImprovement")
@@ -176,14 +197,29 @@ class HaltOnImprovement(Loss):
         return (terms * scored(labels)).sum() / number_scored(labels)
 
 
-def every_count(iterations: Iterations | None, who: str) -> range:
-    """1 .. R, for a loss that reads every answer; raises a ValueError where there is not one R."""
+def one_count(iterations: Iterations | None, who: str) -> int:
+    """R, for a loss that reads answers on the way; raises a ValueError where there is not one R for all rows."""
     if not isinstance(iterations, int):
         raise ValueError(
-            f"{who} needs a recurrent model and one iteration count for the whole batch; "
+            f"{who} needs a model with a loop and one iteration count for the whole batch; "
             "use the Fixed, Uniform, LogNormalPoisson or LinearCurriculum sampler"
         )
-    return range(1, iterations + 1)
+    return iterations
+
+
+def count_at(share: float, iterations: int) -> int:
+    """The count at a share of the iterations, rounded up."""
+    return max(1, math.ceil(share * iterations - 1e-9))
+
+
+def depth_of(output: ModelOutput) -> int:
+    """R of an output whose rows all have one: of a model that routes tokens, all passes, taken or not."""
+    return int(output.iterations.max()) if output.selected is None else output.selected.shape[-1] + 1
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of all tokens, (..., V), in fp32 or wider."""
+    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
 def by_iteration(output: ModelOutput, labels: Tensor, who: str) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ class TrainingModule(pl.LightningModule):
             and, in validation, read_at= only if its forward names them.
         iterations: sampler of the iteration count; None for a network without a loop.
         backprop_iterations: number of iterations, counted from the last, that the gradient passes through; None means
-            all of them.
+            all of them. A sampler that draws the window itself (`Progressive`) takes its place.
         capacity: sampler of the share of tokens that routed passes take, for a network whose forward takes capacity=;
             None leaves the share to the network's config.
         loss: what is minimised; None means the cross entropy after the last iteration.
@@ -102,9 +102,18 @@ class TrainingModule(pl.LightningModule):
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
-        if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
+        windowed = iterations is not None and iterations.draws_window
+        if windowed and backprop_iterations is not None:
             raise ValueError(
-                f"this {type(network).__name__} has no gradient window: backprop_iterations is refused, leave it out"
+                f"{type(iterations).__name__} draws the gradient window of each batch: leave backprop_iterations "
+                f"{backprop_iterations} out"
+            )
+        if (windowed or backprop_iterations is not None) and (
+            iterations is None or "backprop_iterations" not in self.accepted
+        ):
+            raise ValueError(
+                f"this {type(network).__name__} has no gradient window: "
+                f"{type(iterations).__name__ if windowed else 'backprop_iterations'} is refused, leave it out"
             )
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
@@ -160,8 +169,9 @@ class TrainingModule(pl.LightningModule):
         passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn  # asked here: a device would have to wait
         drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
         options: dict[str, Any] = {}  # only what is asked for: a network of your own need not take the rest
-        if self.backprop_iterations is not None:
-            options["backprop_iterations"] = self.backprop_iterations
+        window = self.iterations.window(self.seed, index)
+        if window is not None or self.backprop_iterations is not None:
+            options["backprop_iterations"] = self.backprop_iterations if window is None else window
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
         if self.capacity is not None:
