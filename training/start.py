@@ -1,9 +1,9 @@
 """`mull train --from FOLDER`: a run that starts from the weights of a checkpoint folder, for fine-tuning.
 
 The architecture comes from the folder; a configuration may repeat it and may not contradict it, but for an exit gate,
-which a model without one may gain: it starts afresh, and every other weight is the folder's. Data, schedule and
-optimizer are those of the configuration, and the first step is step 0. A folder of the public layout is one like any
-other. Which weights these were is part of the run (identity.py).
+which a model without one may gain (it starts afresh, and every other weight is the folder's), and for what matters in
+training only. Data, schedule and optimizer are those of the configuration, and the first step is step 0. A folder of
+the public layout is one like any other. Which weights these were is part of the run (identity.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mull.models.families import FAMILIES
 from mull.training.module import TrainingModule
 
 OF_THE_DATA = ("vocab_size", "stop_tokens")  # fields of the architecture that the data module decides
+TRAINING_ONLY = ("state_noise",)  # fields that no weight and no answer depends on: a run may set them anew
 GAINED = {"exit_gate": (False, True)}  # what a run may have that the folder has not: in the folder, in the run
 
 
@@ -87,7 +88,7 @@ def check_architecture(start: Start, network: dict[str, Any]) -> None:
     of_the_data = {each: getattr(start.config, each) for each in OF_THE_DATA}
     asked = architecture(start._replace(config=type(start.config)(**{**said, **of_the_data})))  # null: what it means
     for field, value in architecture(start).items():
-        if asked[field] != value and GAINED.get(field) != (value, asked[field]):
+        if field not in TRAINING_ONLY and asked[field] != value and GAINED.get(field) != (value, asked[field]):
             raise ValueError(
                 f"model.network.init_args.config.{field} is {said[field]}, and {value} in {start.folder}; {remedy}"
             )
