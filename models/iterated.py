@@ -73,7 +73,7 @@ class IteratedModel(LanguageModel, ABC):
         """Whether `disturb` adds something to the state in the present mode, where there is a generator."""
         return False
 
-    def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG002
+    def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
         """A state after an iteration, with the noise that training adds to it; asked only where `is_noisy`."""
         return state
 
