@@ -147,6 +147,9 @@ class TrainingModule(pl.LightningModule):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
         if anything:
             self.log("train/loss", loss.detach(), prog_bar=True)
+        answered = getattr(getattr(self.trainer, "datamodule", None), "answered", None)
+        if answered is not None:
+            self.log_dict(answered(index, output.logits.detach(), batch["labels"]))
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss

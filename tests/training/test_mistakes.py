@@ -40,7 +40,7 @@ from mull.cli import main
         (
             "data.length",
             "3",
-            "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, "
+            "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, advance, "
             "batch_size, validation_examples, seed",
         ),
     ],
