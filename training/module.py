@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
 from mull.training.capacities import CapacitySampler
+from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss, scored
@@ -56,6 +57,8 @@ class TrainingModule(pl.LightningModule):
         validate_at: iteration counts of the validation sweep; None means 1, r/2, r, 2r, 4r for a mean of r.
         auxiliary_weight: weight of the network's auxiliary loss, if its output has one, as routers do (arXiv
             2507.10524).
+        carry: a batch with the input_ids of the one before it goes on from the state which that ended in, detached,
+            instead of an initial one (carrying.py); for data with `repeat`, and a network whose forward takes state=.
         seed: seed of the iteration counts, capacities and initial states.
 
     Raises:
@@ -74,6 +77,7 @@ class TrainingModule(pl.LightningModule):
         decay_share: float = 0.3,
         validate_at: list[int] | None = None,
         auxiliary_weight: float = 0.001,
+        carry: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -115,6 +119,9 @@ class TrainingModule(pl.LightningModule):
                 f"this {type(network).__name__} has no gradient window: "
                 f"{type(iterations).__name__ if windowed else 'backprop_iterations'} is refused, leave it out"
             )
+        if carry and (iterations is None or "state" not in self.accepted):
+            raise ValueError(f"this {type(network).__name__} goes on from no state: carry is refused, leave it out")
+        self.carried = Carried() if carry else None
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
@@ -122,7 +129,8 @@ class TrainingModule(pl.LightningModule):
         self.loss.trained(network)  # says now if the network lacks what the loss trains
 
     def setup(self, stage: str) -> None:
-        """Freeze what the loss does not train."""
+        """Freeze what the loss does not train; check that what is carried has somewhere to go."""
+        check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
         trained = self.loss.trained(self.network)
         if trained is not None:
             self.network.requires_grad_(False)
@@ -147,6 +155,8 @@ class TrainingModule(pl.LightningModule):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
         if anything:
             self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.carried is not None:
+            self.carried.keep(batch["input_ids"], output.state)
         answered = getattr(getattr(self.trainer, "datamodule", None), "answered", None)
         if answered is not None:
             self.log_dict(answered(index, output.logits.detach(), batch["labels"]))
@@ -179,9 +189,21 @@ class TrainingModule(pl.LightningModule):
             options["read_at"] = self.loss.read_at(drawn)
         if self.capacity is not None:
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
-        if "generator" in self.accepted:
+        state = None if self.carried is None else self.carried.state_for(input_ids)
+        if state is not None:
+            options["state"] = state
+        if "generator" in self.accepted and (state is None or getattr(self.network, "is_noisy", False)):
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is carried is part of a saved state, so that a resumed run goes on from it."""
+        if self.carried is not None:
+            checkpoint["carried"] = self.carried.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.carried is not None:
+            self.carried.load_state_dict(checkpoint["carried"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:  # type: ignore[override]
         """Answers at all counts of `validate_at`, read out of a single unroll; `DepthValidation` scores them.

@@ -12,6 +12,7 @@ What the trainer needs of a data module, your own included (give its class path 
 - optionally `answers_ahead: bool` and `in_place: bool`, which say what attention it is for (`check_order`);
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
+- optionally `repeat: int`, how often in a row each training batch comes, for `carry` (carrying.py);
 - optionally `answered(number, logits, labels) -> dict[str, float]`, which is told of the answers to every training
   batch, and says what is to be logged of it;
 - optionally `about() -> mull.checkpoints.card.About`, for the model card: what a model is for that was trained on it;
@@ -60,6 +61,7 @@ class StreamData(pl.LightningDataModule, ABC):
     difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
+    repeat: int = 1  # how often in a row each training batch comes
 
     @property
     def vocab_size(self) -> int:
@@ -107,6 +109,8 @@ class TaskData(StreamData):
             to 399, and `difficulty` from then on.
         advance: Lets the difficulties of a list enter one after another, the easiest first, each when the one before is
             mastered; in place of a curriculum by numbers.
+        repeat: How often in a row each training batch is given, as segments of one problem for `model.carry`. All of
+            them count: batch numbers, and steps, go on with every one.
         batch_size: Items per batch and rank.
         validation_examples: Items of the validation split, the same ones at every validation, different from each
             other: fewer if there are not so many.
@@ -119,6 +123,7 @@ class TaskData(StreamData):
         difficulty: int | list[int] | None = None,
         curriculum: dict[int, int] | None = None,
         advance: ReachedAccuracy | None = None,
+        repeat: int = 1,
         batch_size: int = 64,
         validation_examples: int = 256,
         seed: int = 0,
@@ -127,7 +132,8 @@ class TaskData(StreamData):
         mixed = difficulty if isinstance(difficulty, list) else [difficulty]
         if not mixed:
             raise ValueError("difficulty is an empty list: name at least one difficulty")
-        require_positive(batch_size=batch_size, validation_examples=validation_examples)
+        require_positive(repeat=repeat, batch_size=batch_size, validation_examples=validation_examples)
+        self.repeat = repeat
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
@@ -144,11 +150,12 @@ class TaskData(StreamData):
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
-        start = (number * world_size + rank) * self.batch_size
+        start = (number // self.repeat * world_size + rank) * self.batch_size
         return to_batch(*self.task.batch("train", self.seed, range(start, start + self.batch_size), difficulty))
 
     def training_difficulty(self, number: int) -> int:
         """The difficulty of training batch `number`. It is the same on every rank, since ranks wait for each other."""
+        number -= number % self.repeat  # of the first of its repetitions, which they all are
         for end, difficulty in self.curriculum.items():
             if number < end:
                 return difficulty
@@ -169,7 +176,7 @@ class TaskData(StreamData):
             if self.trainer is not None and self.trainer.world_size > 1:
                 seen = self.trainer.strategy.reduce(seen, reduce_op="sum")
             self.advance.observe(number, *map(int, seen.tolist()))
-        return {"train/hardest": float(self.ladder[self.advance.entered(number) - 1])}
+        return {"train/hardest": float(self.ladder[self.advance.entered(number - number % self.repeat) - 1])}
 
     def state_dict(self) -> dict[str, Any]:
         """What a saved state holds of the data: how far the difficulties have come."""
@@ -376,23 +383,6 @@ class TextData(StreamData):
         for start in range(0, count, batch_size):
             chosen = [i * there // count for i in range(start, min(start + batch_size, count))]
             yield next_token_batch(np.stack([self.corpus.window("validation", i, self.length) for i in chosen]))
-
-
-def check_order(network: object, data: object) -> None:
-    """Raise a ValueError where a network with `causal: false` would read the tokens that it is to predict; warn where a
-    causal one does not see what it is asked about. Of networks and data that do not say, nothing is known."""
-    causal = getattr(getattr(network, "config", None), "causal", None)
-    if causal is False and getattr(data, "answers_ahead", False):
-        raise ValueError(
-            f"causal: false does not go with {type(data).__name__} of this kind: the network would read the tokens "
-            "that it is to predict; set model.network.init_args.config.causal to true"
-        )
-    if causal is True and getattr(data, "in_place", False):
-        warnings.warn(
-            "each position of this task is answered where it stands, out of the whole row, but the network is causal "
-            "and does not see what comes later: set model.network.init_args.config.causal to false",
-            stacklevel=2,
-        )
 
 
 def require_positive(**values: int) -> None:
