@@ -129,7 +129,8 @@ class TrainingModule(pl.LightningModule):
         self.loss.trained(network)  # says now if the network lacks what the loss trains
 
     def setup(self, stage: str) -> None:
-        """Freeze what the loss does not train; check that what is carried has somewhere to go."""
+        """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
+        self.carried = None if self.carried is None else Carried()  # a saved one is loaded after this
         check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
         trained = self.loss.trained(self.network)
         if trained is not None:

@@ -145,6 +145,10 @@ def test_whole_boards_are_thought_about_in_segments_under_the_trainer(tmp_path, 
     )  # fmt: skip
     trainer.fit(module, data)
     assert seen == [False, True, False, True] and trainer.global_step == 4
+    assert module.carried.state is not None
+    module.trainer = trainer
+    module.setup("fit")
+    assert module.carried.state is None  # another fit begins with nothing
     assert not any(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 

@@ -39,6 +39,10 @@ class ReachedAccuracy:
         if of not in get_args(Unit):
             raise ValueError(f"of must be one of {', '.join(get_args(Unit))}, not {of!r}")
         self.accuracy, self.of, self.batches = accuracy, of, batches
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with the easiest difficulty alone."""
         self.entries: list[int] = []  # the numbers of the batches from which the 2nd, 3rd, ... difficulty is there
         self.latest: list[tuple[int, int]] = []  # right and counted in each of the latest batches of the newest one
 

@@ -148,6 +148,10 @@ class TaskData(StreamData):
         self.in_place = task.in_place
         self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
+    def setup(self, stage: str) -> None:
+        if self.advance is not None and stage == "fit":  # a saved state is loaded after it
+            self.advance.begin()
+
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
         start = (number // self.repeat * world_size + rank) * self.batch_size

@@ -68,6 +68,10 @@ def test_only_the_newest_difficulty_is_looked_at_and_after_the_last_one_nothing(
     assert data.answered(1, right, labels) == {"train/hardest": 4.0} and rule.entries == [AHEAD]  # overtaken
     assert data.answered(AHEAD, right, labels) == {"train/hardest": 8.0}
     assert rule.latest == [] and rule.entries == [AHEAD]  # there is none after 8
+    data.setup("validate")
+    assert rule.entries == [AHEAD]
+    data.setup("fit")  # another training begins with the easiest
+    assert rule.entries == []
 
 
 def test_all_devices_decide_alike():
