@@ -4,10 +4,12 @@ Depth and randomness are data. For training batch i, of B sequences, of a run wi
 
     R   = iterations(seed, i, B)     iteration count: an integer, or one for each sequence, (B,)
     c   = capacity(seed, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
-    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i)
+    k   = window(seed, i)            iterations that the gradient passes through, where the sampler draws them too
+    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i); with `carry`, where the
+          batch is the one before once more, the state which that ended in (carrying.py)
 
-and hands them to the network. R and c are the same on every rank, s_0 is each rank's own; a resumed run sees the same
-draws.
+and hands them to the network. R, c and k are the same on every rank, s_0 is each rank's own; a resumed run sees the
+same draws, and goes on from the same carried state.
 """
 
 from __future__ import annotations
