@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.language_model import LanguageModel, check_read_at
@@ -68,9 +68,22 @@ class IteratedModel(LanguageModel, ABC):
         """Whether `start` draws when it is given a generator."""
         return False
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether `disturb` adds something to the state in the present mode, where there is a generator."""
+        return False
+
+    def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        """A state after an iteration, with the noise that training adds to it; asked only where `is_noisy`."""
+        return state
+
     def halt(self, state: Tensor) -> Tensor:
         """The exit gate's logit in a state, (B, T)."""
         raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the exit gate; none without one."""
+        return []
 
     # What follows -----------------------------------------------------------------------------------------------------
 
@@ -92,8 +105,9 @@ class IteratedModel(LanguageModel, ABC):
             iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
             backprop_iterations: gradient through the last k iterations only; None means through all.
             state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
-                With one there is nothing to draw: a generator beside it is refused.
-            generator: draws a random initial state; without it the state starts at its mean, zero.
+                With one there is nothing to draw: a generator beside it is refused, but where iterations are noisy.
+            generator: draws a random initial state, and the noise of iterations where training adds any; without it the
+                state starts at its mean, zero, and there is no noise.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
 
         Returns:
@@ -157,7 +171,7 @@ class IteratedModel(LanguageModel, ABC):
         injected = self.enter(input_ids, context)
         if state is None:
             state = self.start(injected, generator)
-        elif generator is not None:
+        elif generator is not None and not self.is_noisy:
             raise ValueError("state is the initial state, and generator draws one: give one of them")
         elif getattr(state, "shape", None) != injected.shape:
             found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
@@ -165,7 +179,14 @@ class IteratedModel(LanguageModel, ABC):
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
-        yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins)
+        think = self.thinker(injected, context)
+        if generator is not None and self.is_noisy:
+            think = self.disturbed(think, generator)
+        yield from iterate(think, state, total, backprop_iterations, begins)
+
+    def disturbed(self, think: Think, generator: torch.Generator) -> Think:
+        """The same with noise after every iteration."""
+        return lambda state, index: self.disturb(think(state, index), generator)
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

@@ -26,6 +26,7 @@ from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
 from mull.training.help import page_of_train
 from mull.training.mistakes import in_words
+from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
 from mull.training.records import Choice, make_loggers
@@ -157,6 +158,14 @@ class TrainingCLI(LightningCLI):
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"
         self.resolved = self.resolve(self.config)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Union subtypes" in str(error):  # what a class refuses, as the parser hands it on
+                raise ValueError(plain_words(str(error))) from error
+            raise
 
     def resolve(self, config: Any) -> dict[str, Any]:
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""

@@ -4,10 +4,12 @@ Depth and randomness are data. For training batch i, of B sequences, of a run wi
 
     R   = iterations(seed, i, B)     iteration count: an integer, or one for each sequence, (B,)
     c   = capacity(seed, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
-    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i)
+    k   = window(seed, i)            iterations that the gradient passes through, where the sampler draws them too
+    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i); with `carry`, where the
+          batch is the one before once more, the state which that ended in (carrying.py)
 
-and hands them to the network. R and c are the same on every rank, s_0 is each rank's own; a resumed run sees the same
-draws.
+and hands them to the network. R, c and k are the same on every rank, s_0 is each rank's own; a resumed run sees the
+same draws, and goes on from the same carried state.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
 from mull.training.capacities import CapacitySampler
+from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss, scored
@@ -46,7 +49,7 @@ class TrainingModule(pl.LightningModule):
             and, in validation, read_at= only if its forward names them.
         iterations: sampler of the iteration count; None for a network without a loop.
         backprop_iterations: number of iterations, counted from the last, that the gradient passes through; None means
-            all of them.
+            all of them. A sampler that draws the window itself (`Progressive`) takes its place.
         capacity: sampler of the share of tokens that routed passes take, for a network whose forward takes capacity=;
             None leaves the share to the network's config.
         loss: what is minimised; None means the cross entropy after the last iteration.
@@ -56,6 +59,8 @@ class TrainingModule(pl.LightningModule):
         validate_at: iteration counts of the validation sweep; None means 1, r/2, r, 2r, 4r for a mean of r.
         auxiliary_weight: weight of the network's auxiliary loss, if its output has one, as routers do (arXiv
             2507.10524).
+        carry: a batch with the input_ids of the one before it goes on from the state which that ended in, detached,
+            instead of an initial one (carrying.py); for data with `repeat`, and a network whose forward takes state=.
         seed: seed of the iteration counts, capacities and initial states.
 
     Raises:
@@ -74,6 +79,7 @@ class TrainingModule(pl.LightningModule):
         decay_share: float = 0.3,
         validate_at: list[int] | None = None,
         auxiliary_weight: float = 0.001,
+        carry: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -102,14 +108,37 @@ class TrainingModule(pl.LightningModule):
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
-        if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
+        windowed = iterations is not None and iterations.draws_window
+        if windowed and backprop_iterations is not None:
             raise ValueError(
-                f"this {type(network).__name__} has no gradient window: backprop_iterations is refused, leave it out"
+                f"{type(iterations).__name__} draws the gradient window of each batch: leave backprop_iterations "
+                f"{backprop_iterations} out"
             )
+        if (windowed or backprop_iterations is not None) and (
+            iterations is None or "backprop_iterations" not in self.accepted
+        ):
+            raise ValueError(
+                f"this {type(network).__name__} has no gradient window: "
+                f"{type(iterations).__name__ if windowed else 'backprop_iterations'} is refused, leave it out"
+            )
+        if carry and (iterations is None or "state" not in self.accepted):
+            raise ValueError(f"this {type(network).__name__} goes on from no state: carry is refused, leave it out")
+        self.carried = Carried() if carry else None
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+        self.loss.trained(network)  # says now if the network lacks what the loss trains
+
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
+        self.carried = None if self.carried is None else Carried()  # a saved one is loaded after this
+        check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
+        trained = self.loss.trained(self.network)
+        if trained is not None:
+            self.network.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
@@ -129,6 +158,11 @@ class TrainingModule(pl.LightningModule):
             raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
         if anything:
             self.log("train/loss", loss.detach(), prog_bar=True)
+        if self.carried is not None:
+            self.carried.keep(batch["input_ids"], output.state)
+        answered = getattr(getattr(self.trainer, "datamodule", None), "answered", None)
+        if answered is not None:
+            self.log_dict(answered(index, output.logits.detach(), batch["labels"]))
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss
@@ -151,15 +185,28 @@ class TrainingModule(pl.LightningModule):
         passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn  # asked here: a device would have to wait
         drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
         options: dict[str, Any] = {}  # only what is asked for: a network of your own need not take the rest
-        if self.backprop_iterations is not None:
-            options["backprop_iterations"] = self.backprop_iterations
+        window = self.iterations.window(self.seed, index)
+        if window is not None or self.backprop_iterations is not None:
+            options["backprop_iterations"] = self.backprop_iterations if window is None else window
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
         if self.capacity is not None:
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
-        if "generator" in self.accepted:
+        state = None if self.carried is None else self.carried.state_for(input_ids)
+        if state is not None:
+            options["state"] = state
+        if "generator" in self.accepted and (state is None or getattr(self.network, "is_noisy", False)):
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is carried is part of a saved state, so that a resumed run goes on from it."""
+        if self.carried is not None:
+            checkpoint["carried"] = self.carried.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.carried is not None:
+            self.carried.load_state_dict(checkpoint["carried"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:  # type: ignore[override]
         """Answers at all counts of `validate_at`, read out of a single unroll; `DepthValidation` scores them.

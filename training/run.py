@@ -24,9 +24,10 @@ import yaml
 
 from mull.checkpoints.replacing import complete, replace_all
 from mull.inference.measure.results import Result
+from mull.training.carrying import check_carry
 from mull.training.cli import TrainingCLI, quiet, read_configuration
 from mull.training.companions import come_first, end_with_first, forget_first
-from mull.training.data.module import check_order
+from mull.training.data.order import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
@@ -73,6 +74,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     """Finish the run, from whatever the folder holds of it; this process has the lock."""
     complete(run.folder)  # finishes a save that was killed
     check_order(run.model.network, run.datamodule)
+    check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
     device = run.trainer.strategy.root_device
@@ -113,6 +115,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
 def try_out(run: TrainingCLI) -> None:
     """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
     check_order(run.model.network, run.datamodule)
+    check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     run.trainer.fit(run.model, run.datamodule)
     if run.trainer.is_global_zero:
         say(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")

@@ -15,7 +15,7 @@ from mull.models import (
     TransformerConfig,
 )
 from mull.training.data import Parity, TaskData
-from mull.training.iterations import Fixed, IterationSampler, LogNormalPoisson, PoissonPerSequence
+from mull.training.iterations import Fixed, IterationSampler, LogNormalPoisson, PoissonPerSequence, Progressive
 from mull.training.losses import LastIteration
 from mull.training.module import NonFiniteLossError, TrainingModule
 from mull.training.optimizers import AdamW, MuonAdamW
@@ -60,6 +60,25 @@ def test_the_window_reaches_the_network(ids):
     full = gradients(module.network(ids, iterations=5).logits.square().mean(), module.network)
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(found["injection.adapter.weight"], full["injection.adapter.weight"])
+
+
+def test_a_window_that_the_sampler_draws_reaches_the_network(ids):
+    """Guards the progressive loss: the gradients of a batch are those of its own n iterations without and k with."""
+    sampler = Progressive(6, share=1.0)
+    module = TrainingModule(build(initial_state="zero"), sampler)
+    drawn = [(sampler(0, index, 3), sampler.window(0, index)) for index in range(20)]
+    index = next(i for i, (count, window) in enumerate(drawn) if 1 < window < count - 1)
+    found = gradients(module.output_for(ids, index).logits.square().mean(), module.network)
+    count, window = drawn[index]
+    windowed = module.network(ids, iterations=count, backprop_iterations=window).logits.square().mean()
+    full = gradients(module.network(ids, iterations=count).logits.square().mean(), module.network)
+    torch.testing.assert_close(found, gradients(windowed, module.network))
+    assert not torch.allclose(found["injection.adapter.weight"], full["injection.adapter.weight"])
+    with pytest.raises(ValueError, match="Progressive draws the gradient window of each batch: leave backprop_iter"):
+        TrainingModule(build(), sampler, backprop_iterations=2)
+    routed = InnerThinkingTransformer(InnerThinkingConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=2))
+    with pytest.raises(ValueError, match="no gradient window: Progressive is refused"):
+        TrainingModule(routed, sampler)
 
 
 def test_memory_does_not_grow_with_depth(ids):
