@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, lm-eval, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -159,6 +159,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
     )
+    parser.add_argument("--verify", action="store_true", help="also write the answers, and have them checked")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
     command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
@@ -260,6 +261,15 @@ def trace(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def lm_eval(args: list[str]) -> None:
+    """Tasks of lm-evaluation-harness at several depths: mull lm-eval FOLDER --tasks a,b --iterations 1,4,16"""
+    from mull.inference.harness.command import add_options, run
+
+    parser = new_parser("lm-eval")
+    add_options(parser)
+    run(parse(parser, args, ["exit"]))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -309,6 +319,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "chat": chat,
     "trace": trace,
+    "lm-eval": lm_eval,
     "inspect": inspect,
     "convert": convert,
     "data": data,

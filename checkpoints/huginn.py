@@ -81,6 +81,7 @@ OURS = {  # fields of ours that the layout has no word for, at the values it imp
     "qk_norm": False,
     "exit_gate": False,
     "causal": True,
+    "board": False,
     "window": 0,
     "convolution": "none",
     "residual_scale": 1.0,

@@ -11,6 +11,7 @@ from mull.models.rules import RULES
 LATER: tuple[dict[str, Any], ...] = (  # options that came later, together, at the values that do nothing
     {"window": 0, "window_heads": 0, "convolution": "none", "kernel": 4, "residual_scale": 1.0},  # of every family
     {"causal": True},
+    {"board": False},
 )
 
 

@@ -99,7 +99,8 @@ def interval_of(row: Row, name: str, unit: Unit, signed: bool = False) -> str:
 def cells(row: Row, text: bool, reference: int | None) -> dict[str, str]:
     """A result by the names of its columns, empty where a column does not apply.
 
-    exact is the share of examples that are right throughout; asked and met are shares of the tokens, by routed pass.
+    exact is the share of examples that are right throughout, verified that of written answers that a verifier takes;
+    asked and met are shares of the tokens, by routed pass.
 
     Args:
         row: the result.
@@ -114,6 +115,7 @@ def cells(row: Row, text: bool, reference: int | None) -> dict[str, str]:
         "bits per byte" if text else "accuracy %": written_headline(row, text),
         difference_name(reference): difference(row, text),
         "exact %": interval_of(row, "exact_match", PERCENT),
+        "verified %": interval_of(row, "verified", PERCENT),
         "loss": with_interval(row.get("loss"), None, None, NATS),
         "asked %": shares(asked, 0 if all(round(100 * share, 6).is_integer() for share in asked) else 1),
         "met %": shares(met),

@@ -40,8 +40,10 @@ class ModelConfig:
         qk_bias: a learned bias on queries and keys, before the rotation.
         causal: a token sees itself and what stands before it; false: all tokens of its row, for tasks whose answers
             stand where the questions do. Such a model has no cache and writes no text.
+        board: the tokens of a row are the cells of a square board, in reading order: rotary positions count rows and
+            columns, half of a head's pairs each, and a window is a square. It needs causal false.
         window: the latest tokens that a head of attention sees, its own included; 0 means all there are. Where order is
-            not causal, as many to the right.
+            not causal, as many to the right; on a board, as many in each of the four directions.
         window_heads: query heads that look through the window, the others see everything; None means all of them.
         convolution: a causal depthwise convolution over positions: inside the gated MLP, before attention, or none
             (models/convolution.py).
@@ -69,6 +71,7 @@ class ModelConfig:
     qk_norm: bool = False
     qk_bias: bool = True
     causal: bool = True
+    board: bool = False
     window: int = 0
     window_heads: int | None = None
     convolution: Convolution = "none"
@@ -221,6 +224,8 @@ class ModelConfig:
                 f"causal false does not go with convolution {self.convolution!r}, which joins a token with those "
                 "before it: use none"
             )
+        if self.causal and self.board:
+            found.append("board true needs causal false: the cells of a board see each other")
         if self.window < 0:
             found.append(f"window must be 0 (no window) or more, not {self.window}")
         if self.window == 0 and self.near_heads:

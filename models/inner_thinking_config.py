@@ -21,7 +21,7 @@ class InnerThinkingConfig(ModelConfig):
     """Configuration of the inner-thinking family; see `ModelConfig` for the shared fields.
 
     Args:
-        causal: true; a router decides for each token by what stands before it.
+        causal, board: true and false; a router decides for each token by what stands before it.
         convolution: none; it joins neighbours, and a routed pass has only some of the tokens.
         n_layers: number of layers, each with weights of its own.
         thinking_layers: which of them think, from 0; None means every other one, the second first.
@@ -42,6 +42,7 @@ class InnerThinkingConfig(ModelConfig):
 
     wiring: Wiring = "pre_norm"
     causal: Literal[True] = True
+    board: Literal[False] = False
     convolution: Literal["none"] = "none"
     n_layers: int = 4
     thinking_layers: tuple[int, ...] | None = None

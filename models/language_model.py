@@ -189,7 +189,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
         shape, c = (len(input_ids), input_ids.shape[1]), self.config
-        context = place(shape, input_ids.device, valid, cache, self.rotation, c.window or None, c.reach, c.causal)
+        near = c.window or None
+        context = place(shape, input_ids.device, valid, cache, self.rotation, near, c.reach, c.causal, c.board)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "
@@ -209,12 +210,20 @@ class LanguageModel(nn.Module):
             )
 
     def rotation(self, positions: Tensor) -> Tensor | None:
-        """cos and sin by position, as a `Context` has them; None for a model without positions."""
+        """cos and sin by position, (...,), as a `Context` has them; by row and column, (..., 2), on a board, where the
+        first half of a head's pairs turns with the row. None for a model without positions."""
         c = self.config
         if c.positions != "rotary":
             return None
         table_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        return rotation_angles(positions, c.head_dim, c.rope_base, table_dtype)
+        if not c.board:
+            return rotation_angles(positions, c.head_dim, c.rope_base, table_dtype)
+        pairs = c.head_dim // 2
+        widths = [2 * (pairs - pairs // 2), 2 * (pairs // 2)]
+        halves = [
+            rotation_angles(positions[..., axis], width, c.rope_base, table_dtype) for axis, width in enumerate(widths)
+        ]
+        return torch.cat(halves, dim=-2)
 
 
 def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None, why_not: str) -> None:

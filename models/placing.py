@@ -26,30 +26,31 @@ def place(
     window: int | None = None,
     reach: int = 1,
     causal: bool = True,
+    board: bool = False,
 ) -> Context:
     """The context of a whole call of this shape, (B, T), behind what the cache holds.
 
-    `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64; `window` is that
-    of heads that have one; `reach` says how many positions a convolution joins. Where order is not `causal`, a token
-    sees the later ones too, and a window reaches as far to the right as to the left; there is no cache then.
+    `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64, or of rows and
+    columns, (..., 2); `window` is that of heads that have one; `reach` says how many positions a convolution joins.
+    Where order is not `causal`, a token sees the later ones too, and a window reaches as far to the right as to the
+    left; there is no cache then. On a `board` it reaches as far in rows as in columns.
     """
     batch_size, n_tokens = shape
     if cache is None:
-        columns = positions = torch.arange(n_tokens, device=device)
+        columns = torch.arange(n_tokens, device=device)
         back = columns[:, None] - columns
         if not causal:
             back = back.abs()
         if valid is None:
-            near = None if n_tokens == 1 else within(back, window)
-            return Context(positions, rotation(positions), n_tokens, window=window, near=near)
+            at = cells(columns, n_tokens) if board else columns
+            near = None if n_tokens == 1 or window is None else within(apart(at, causal, board), window)
+            return Context(columns, rotation(at), n_tokens, window=window, near=near)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
+        at = cells(positions, valid.sum(dim=1, keepdim=True)) if board else positions
         mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
-        near = None
-        if window is not None:
-            far = positions[:, :, None] - positions[:, None, :]
-            near = (mask & ((far if causal else far.abs()) < window))[:, None]
+        near = None if window is None else (mask & (apart(at, causal, board) < window))[:, None]
         before = earlier_tokens(valid, positions, reach) if reach > 1 else None
-        return Context(positions, rotation(positions), n_tokens, mask[:, None], window=window, near=near, before=before)
+        return Context(positions, rotation(at), n_tokens, mask[:, None], window=window, near=near, before=before)
     counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
     end = max([1, *(length + count for length, count in zip(cache.lengths, counts, strict=True))])
     columns = torch.arange(end, device=device)
@@ -79,6 +80,22 @@ def place(
         stands=stands,
         stored=stored,
     )
+
+
+def cells(positions: Tensor, counts: Tensor | int) -> Tensor:
+    """Row and column, (..., T, 2), of positions (..., T) of rows of so many tokens, (..., 1): on the smallest square
+    board that holds them, read row by row."""
+    side = torch.as_tensor(counts, dtype=torch.float64, device=positions.device).sqrt().ceil().to(torch.int64)
+    return torch.stack([positions // side, positions % side], dim=-1)
+
+
+def apart(at: Tensor, causal: bool, board: bool) -> Tensor:
+    """How far each key stands before each query, (..., T, T), of positions (..., T); how far away on either side where
+    order is not causal. On a board, rows and columns (..., T, 2), it is the longer of the two ways."""
+    if board:
+        return (at[..., :, None, :] - at[..., None, :, :]).abs().amax(dim=-1)
+    back = at[..., :, None] - at[..., None, :]
+    return back if causal else back.abs()
 
 
 def earlier_tokens(valid: Tensor, positions: Tensor, reach: int) -> tuple[tuple[Tensor, Tensor], ...]:

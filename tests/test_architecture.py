@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -24,7 +25,14 @@ ORDER = ["models", "checkpoints", "inference", "training", "cli"]  # each may im
 PACKAGE = sorted([*ROOT.glob("*.py"), *(path for layer in ORDER[:4] for path in (ROOT / layer).rglob("*.py"))])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULE_OF = {"pyyaml": "yaml", "tensorboardx": "tensorboardX"}  # distributions that are imported under another name
+MODULE_OF = {  # distributions that are imported under another name
+    "pyyaml": "yaml",
+    "tensorboardx": "tensorboardX",
+    "lm-eval": "lm_eval",
+    "reasoning-gym": "reasoning_gym",
+}
+# folders that may import what extras bring
+EXTRAS = {"training": ("tensorboard", "gym"), "inference/harness": ("eval",)}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION = 400, 70
 
@@ -70,6 +78,18 @@ def named(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement.strip())[0]).lower()
 
 
+def imported_as(requirements: list[str]) -> set[str]:
+    """The names that requirements are imported under."""
+    return {MODULE_OF.get(named(requirement), named(requirement)) for requirement in requirements}
+
+
+def brought(path: Path) -> set[str]:
+    """What the extras of the folders that a file is in bring."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    inside = [extra for folder, brings in EXTRAS.items() if path.is_relative_to(ROOT / folder) for extra in brings]
+    return {name for extra in inside for name in imported_as(extras[extra])}
+
+
 # --------------------------------------------------------------------------------------------------------- imports
 
 
@@ -109,14 +129,13 @@ def test_import_order_sees_every_way_up(monkeypatch: pytest.MonkeyPatch, line: s
 
 def test_third_party_imports() -> None:
     """Guards the layers' weight, and that everything imported is a declared dependency."""
-    declared = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["dependencies"]}
-    optional = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["optional-dependencies"]["tensorboard"]}
+    declared = imported_as(PROJECT["project"]["dependencies"])
     heavy = {"lightning", "wandb", "jsonargparse"}
     allowed = {
         "models": {"torch", "einops"},
         "checkpoints": {"torch", "safetensors", "tokenizers", "yaml"},
         "inference": declared - heavy,
-        "training": declared | optional,
+        "training": declared,
         "cli": declared,
         "face": set(),
     }
@@ -125,7 +144,7 @@ def test_third_party_imports() -> None:
         for path in PACKAGE
         for line, name in imports(path)
         if (root := name.split(".")[0]) not in {"mull", *sys.stdlib_module_names}
-        and root not in allowed[layer_of(module_name(path))]
+        and root not in allowed[layer_of(module_name(path))] | brought(path)
     ]
     assert wrong == []
 
@@ -156,7 +175,7 @@ for name in sys.argv[2:]:
 report["changed"] = changed
 print(json.dumps(report))
 """
-    names = [module_name(path) for path in PACKAGE]
+    names = [module_name(path) for path in PACKAGE if all(map(find_spec, brought(path)))]
     run = subprocess.run([sys.executable, "-c", script, str(folder), *names], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
@@ -164,14 +183,16 @@ print(json.dumps(report))
 
 def test_import_mull_is_cheap(fresh: dict[str, Any]) -> None:
     """Guards `import mull`: nothing but the face is loaded, and above all not torch."""
-    assert "mull" in fresh["import"] and not {"torch", "numpy", "lightning", "wandb"} & set(fresh["import"])
+    assert "mull" in fresh["import"] and not {"torch", "numpy", "lightning", "wandb", "lm_eval"} & set(fresh["import"])
     assert [name for name in fresh["import"] if name.startswith("mull.")] == []
 
 
 def test_load_needs_no_trainer(fresh: dict[str, Any]) -> None:
     """Guards who only runs a model: no trainer, logger, plots or argument parser, and not torch's compiler (2 s)."""
+    extras = PROJECT["project"]["optional-dependencies"]
     assert {"torch", "mull.checkpoints.store"} <= set(fresh["load"])
     unwanted = {"lightning", "pytorch_lightning", "wandb", "matplotlib", "jsonargparse", "rich", "torch._dynamo"}
+    unwanted |= {name for brings in EXTRAS.values() for extra in brings for name in imported_as(extras[extra])}
     assert not unwanted & set(fresh["load"])
     assert not {"mull.inference", "mull.training"} & set(fresh["load"])
 
@@ -225,7 +246,8 @@ def test_constraints_pin_every_dependency() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9A-Za-z.+!]+", line) for line in lines)
     pins = {named(line) for line in lines}
     extras = [r for group in PROJECT["project"]["optional-dependencies"].values() for r in group]
-    assert {named(r) for r in PROJECT["project"]["dependencies"] + extras} <= pins and len(pins) == len(lines)
+    needed = {named(r) for r in PROJECT["project"]["dependencies"] + extras} - {"mull"}  # which takes its own extras
+    assert needed <= pins and len(pins) == len(lines)
     assert "torch==2.13.0" in lines
 
 

@@ -51,10 +51,14 @@ def test_the_wheel_holds_what_a_user_needs_and_nothing_else(wheel: Path) -> None
     ]
     page = [f"inference/tracing/page/{path.name}" for path in (ROOT / "inference" / "tracing" / "page").iterdir()]
     configs = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")]
+    tasks = [f"configs/lm-eval/{path.name}" for path in (ROOT / "configs" / "lm-eval").iterdir()]
     shipped = [f"checkpoints/{name}/{file}" for name in SHIPPED for file in FILES]
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert len(configs) > 20 and len(SHIPPED) > 2
-    assert held == {f"mull/{name}" for name in [*code, *page, *configs, *shipped, "py.typed"]}
+    assert held == {f"mull/{name}" for name in [*code, *page, *configs, *tasks, *shipped, "py.typed"]}
+    with zipfile.ZipFile(wheel) as archive:
+        points = next(name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+        assert "[lm_eval.models]\nmull = mull.inference.harness.model:MullLM\n" in archive.read(points).decode()
 
 
 def test_names_work_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from mull.inference.measure.report import write_report
 from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
 from mull.inference.measure.tokens import show
+from mull.inference.measure.verified import verified
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
 from mull.training.evaluation import data_of
@@ -43,6 +44,8 @@ def measure_folder(options: Any, command: str) -> None:
         **({} if options.seed is None else {"seed": options.seed}),
     )
     choose_exit(model, options.exit)
+    if options.verify:
+        check_verifying(model, data)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
@@ -60,6 +63,9 @@ def measure_folder(options: Any, command: str) -> None:
         exit=options.exit,
         restarts=options.restarts,
     )
+    if options.verify:
+        questions = data.questions(options.difficulty, options.examples, options.seed or 0)
+        results = verified(model, results, questions, options.batch_size, options.exit)
     if output is not None:  # before anything is printed, which ends where nobody reads any more
         write_report(output, results, picture_of(results, model, Path(options.folder), data))
     try:
@@ -76,9 +82,19 @@ def check(options: Any) -> None:
     """Raise ValueError for options that do not go together, before anything is read."""
     others = {"--json": options.json, "--record": options.record, "--settling": options.settling}
     others["--restarts"] = options.restarts > 1
+    others["--verify"] = options.verify
     asked = [name for name, given in others.items() if given]
     if options.tokens and asked:
         raise ValueError(f"--tokens prints tables of its own, and measures nothing else: leave {', '.join(asked)} out")
+
+
+def check_verifying(model: LanguageModel, data: Any) -> None:
+    """Raise ValueError where nothing judges what the model writes, or it writes nothing."""
+    model.check_order()
+    if not hasattr(data, "questions") or getattr(data, "in_place", False):
+        raise ValueError(
+            f"--verify asks a verifier about answers, and {type(data).__name__} has none here: leave it out"
+        )
 
 
 def depths(model: LanguageModel, asked: list[int] | None, capacity: Any = None) -> list[int] | None:

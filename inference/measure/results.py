@@ -40,6 +40,7 @@ class Result:
             text, and where all examples are alike.
         auc_of_all: the same over the examples of this difficulty at all counts together, without an interval, since an
             example occurs once for each count.
+        verified: share of the answers, written out, that the data's own verifier takes; None unless asked for.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -75,6 +76,9 @@ class Result:
     auc_low: float | None = None
     auc_high: float | None = None
     auc_of_all: float | None = None
+    verified: float | None = None
+    verified_low: float | None = None
+    verified_high: float | None = None
 
 
 class Headline(NamedTuple):

@@ -99,6 +99,9 @@ def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table
         compared = {count: differences(found, difficulties, text) for count, found in at.items() if count != reference}
         about = f"{'bits per byte' if text else 'points'} by difficulty, on the same examples; 95 % intervals"
         made.append(filled(compared, f"difference to {reference} iterations", about))
+    if any(result.verified is not None for result in results):
+        judged = {count: verdicts(found, difficulties, text) for count, found in at.items()}
+        made.append(filled(judged, "written answers that are right", "% by difficulty, of a verifier; 95 % intervals"))
     if any(result.capacity_met for result in results):
         met = {count: capacities(found, difficulties, text) for count, found in at.items()}
         made.append(filled(met, "who took each routed pass", "% of the tokens, by pass; met by difficulty"))
@@ -139,6 +142,13 @@ def differences(found: Mapping[int | None, Result], difficulties: Sequence[int |
     """The cells of a count in the table of differences."""
     shown = {f"at {each}": difference(asdict(found[each]), text) if each in found else "" for each in difficulties}
     return {"iterations": cells(asdict(next(iter(found.values()))), text, None)["iterations"], **shown}
+
+
+def verdicts(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:
+    """The cells of a count in the table of verified answers."""
+    rows = {difficulty: cells(asdict(result), text, None) for difficulty, result in found.items()}
+    shown = {f"at {each}": rows[each]["verified %"] if each in rows else "" for each in difficulties}
+    return {"iterations": next(iter(rows.values()))["iterations"], **shown}
 
 
 def capacities(found: Mapping[int | None, Result], difficulties: Sequence[int | None], text: bool) -> dict[str, str]:

@@ -65,6 +65,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "only-core": {"n_prelude": 0, "n_core": 1, "n_coda": 0},
         "no-coda": {"n_prelude": 2, "n_core": 1, "n_coda": 0},
         "both-ways": {"causal": False},
+        "board": {"causal": False, "board": True, "window": 2, "window_heads": 3},
         **NEAR,
     },
     "inner": {
@@ -265,7 +266,7 @@ def cached(name: str, policy: dict[str, Any], depths: list[Any], mask: Tensor | 
 def cache_cases() -> Iterator[tuple[str, Callable[[], Answer]]]:
     left = torch.tensor([[1] * 5, [0] * 3 + [1] * 2, [0] + [1] * 4])
     for name in MODELS:
-        if name.endswith("/both-ways"):  # its keys are not kept
+        if name.endswith(("/both-ways", "/board")):  # its keys are not kept
             continue
         depth = None if name.startswith("transformer") else 4
         yield f"{name}/cached", partial(cached, name, {}, [depth] * 5)

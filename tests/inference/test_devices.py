@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 
 from mull.inference import console, stream
 from mull.inference.chat import Chat
 from mull.inference.early_exit import think_until
-from mull.inference.exits import EXITS
+from mull.inference.exits import EXITS, parse
 from mull.inference.generate import generate
+from mull.inference.harness.encoding import Encoder
+from mull.inference.harness.scoring import Pair, Scorer
+from mull.inference.harness.writing import write
 from mull.inference.measure.calibrate import calibrate
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.routers import router_uses
@@ -22,7 +28,7 @@ from mull.inference.measure.tokens import token_uses
 from mull.inference.prompts import read_prompts
 from mull.inference.sampling import Draw
 from mull.inference.session import Session
-from mull.models import LanguageModel
+from mull.models import IteratedModel, LanguageModel
 from mull.models.families import FAMILIES
 from mull.training.data.tokenizer import byte_tokenizer
 
@@ -192,3 +198,24 @@ def test_the_commands_that_write_say_the_same(
         return [*said, "".join(chat.answer("?")), lines[0], *(json.loads(line) for line in lines[-3:])]
 
     compare(elsewhere, model, say)
+
+
+def test_harness(model: LanguageModel, elsewhere: ModuleType) -> None:
+    """Log-likelihoods come back as numbers, whether the counts share an unroll or a rule ends it; answers as text."""
+    pairs = [Pair([1, 2, 3], [4]), Pair([5], [6, 7]), Pair([1, 2, 3], [8])]
+    counts = [count_of(model, 1), count_of(model)] if model.config.default_iterations else [None]
+    compare(elsewhere, model, lambda m: list(Scorer(m, counts, 2).score(pairs).values()))
+    if isinstance(model, IteratedModel):
+        rule = parse("latent:0.5")
+        compare(elsewhere, model, lambda m: list(Scorer(m, counts, 2, rule).score(pairs).values()))
+    options = {"until": [], "do_sample": False, "max_gen_toks": 3}
+    asked = [("1 2", options), ("3", options), ("4 5 6", {**options, "do_sample": True})]
+    model.tokenizer = words()
+    compare(elsewhere, model, lambda m: write(Scorer(m, counts, 2), counts[-1], Encoder(m), asked, 0))
+
+
+def words() -> Tokenizer:
+    """A tokenizer whose words are the numbers of their tokens."""
+    tokenizer = Tokenizer(WordLevel({str(number): number for number in range(11)}))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return tokenizer

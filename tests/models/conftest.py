@@ -46,12 +46,17 @@ NUMBERS: list[dict[str, Any]] = [  # of numeric options, what changes what is co
     {"window": 3},
     {"window": 2, "window_heads": 3},
     {"window": 2, "causal": False},
+    {"window": 2, "causal": False, "board": True},
     {"convolution": "mlp", "kernel": 2, "window": 4},
     {"convolution": "attention", "positions": "none"},
     {"residual_scale": 0.5},
 ]
 CHOICES: list[tuple[type[ModelConfig], dict[str, Any]]] = [
-    (family, {field: value}) for family in MODEL_OF for field, values in options(family).items() for value in values
+    (family, {field: value})
+    for family in MODEL_OF
+    for field, values in options(family).items()
+    for value in values
+    if (field, value) != ("board", True)  # which goes with causal false alone: see NUMBERS
 ]
 CHOICES += [
     (family, values)
@@ -121,6 +126,7 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
         values["causal"] = True
     elif not fixed.get("causal", values["causal"]):  # what joins earlier tokens does not go with it
         values["convolution"] = "none"
+    values["board"] = values["board"] and not fixed.get("causal", values["causal"])
     if fixed.get("window_heads") is not None:  # which must be whole groups of heads
         fixed = fixed | {"window_heads": group}
     elif "window" in fixed:

@@ -131,12 +131,14 @@ def covering() -> Iterator[ModelConfig]:
         hints = {f.name: get_type_hints(family)[f.name] for f in fields(family)}
         options: dict[str, tuple[Any, ...]] = {name: tuple(words) for name, words in family.choices.items()}
         options |= {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
-        options |= {name: (False, True) for name, hint in hints.items() if hint is bool and name != "causal"}
+        own = ("causal", "board")  # come in configurations of their own
+        options |= {name: (False, True) for name, hint in hints.items() if hint is bool and name not in own}
         shape = {name: value for name, value in SHAPE.items() if name in hints}
         for i in range(max(map(len, options.values()))):
             yield family(**shape, **{name: values[i % len(values)] for name, values in options.items()})
         if hints["causal"] is bool:  # which has no cache, and no convolution
             yield family(**shape, causal=False, window=2)
+            yield family(**shape, causal=False, board=True, window=2)
 
 
 @pytest.mark.parametrize("training", [False, True])

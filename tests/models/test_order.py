@@ -140,3 +140,68 @@ def test_what_does_not_go_with_it_is_refused(small: Small) -> None:
         small(causal=False, convolution="mlp")
     with pytest.raises(ValueError, match="causal must be one of True, not False"):
         InnerThinkingConfig(vocab_size=5, causal=False)  # type: ignore[arg-type]
+
+
+def on_board(side: int, ids: Tensor, turned: Callable[[Tensor], Tensor]) -> Tensor:
+    """Rows of ids, or answers, with their boards turned."""
+    return turned(ids.unflatten(1, (side, side))).flatten(1, 2)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(
+    "turned", [lambda b: b.flip(1), lambda b: b.flip(2), lambda b: b.transpose(1, 2)], ids=["up", "left", "diagonal"]
+)
+def test_a_mirrored_board_is_answered_in_the_mirror(
+    both_ways: Callable[..., LanguageModel],
+    tokens: Tokens,
+    window: dict[str, Any],
+    turned: Callable[[Tensor], Tensor],
+) -> None:
+    """Without rotation a board has no direction, and its window is a square: along rows alone it would be a strip."""
+    model = both_ways(positions="none", board=True, **window)
+    ids = tokens(model.config, 2, 25)
+    torch.testing.assert_close(
+        answers(model, on_board(5, ids, turned)), on_board(5, answers(model, ids), turned), **LOOSE
+    )
+
+
+def test_what_a_cell_sees_of_a_board_is_a_square_around_it(build: Build, tokens: Tokens) -> None:
+    """One layer, one pass, by change of one cell; the last row of a board may be short."""
+    model = build(TransformerConfig(vocab_size=11, d_model=24, n_heads=3, n_layers=1, causal=False, board=True,
+                                    window=2))  # fmt: skip
+    ids = tokens(model.config, 1, 14)
+    whole, seen = answers(model, ids), torch.zeros(14, 14, dtype=torch.bool)
+    for place in range(14):
+        other = ids.clone()
+        other[0, place] = (ids[0, place] + 1) % 11
+        seen[:, place] = (answers(model, other) != whole).any(-1)[0]
+    row, column = torch.arange(14) // 4, torch.arange(14) % 4
+    near = ((row[:, None] - row).abs() < 2) & ((column[:, None] - column).abs() < 2)
+    assert torch.equal(seen, near)
+
+
+def test_what_stands_around_a_cell_is_the_same_on_every_board(build: Build, tokens: Tokens) -> None:
+    """Rotation counts rows and columns: a patch of 3 x 3 says the same of its middle on boards of 5 and of 9."""
+    model = build(TransformerConfig(vocab_size=11, d_model=24, n_heads=3, n_layers=1, causal=False, board=True,
+                                    window=2))  # fmt: skip
+    patch, middles = tokens(model.config, 1, 9).view(3, 3), []
+    for side, row, column in ((5, 1, 2), (9, 6, 3)):
+        board = tokens(model.config, 1, side * side, seed=side).view(side, side).clone()
+        board[row - 1 : row + 2, column - 1 : column + 2] = patch
+        middles.append(answers(model, board.view(1, -1)).view(side, side, -1)[row, column])
+    torch.testing.assert_close(*middles, **LOOSE)
+    assert not torch.allclose(*(answers(model, p.reshape(1, 9))[0, 4] for p in (patch, patch.T)))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_padding_is_no_cell(both_ways: Callable[..., LanguageModel], tokens: Tokens, window: dict[str, Any]) -> None:
+    """Boards of different sides in one batch, with padding anywhere, are answered as they are alone."""
+    model = both_ways(board=True, **window)
+    mask = torch.zeros(4, 9, dtype=torch.int64)
+    mask[0, 1:5], mask[1], mask[2, 2], mask[3, [0, 2, 4, 6, 7]] = 1, 1, 1, 1
+    rows, ids = [tokens(model.config, 1, n, seed=n)[0] for n in (4, 9, 1, 5)], torch.zeros(4, 9, dtype=torch.int64)
+    for row, own, where in zip(rows, ids, mask.bool(), strict=True):
+        own[where] = row
+    together = answers(model, ids, attention_mask=mask)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(together[i, mask[i].bool()], answers(model, row[None])[0], **LOOSE)

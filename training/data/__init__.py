@@ -19,6 +19,7 @@ from mull.training.data.text import Corpus
 
 if TYPE_CHECKING:
     from mull.training.data.module import TaskData, TextData
+    from mull.training.data.reasoning_gym import ReasoningGym
 
 __all__ = [
     "IGNORE",
@@ -30,6 +31,7 @@ __all__ = [
     "ModChain",
     "PHop",
     "Parity",
+    "ReasoningGym",
     "Split",
     "StateTracking",
     "Sudoku",
@@ -44,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from mull.training.data import module
 
         return getattr(module, name)
+    if name == "ReasoningGym":
+        from mull.training.data.reasoning_gym import ReasoningGym
+
+        return ReasoningGym
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

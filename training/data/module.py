@@ -14,7 +14,8 @@ What the trainer needs of a data module, your own included (give its class path 
   data than it began with;
 - optionally `about() -> mull.checkpoints.card.About`, for the model card: what a model is for that was trained on it;
 - optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and for the table that
-  a finished run leaves behind.
+  a finished run leaves behind;
+- optionally `questions(difficulties, examples, seed)`, prompts with judges of answers, for `mull evaluate --verify`.
 
 The two modules here promise more: a training batch is a pure function of (seed, batch number, rank), so a resumed run
 sees exactly the batches that an uninterrupted one would have seen.
@@ -39,7 +40,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mull.checkpoints.card import About
 from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.streams import STREAMS, Stream
-from mull.training.data.task import Task
+from mull.training.data.task import Question, Task
 from mull.training.data.text import Corpus, TextSplit
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
 
@@ -202,6 +203,13 @@ class TaskData(StreamData):
                     "or more"
                 )
         return {difficulty: batches(difficulty) for difficulty in chosen}
+
+    def questions(
+        self, difficulties: list[int] | None = None, examples: int = 512, seed: int = 0
+    ) -> dict[int | None, list[Question]]:
+        """The items of `evaluation_batches` as prompts, each with the task's own check of an answer to it."""
+        chosen = self.evaluation_batches(difficulties, examples, seed=seed)
+        return {each: self.task.questions("test", seed, examples, each) for each in chosen}
 
     def about(self) -> About:
         """What a model of this task is for, and one of its test items."""

@@ -15,8 +15,8 @@ not occur in training with the same answer scored:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import ClassVar, Literal, NamedTuple, get_args
 
@@ -34,6 +34,7 @@ START = "<start>"  # the first token of a prompt; a special token, which the tok
 END = "<end>"  # the token after an answer or a document; a special token, which decoding leaves out
 
 Split = Literal["train", "validation", "test"]
+Question = tuple[str, Callable[[str], bool]]  # a prompt, and a judge of answers to it
 MAX_DIFFICULTY = 100_000  # items of it take seconds; a folder or a slip of the hand may ask for more
 MAX_DRAWS = 2048  # an item of a split that owns 1/16 of the items is missed 2048 times with probability 4e-58
 MAX_NEW_DRAWS = 32768  # draws of a held-out item that is not among those before it, until there seem to be no more
@@ -209,6 +210,12 @@ class Task(ABC):
         answer = [word for word in self._words(labels[start:]) if word != END]
         question = [word for word in self._words(input_ids[: start + 1]) if word != START]
         return " ".join(question), " ".join(answer)
+
+    def questions(self, split: Split, seed: int, wanted: int, difficulty: int | None = None) -> list[Question]:
+        """The prompts of the first held-out items, as many as there are of `wanted`, each with its judge."""
+        there = range(self.available(split, seed, wanted, difficulty))
+        prompts = [self.prompt(split, seed, index, difficulty)[0] for index in there]
+        return [(prompt, partial(self.check, prompt)) for prompt in prompts]
 
     def resolve(self, difficulty: int | None) -> int:
         """The difficulty itself, or `default_difficulty` for None.
