@@ -42,7 +42,8 @@ FENCE = re.compile(
 )
 FILE = re.compile(r"# ([\w-]+\.(?:py|yaml))\n")
 SHELL = ("bash", "sh", "console", "")
-SHORT = " --trainer.max_steps 2 --trainer.val_check_interval 2 --data.init_args.validation_examples 4"
+SHORT = " --trainer.max_steps 2 --trainer.val_check_interval 2"
+LITTLE = {False: " --data.init_args.validation_examples 4", True: " --data.init_args.length 32"}  # of tasks, of text
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,8 @@ class Block:
                     raise ValueError(f"{old} is not in the block that is to have {new} in its place")
                 code = code.replace(old, new)
         if "short" in self.how:
-            code = re.sub(
-                r"^mull train (?:.*\\\n)*[^#\n]*", lambda line: line[0].rstrip() + SHORT, code, flags=re.MULTILINE
-            )
+            train = re.compile(r"^mull train (?:.*\\\n)*[^#\n]*", re.MULTILINE)
+            code = train.sub(lambda line: line[0].rstrip() + SHORT + LITTLE["init_args.paths" in line[0]], code)
         return Block(self.language, code, self.how, self.output)
 
     def agrees(self, printed: str) -> bool:
