@@ -29,7 +29,7 @@ data: $(INSTALLED)
 
 # Warnings are errors. To search it, serve it: .venv/bin/python -m http.server --directory site
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site: site/index.html"
 
 format: $(INSTALLED)
