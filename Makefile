@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
-FOLDERS := configs configs/lm-eval models checkpoints inference inference/decoders inference/harness inference/measure training training/data
+FOLDERS := checkpoints $(shell find configs models inference training -type d -not -name __pycache__)
 
 .PHONY: demo data test docs format clean
 

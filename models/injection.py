@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mull.models.config import ModelConfig
 from mull.models.cost import Cost, matrix, vector
-from mull.models.layers import RMSNorm
+from mull.models.layers import RMSNorm, is_plain
 from mull.models.registry import Registry
 from mull.models.roles import Role
 
@@ -59,16 +59,22 @@ INJECTIONS: Registry[type[Injection]] = Registry("injection")
 
 @INJECTIONS.register("concat")
 class ConcatInjection(Injection):
-    """A [s ; e] = A_s s + A_e e: the first D columns of A act on the state; A_e e is the same in every iteration."""
+    """A [s ; e] = A_s s + A_e e: the first D columns of A act on the state; A_e e is the same in every iteration.
+
+    What stands in the place of A and is no plain matrix (an adapter, say) is called as a whole, on [s ; e]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.adapter = nn.Linear(2 * config.d_model, config.d_model, bias=False)
 
     def prepare(self, injected: Tensor) -> Tensor:
+        if not is_plain(self.adapter):
+            return injected
         return F.linear(injected, self.adapter.weight.chunk(2, dim=1)[1])
 
     def forward(self, state: Tensor, prepared: Tensor) -> Tensor:
+        if not is_plain(self.adapter):
+            return self.adapter(torch.cat([state, prepared], dim=-1)).to(state.dtype)
         on_state = self.adapter.weight.chunk(2, dim=1)[0]
         return (F.linear(state, on_state) + prepared).to(state.dtype)  # autocast must not narrow the state
 

@@ -87,7 +87,16 @@ class LanguageModel(nn.Module):
 
     def logits(self, x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, V)."""
-        return F.linear(self.final_norm(x), self.embedding.weight if self.head is None else self.head.weight)
+        if self.head is not None:
+            return self.head(self.final_norm(x))
+        return F.linear(self.final_norm(x), self.table())
+
+    def table(self) -> Tensor:
+        """E, (V, D). Of what stands in the embedding's place and is more than a table (an adapter, say): what it makes
+        of every token, so that the head that is tied to it changes with it."""
+        if type(self.embedding) is nn.Embedding:
+            return self.embedding.weight
+        return self.embedding(torch.arange(self.config.vocab_size, device=self.device))
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         """The answers at ascending iteration counts, as they come out of one unroll; (None, answer) without a loop."""
@@ -135,7 +144,8 @@ class LanguageModel(nn.Module):
         """Compile the blocks of layers (torch.compile) for calls of one token a row behind a cache.
 
         Each block is compiled once, when it is first met, for all iteration counts and lengths, and once more for
-        batches: some ten seconds each, less in later processes. Results agree to rounding. Needs a C++ compiler.
+        batches: some ten seconds each, less in later processes. Results agree to rounding. Needs a C++ compiler. What
+        is put in a module's place later, an adapter for example, is not seen: compile last.
         """
         # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other
         # models, and torch shares it by code object.

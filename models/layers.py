@@ -29,6 +29,12 @@ from mull.models.roles import Role
 Join = tuple[nn.Module, Any]  # (module, what): x becomes module(x, what) before the first layer; see `through`
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a matrix and nothing else, so that a part of its weight gives a part of its answer. What
+    others put in its place (adapters, quantised or parametrised matrices) is called as the module that it is."""
+    return type(module) is nn.Linear
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, in fp32 or better; cast back before the weight, as Huginn does."""
 
@@ -129,13 +135,17 @@ class Attention(nn.Module):
 
     def queries(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         """The queries of `project` alone."""
-        weight = self.qkv.weight[: self.heads * self.head_dim]
-        return self.turn(F.linear(x, weight), rotation, 0, self.heads)[0]
+        rows = slice(self.heads * self.head_dim)
+        return self.turn(self.part(x, rows), rotation, 0, self.heads)[0]
 
     def keys_values(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor]:
         """The keys and values of `project` alone."""
-        weight = self.qkv.weight[self.heads * self.head_dim :]
-        return self.turn(F.linear(x, weight), rotation, self.heads, self.heads + self.kv_heads)
+        rows = slice(self.heads * self.head_dim, None)
+        return self.turn(self.part(x, rows), rotation, self.heads, self.heads + self.kv_heads)
+
+    def part(self, x: Tensor, rows: slice) -> Tensor:
+        """What some rows of `qkv` give."""
+        return F.linear(x, self.qkv.weight[rows]) if is_plain(self.qkv) else self.qkv(x)[..., rows]
 
     def turn(self, projected: Tensor, rotation: Tensor | None, first: int, last: int) -> tuple[Tensor, Tensor]:
         """Bias, then norm, then rotation on the heads that have them: queries and keys, numbered from 0 to H + K - 1.

@@ -32,7 +32,7 @@ MODULE_OF = {  # distributions that are imported under another name
     "reasoning-gym": "reasoning_gym",
 }
 # folders that may import what extras bring
-EXTRAS = {"training": ("tensorboard", "gym"), "inference/harness": ("eval",)}
+EXTRAS = {"training": ("tensorboard", "gym"), "inference/harness": ("eval",), "inference/hugging_face": ("hf",)}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION = 400, 70
 
@@ -164,8 +164,10 @@ def state():
             str(torch.get_default_device()), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
             torch.get_float32_matmul_precision(), torch.cuda.is_initialized(), hash(bytes(torch.get_rng_state()))]
 changed, before = {}, state()
-mull.load(sys.argv[1])
+model = mull.load(sys.argv[1])
 report["load"] = sorted(sys.modules)
+mull.generate(model, [[0, 1]], max_new_tokens=2)
+report["generate"] = sorted(sys.modules)
 if state() != before:
     changed["mull.load"], before = [before, state()], state()
 for name in sys.argv[2:]:
@@ -183,7 +185,8 @@ print(json.dumps(report))
 
 def test_import_mull_is_cheap(fresh: dict[str, Any]) -> None:
     """Guards `import mull`: nothing but the face is loaded, and above all not torch."""
-    assert "mull" in fresh["import"] and not {"torch", "numpy", "lightning", "wandb", "lm_eval"} & set(fresh["import"])
+    heavy = {"torch", "numpy", "lightning", "wandb", "lm_eval", "transformers"}
+    assert "mull" in fresh["import"] and not heavy & set(fresh["import"])
     assert [name for name in fresh["import"] if name.startswith("mull.")] == []
 
 
@@ -195,6 +198,12 @@ def test_load_needs_no_trainer(fresh: dict[str, Any]) -> None:
     unwanted |= {name for brings in EXTRAS.values() for extra in brings for name in imported_as(extras[extra])}
     assert not unwanted & set(fresh["load"])
     assert not {"mull.inference", "mull.training"} & set(fresh["load"])
+
+
+def test_generate_needs_no_transformers(fresh: dict[str, Any]) -> None:
+    """Guards who only writes: what stands behind an extra is loaded by nobody but those who import it."""
+    assert "mull.inference.generate" in fresh["generate"]
+    assert not {"transformers", "peft", "lightning", "mull.inference.hugging_face"} & set(fresh["generate"])
 
 
 def test_imports_leave_torch_as_it_was(fresh: dict[str, Any]) -> None:
