@@ -70,9 +70,14 @@ class Cache:
     """Keys and values for one batch of sequences.
 
     Args:
-        batch_size, kv_heads, max_length, head_dim: B, K, most positions of a row, W.
-        device, dtype: of the stored tensors.
-        policy, ring: see the head of this file; ring counts iterations, for `shared` only.
+        batch_size: B, rows.
+        kv_heads: K, heads of keys and values.
+        max_length: most positions of a row.
+        head_dim: W, width of a head.
+        device: of the stored tensors.
+        dtype: of the stored tensors.
+        policy: what is kept of which iterations; see the head of this file.
+        ring: iterations that share a place in turn, for the policy `shared` only.
     """
 
     def __init__(

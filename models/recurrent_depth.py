@@ -37,7 +37,9 @@ class RecurrentDepthConfig(ModelConfig):
     """Configuration of the recurrent-depth family; see `ModelConfig` for the shared fields.
 
     Args:
-        n_prelude, n_core, n_coda: layers before, inside and after the loop.
+        n_prelude: layers before the loop.
+        n_core: layers inside the loop.
+        n_coda: layers after the loop.
         mean_iterations: forward's default count; also scales the initialisation. What training draws is the sampler's.
         injection: how the prelude's output re-enters every iteration: concat, add or diagonal (injection.py).
         initial_state: what a generator draws as s_0: normal, or zero (nothing is drawn then).

@@ -10,7 +10,16 @@ from shutil import copytree
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BESIDE = {"tests", "docs", "benchmarks", "build", "dist", "wandb", "data"}  # of the root: not needed for building
+BESIDE = {
+    "tests",
+    "docs",
+    "site",
+    "benchmarks",
+    "build",
+    "dist",
+    "wandb",
+    "data",
+}  # of the root: not needed for building
 SHIPPED = re.findall(r"^\| `checkpoints/([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M)
 FILES = ("README.md", "config.json", "depth.json", "depth.png", "model.safetensors", "tokenizer.json", "training.yaml")
 

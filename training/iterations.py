@@ -86,7 +86,8 @@ class Uniform(IterationSampler):
     length for the depth, which is what makes depth carry to longer rows (arXiv 2606.29983).
 
     Args:
-        minimum, maximum: the least and the most iterations.
+        minimum: the least iterations.
+        maximum: the most iterations.
         per_sequence: a count of its own for every sequence of the batch, instead of one for all.
     """
 
@@ -105,7 +106,8 @@ class LogNormalPoisson(IterationSampler):
     Args:
         mean: mean of the Poisson part, to which 1 is added.
         sigma: standard deviation of tau; 0 leaves a plain Poisson draw + 1.
-        minimum, maximum: see `IterationSampler`.
+        minimum: smaller draws become this; see `IterationSampler`.
+        maximum: larger draws become this; None for no limit.
     """
 
     def __init__(self, mean: float, sigma: float = 0.5, minimum: int = 1, maximum: int | None = None) -> None:
@@ -130,7 +132,9 @@ class LinearCurriculum(LogNormalPoisson):
         mean: the final mean.
         batches: number of training batches over which the mean climbs.
         start: the mean at the first batch, at least 1.
-        sigma, minimum, maximum: see `LogNormalPoisson`.
+        sigma: see `LogNormalPoisson`.
+        minimum: see `LogNormalPoisson`.
+        maximum: see `LogNormalPoisson`.
     """
 
     def __init__(

@@ -43,7 +43,8 @@ def write_page(
         path: the file, which is replaced.
         model: the one that was traced; its tokenizer says what tokens look like.
         runs: traces by name, in the order in which they are shown.
-        title, about: the heading, and lines below it.
+        title: the heading.
+        about: lines below the heading.
 
     Raises:
         ValueError: no run, or more than two.
