@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, serve, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -260,6 +260,15 @@ def trace(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def serve(args: list[str]) -> None:
+    """Answer OpenAI's clients, each request as deep as it asks: mull serve FOLDER [FOLDER ...] --port 8000"""
+    from mull.inference.serve.command import add_options, run
+
+    parser = new_parser("serve")
+    add_options(parser)
+    run(parse(parser, args))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -309,6 +318,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "chat": chat,
     "trace": trace,
+    "serve": serve,
     "inspect": inspect,
     "convert": convert,
     "data": data,

@@ -1,0 +1,71 @@
+"""POST /mull/trace: what `mull trace` puts on its page, as JSON, for a prompt and an iteration count.
+
+    {"model": "text", "prompt": "...", "iterations": 16, "read_at": [1, 2, 4, 8, 16], "top": 3}
+
+The answer is the data of the page (inference/tracing/pages.py): title, about, vocabulary and one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+from mull.inference.serve.efforts import depth_of, split_name
+from mull.inference.serve.fields import Fields
+from mull.inference.serve.limits import MAX_TRACED, Limits
+from mull.inference.serve.protocol import checked_ids, encoded
+from mull.inference.serve.refusals import Refused, wrong
+from mull.inference.serve.served import Served
+from mull.inference.tracing.pages import as_data, data_of
+from mull.inference.tracing.trace import trace
+from mull.inference.tracing.view import common_plane, view
+from mull.models import IteratedModel
+
+
+def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Response:
+    """The answer to a request. Raises Refused for what it may not say."""
+    fields = Fields(body, ("model", "prompt", "iterations", "read_at", "top"))
+    name, in_name = split_name(fields.text("model", 256) or next(iter(models)), models)
+    served = models[name]
+    mean = served.model.config.default_iterations
+    if mean is None:
+        raise Refused(f"{name} has no loop, so there is nothing to trace", param="model")
+    count = fields.whole("iterations", 1, limits.max_iterations)
+    if count is None:
+        count = mean if in_name is None else depth_of(in_name, served.efforts, limits.max_iterations)
+    prompt = fields.text("prompt")
+    if not prompt:
+        raise wrong("prompt", prompt, "a text")
+    ids = encoded(served, prompt, "prompt")
+    checked_ids(ids, served)
+    if len(ids) * count > MAX_TRACED:
+        raise Refused(
+            f"{len(ids)} positions by {count} iterations are above the limit of {MAX_TRACED:,} of a trace; "
+            "shorten the prompt or think shorter"
+        )
+    top = fields.whole("top", 1, 10, 3) or 3
+    cored = isinstance(served.model, IteratedModel)
+    try:
+        found = trace(
+            served.model, [ids], count, read_at=read_at(fields, count), top=top, keep_states=cored,
+            lenses=("coda", "logit") if cored else ("coda",),
+        )  # fmt: skip
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    shown = data_of(
+        name, [f"{count} iterations"], [view("prompt", found, served.model, common_plane([found]))], served.tokenizer
+    )
+    return Response(as_data(shown), media_type="application/json")
+
+
+def read_at(fields: Fields, count: int) -> list[int] | None:
+    """The iterations that are shown; None for all."""
+    given = fields.raw("read_at")
+    if given is None:
+        return None
+    good = isinstance(given, list) and given and all(isinstance(n, int) and not isinstance(n, bool) for n in given)
+    if not good or not all(1 <= n <= count for n in given):
+        raise wrong("read_at", given, f"a list of integers from 1 to {count}")
+    return sorted(set(given))
