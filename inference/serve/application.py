@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,14 +22,14 @@ from mull.inference.serve.efforts import split_name
 from mull.inference.serve.fields import parsed
 from mull.inference.serve.guard import Guard
 from mull.inference.serve.jobs import Job
-from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, Limits
+from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, MAX_TRACED, Limits
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.page import files
 from mull.inference.serve.protocol import Kind, asked
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.replies import DONE, Reply, chunk
 from mull.inference.serve.schedule import Schedule
-from mull.inference.serve.served import Served
+from mull.inference.serve.served import Served, exits_of
 from mull.inference.serve.tracing import traced
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -283,5 +284,8 @@ def described(served: Served, limits: Limits) -> dict[str, Any]:
             "max_tokens": limits.max_tokens,
             "efforts": served.efforts or None,
             "capacity": config.default_capacity,
+            "max_traced": MAX_TRACED,
+            **asdict(served.told),
+            "exits": exits_of(served.model),
         },
     }

@@ -6,6 +6,8 @@ mull    iterations        that were asked for, under an exit rule the most of a 
         flops             forward, of the prompt and of the new tokens as they were executed
         settled           whether the last step of each answer moved the state by less than 0.03; null where nobody
                           can say (mull/inference/measure/settling.py)
+
+In a stream, chunks with text have in `mull` its `tokens` and the `iterations` of each; the last has what is above.
 """
 
 from __future__ import annotations
@@ -104,12 +106,22 @@ class Reply:
         if isinstance(event, Ended):
             return self.part(event.row, {"delta": {}} if self.chat else {"text": ""}, reason=event.reason)
         said = {"delta": {"content": event.text}} if self.chat else {"text": event.text}
-        return self.part(event.row, said, event.likely)
+        return self.part(event.row, said, event.likely, used=event.used)
 
-    def part(self, row: int, said: dict[str, Any], told: Sequence[Likely] = (), reason: str | None = None) -> bytes:
+    def part(
+        self,
+        row: int,
+        said: dict[str, Any],
+        told: Sequence[Likely] = (),
+        reason: str | None = None,
+        used: Sequence[tuple[int, int]] | None = None,
+    ) -> bytes:
         choice = {"index": row, **said, "logprobs": self.logprobs(told) if told else None, "finish_reason": reason}
         usage = {"usage": None} if self.asked.include_usage else {}
-        return chunk({**self.head(True), "choices": [choice], **usage})
+        mull = {}
+        if used is not None:
+            mull["mull"] = {"tokens": [token for token, _ in used], "iterations": [count for _, count in used]}
+        return chunk({**self.head(True), "choices": [choice], **usage, **mull})
 
     def closing(self) -> list[bytes]:
         """What comes behind all text."""

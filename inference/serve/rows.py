@@ -47,6 +47,7 @@ class Piece(NamedTuple):
     row: int
     text: str
     likely: list[Likely]
+    used: list[tuple[int, int]]  # the tokens that the text is of, each with its iterations
 
 
 class Ended(NamedTuple):
@@ -114,6 +115,7 @@ class Row:
         self.tokens: list[int] = []
         self.spent, self.flops = 0, 0.0
         self.held: list[Likely] = []  # told when their text is
+        self.used: list[tuple[int, int]] = []  # tokens whose text is still to come, with their iterations
         self.ended = self.cancelled = False
 
     @property
@@ -130,6 +132,7 @@ class Row:
         it is time."""
         before = len(self.text.certain()) if self.wish.top is not None else 0
         self.tokens.append(token)
+        self.used.append((token, used))
         self.spent, self.flops = self.spent + used, self.flops + flops
         text = self.text.add(token)
         if self.wish.top is not None:
@@ -150,7 +153,8 @@ class Row:
         ready = [one for one in self.held if one.offset < shown or (self.ended and not self.text.ended)]
         self.held = self.held[len(ready) :]
         if text or ready:
-            self.say(Piece(self.number, text, ready))
+            self.say(Piece(self.number, text, ready, self.used))
+            self.used = []
 
     def fail(self, refusal: Refused) -> None:
         """End without an answer."""

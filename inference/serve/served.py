@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,14 +11,18 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from mull.checkpoints import load, load_tokenizer
+from mull.checkpoints.card import Told, told_in
 from mull.checkpoints.efforts import read_efforts
 from mull.checkpoints.names import folder_of
+from mull.checkpoints.store import present_card
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit
+from mull.inference.exits import EXITS
 from mull.inference.generate import stop_ids
 from mull.inference.serve.efforts import efforts_of
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.thinking import AtOnce, ByCount, ByRule, Way
+from mull.inference.written import summary
 from mull.models import IteratedModel, LanguageModel
 from mull.models.config import Capacity
 from mull.models.selection import check_capacity
@@ -40,12 +45,14 @@ class Served:
         name: what requests call it.
         model: in eval mode.
         efforts: iterations by effort; empty where there is no loop.
+        told: what its card says: what it is for, and an example.
     """
 
     name: str
     model: LanguageModel
     tokenizer: Tokenizer
     efforts: dict[str, int]
+    told: Told = field(default_factory=Told)
     created: int = field(default_factory=lambda: int(time.time()))
 
     @staticmethod
@@ -61,7 +68,7 @@ class Served:
         mean = model.config.default_iterations
         table = {} if mean is None else efforts_of(mean, read_efforts(folder), limits.max_iterations)
         tokenizer = load_tokenizer(folder) if model.tokenizer is None else model.tokenizer
-        return Served(folder.resolve().name, model, tokenizer, table)
+        return Served(folder.resolve().name, model, tokenizer, table, told_by(folder))
 
     @property
     def stops(self) -> frozenset[int]:
@@ -91,3 +98,21 @@ class Served:
         """Of keys and values at so many iterations."""
         count = None if self.model.config.default_iterations is None else depth
         return self.model.config.cache_bytes_per_token(count, self.model.dtype.itemsize)
+
+
+def told_by(folder: Path) -> Told:
+    """What the card of a folder says; nothing where there is none that can be read."""
+    with suppress(OSError, ValueError):
+        return told_in(present_card(folder))
+    return Told()
+
+
+def exits_of(model: LanguageModel) -> list[dict[str, Any]]:
+    """The rules that a model can follow and that have a threshold to choose, each with one to begin with."""
+    found = []
+    for rule in EXITS.values():
+        with suppress(ValueError):
+            chosen = choose_exit(model, rule.example)
+            if chosen is not None and rule.span is not None:
+                found.append({"name": rule.name, "threshold": chosen.threshold, "words": summary(rule)})
+    return found

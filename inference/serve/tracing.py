@@ -2,7 +2,10 @@
 
     {"model": "text", "prompt": "...", "iterations": 16, "read_at": [1, 2, 4, 8, 16], "top": 3}
 
-The answer is the data of the page (inference/tracing/pages.py): title, about, vocabulary and one run.
+With "answer": [17, 4] these tokens are read behind the prompt; with "exit": "latent:0.03" it is said where that rule
+lets each position go; "capacity" is that of routed passes.
+
+What is sent is the data of the page (inference/tracing/pages.py): title, about, vocabulary and one run.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from starlette.responses import Response
 from mull.inference.serve.efforts import depth_of, split_name
 from mull.inference.serve.fields import Fields
 from mull.inference.serve.limits import MAX_TRACED, Limits
-from mull.inference.serve.protocol import checked_ids, encoded
+from mull.inference.serve.protocol import capacity_of, checked_ids, encoded
 from mull.inference.serve.refusals import Refused, wrong
 from mull.inference.serve.served import Served
 from mull.inference.tracing.pages import as_data, data_of
@@ -26,7 +29,7 @@ from mull.models import IteratedModel
 
 def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Response:
     """The answer to a request. Raises Refused for what it may not say."""
-    fields = Fields(body, ("model", "prompt", "iterations", "read_at", "top"))
+    fields = Fields(body, ("model", "prompt", "answer", "iterations", "exit", "capacity", "read_at", "top"))
     name, in_name = split_name(fields.text("model", 256) or next(iter(models)), models)
     served = models[name]
     mean = served.model.config.default_iterations
@@ -38,7 +41,7 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
     prompt = fields.text("prompt")
     if not prompt:
         raise wrong("prompt", prompt, "a text")
-    ids = encoded(served, prompt, "prompt")
+    ids = [*encoded(served, prompt, "prompt"), *answer(fields, served)]
     checked_ids(ids, served)
     if len(ids) * count > MAX_TRACED:
         raise Refused(
@@ -46,11 +49,12 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
             "shorten the prompt or think shorter"
         )
     top = fields.whole("top", 1, 10, 3) or 3
+    rule, capacity = fields.text("exit", 100), capacity_of(fields)
     cored = isinstance(served.model, IteratedModel)
     try:
         found = trace(
             served.model, [ids], count, read_at=read_at(fields, count), top=top, keep_states=cored,
-            lenses=("coda", "logit") if cored else ("coda",),
+            lenses=("coda", "logit") if cored else ("coda",), exits=[rule] if rule else (), capacity=capacity,
         )  # fmt: skip
     except ValueError as error:
         raise Refused(str(error)) from None
@@ -58,6 +62,15 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
         name, [f"{count} iterations"], [view("prompt", found, served.model, common_plane([found]))], served.tokenizer
     )
     return Response(as_data(shown), media_type="application/json")
+
+
+def answer(fields: Fields, served: Served) -> list[int]:
+    """The tokens behind the prompt, as a stream told them."""
+    given, last = fields.raw("answer") or [], served.model.config.vocab_size - 1
+    good = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in given)
+    if not good or not all(0 <= n <= last for n in given):
+        raise wrong("answer", given, f"a list of token ids from 0 to {last}")
+    return given
 
 
 def read_at(fields: Fields, count: int) -> list[int] | None:

@@ -27,7 +27,7 @@ from mull.inference.tracing.view import common_plane, texts, tokens_in, view
 from mull.models import LanguageModel
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = ("numbers.js", "colours.js", "map.js", "charts.js", "main.js")  # in this order, as one script
+SCRIPTS = ("document.js", "numbers.js", "colours.js", "map.js", "charts.js", "main.js")  # in this order, as one script
 UNKNOWN = 65535  # of two bytes: not a number
 SMALLEST = 1e-12  # on a logarithmic scale; below it is zero
 LOGARITHMIC = ("kl", "residual", "probabilities", "truth")  # where 0.0001 is another thing than 0.0002
