@@ -30,7 +30,7 @@ async function start() {
   element("model-label").hidden = abouts.length < 2;
   element("ask").hidden = false;
   choose(abouts[0]);
-  element("prompt").focus();
+  if (window.matchMedia("(pointer: fine)").matches) element("prompt").focus(); // elsewhere a keyboard would pop up
 }
 
 // The key was missing or wrong.
@@ -49,8 +49,8 @@ function choose(chosen) {
   element("purpose").textContent = about.purpose || "";
   const loops = about.mean !== null;
   const way = about.capacity === null
-    ? "Before each token, this model goes through the same layers again and again, as often as you say: that is how it thinks."
-    : "Tokens that this model finds hard go through some of its layers again, as often as you say: that is how it thinks.";
+    ? "Before it writes a token (a piece of text), this model goes through the same layers again and again, as often as you say: that is how it thinks."
+    : "Tokens (pieces of text) that this model finds hard go through some of its layers again, as often as you say: that is how it thinks.";
   element("lead").textContent = loops
     ? `${way} Ask it at 1 iteration and at ${about.mean}, and see what changes.`
     : "This model has no loop: it thinks as long about every token.";
@@ -133,7 +133,7 @@ async function finish(answers, wishes, signal) {
 
 // The map of every answer that is whole.
 async function map(answers, wishes, signal) {
-  const traces = [], names = [];
+  const found = [];
   let short = false;
   if (answers.some((answer) => answer.whole)) element("progress").textContent = "looking into the thought …";
   for (const [index, answer] of answers.entries()) {
@@ -141,11 +141,10 @@ async function map(answers, wishes, signal) {
     const wish = wishes[index], { tokens, cut } = answer.read(Math.floor(about.room / wish.iterations));
     const body = { model: wish.model, prompt: wish.prompt, answer: tokens, iterations: wish.iterations, top: 3 };
     for (const name of ["exit", "capacity"]) if (wish[name] !== undefined) body[name] = wish[name];
-    traces.push(await (await request("mull/trace", body, signal)).json());
-    names.push(answer.name);
+    found.push({ answer, trace: await (await request("mull/trace", body, signal)).json() });
     short ||= cut;
   }
-  if (traces.length) thought.show(traces, names);
+  if (found.length) thought.show(found);
   element("cut").hidden = !short;
 }
 
@@ -181,7 +180,13 @@ function stop() {
 element("stop").addEventListener("click", stop);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") stop(); });
 element("compare").addEventListener("change", lay);
-element("model").addEventListener("change", (event) => choose(abouts.find((each) => each.name === event.target.value)));
+element("model").addEventListener("change", (event) => {
+  stop();
+  element("answers").hidden = true;
+  thought.hide();
+  choose(abouts.find((each) => each.name === event.target.value));
+});
+element("settings").addEventListener("invalid", () => { element("settings").open = true; }, true); // else nobody sees what is
 element("quantity").addEventListener("change", (event) => {
   thought.quantity = event.target.value;
   thought.draw();

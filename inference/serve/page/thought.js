@@ -25,13 +25,14 @@ const thought = {
     }
   },
 
-  // Traces as the server gives them, each with a vocabulary of its own, told apart by `names`.
-  show(traces, names) {
+  // Each of `found` has a trace as the server gives it, and the answer that it is of. The cursor begins where the prompt
+  // ends, and the answer was thought of.
+  show(found) {
     const known = new Map();
-    this.runs = traces.map((trace, index) => joined(trace, known, names[index]));
+    this.runs = found.map(({ trace, answer }) => joined(trace, answer, known));
     this.words = [...known.keys()].map(visible);
     this.exit = this.runs.some((run) => run.exits.rule) ? "rule" : "";
-    this.cursor = { run: 0, row: this.runs[0].rows - 1, column: this.runs[0].columns - 1 };
+    this.cursor = { run: 0, row: this.runs[0].rows - 1, column: Math.min(found[0].answer.whole.asked, this.runs[0].columns) - 1 };
     const section = element("thought"), holder = element("maps"), two = this.runs.length > 1;
     section.hidden = false;
     holder.replaceChildren();
@@ -67,7 +68,7 @@ const thought = {
     this.kinds = kindsOf(this.runs, this.lens);
     this.maps.forEach((map) => map.draw());
     element("meaning").textContent = this.quantity === "answer"
-      ? "A cell is what the model would write next if it stopped there; pale ones are unsure."
+      ? "A cell is what the model would write next if it stopped there; faint ones are unsure."
       : QUANTITIES[this.quantity].meaning;
     element("exit-meaning").hidden = !this.exit;
     drawScale(this, element("scale"));
@@ -97,17 +98,19 @@ const thought = {
 };
 
 // A run of a trace, its tokens as places in a vocabulary that all runs share. Labels are left out: what is typed need not
-// be what the model is to answer.
-function joined(trace, known, name) {
+// be what the model is to answer. The exits of the answer's tokens are those that were: a rule that reads answers may let
+// a token go elsewhere when all are read at once.
+function joined(trace, answer, known) {
   const run = readRun(trace.runs[0]);
   const place = trace.vocabulary.map((word) => {
     if (!known.has(word)) known.set(word, known.size);
     return known.get(word);
   });
-  const exits = Object.values(run.exits);
+  const [exits] = Object.values(run.exits);
+  if (exits) answer.counts.forEach((count, i) => { exits[answer.whole.asked - 1 + i] = count; });
   const answers = { coda: { ...run.answers.coda, tokens: run.answers.coda.tokens.map((token) => place[token]) } };
   return {
-    ...run, name, answers, tokens: run.tokens.map((token) => place[token]), labels: run.labels.map(() => -1),
-    exits: exits.length ? { rule: exits[0] } : {},
+    ...run, name: answer.name, answers, tokens: run.tokens.map((token) => place[token]), labels: run.labels.map(() => -1),
+    exits: exits ? { rule: exits.slice(0, run.columns) } : {},
   };
 }

@@ -7,7 +7,7 @@ const KINDS = ["#4477aa", "#ee8866", "#bbcc33", "#ffaabb", "#99ddff", "#eedd88",
 const REST = "#9aa1ac";
 
 const QUANTITIES = {
-  answer: { name: "answer", meaning: "The likeliest token; the paler, the less likely it is held to be." },
+  answer: { name: "answer", meaning: "The likeliest token; the fainter, the less likely it is held to be." },
   best: { name: "probability of the answer", low: 0, high: 1, meaning: "Probability of the likeliest token." },
   truth: { name: "probability of the label", low: 0, high: 1, meaning: "Probability of the token that is to be predicted." },
   rank: { name: "rank of the label", log: true, meaning: "The label's place among all tokens; 1 is the likeliest." },

@@ -150,27 +150,32 @@ def test_two_depths_are_compared(visit: Visit, running: Any) -> None:
 
 
 def test_an_exit_rule_and_what_each_token_took(visit: Visit, running: Any) -> None:
-    """Guards rules: the answer is that of generate under the rule, each token's bar tells its iterations, and in
-    the map the rule lets each position go where the trace says."""
+    """Guards rules: the answer is that of generate under the rule, each token's bar tells its iterations, and so
+    does the map, where a token was thought of."""
 
-    def story(page: Any) -> tuple[list[str], list[str], dict[str, str], str]:
+    def story(page: Any) -> tuple[list[str], list[str], dict[str, str], list[str]]:
         choose(page, "text", "Natalia sold", 24)
         think(page, 32)
-        page.select_option(".rule", "latent")
-        assert page.input_value(".threshold") == "0.03" and page.inner_text(".words") == "At most 32 iterations"
-        page.fill(".threshold", "0.02")
+        page.select_option(".rule", "kl")
+        assert page.input_value(".threshold") == "0.001" and page.inner_text(".words") == "At most 32 iterations"
+        page.fill(".threshold", "0.002")
         page.focus(".threshold")
         page.keyboard.press("Enter")
         said = answered(page)
         bars = page.locator(".said > span").evaluate_all("all => all.map(each => each.title)")
-        return said, bars, facts(page), page.inner_text("#cell")
+        page.focus("#maps canvas[tabindex]")
+        cells = []
+        for _ in bars:
+            cells.append(page.inner_text("#cell"))
+            page.keyboard.press("ArrowRight")
+        return said, bars, facts(page), cells
 
-    said, bars, cost, cell = visit(story)
+    said, bars, cost, cells = visit(story)
     model = running.model("text")
-    text, used = written(model, "Natalia sold", iterations=32, exit="latent:0.02", max_new_tokens=24)
+    text, used = written(model, "Natalia sold", iterations=32, exit="kl:0.002", max_new_tokens=24)
     assert said == [text] and bars == [f"{count} iterations" for count in used] and len(set(used)) > 1
     assert cost["iterations"] == f"{round(sum(used) / len(used), 2):g} before a token on average, at most 32"
-    assert re.search(r"The rule let it go after \d+\.", cell)
+    assert [int(re.findall(r"The rule let it go after (\d+)\.", cell)[0]) for cell in cells] == used
 
 
 def test_the_map_tells_what_the_trace_tells(visit: Visit, running: Any) -> None:
@@ -181,12 +186,12 @@ def test_the_map_tells_what_the_trace_tells(visit: Visit, running: Any) -> None:
         choose(page, "text", "Natalia sold", 6)
         think(page, 5)
         page.click("#go")
-        said = answered(page)[0]
-        seen = [(page.inner_text("#cell"), 4, len("Natalia sold" + said) - 2)]
+        assert len(answered(page)[0]) == 6
+        seen = [(page.inner_text("#cell"), 4, len("Natalia sold") - 1)]
         page.locator("#maps canvas[tabindex]").focus()
-        for key in ("ArrowUp", "ArrowUp", *["ArrowLeft"] * 7):
+        for key in ("ArrowUp", "ArrowUp", *["ArrowRight"] * 9):
             page.keyboard.press(key)
-        return [*seen, (page.inner_text("#cell"), 2, seen[0][2] - 7)]
+        return [*seen, (page.inner_text("#cell"), 2, seen[0][2] + 5)]
 
     model = running.model("text")
     text, _ = written(model, "Natalia sold", iterations=5, max_new_tokens=6)
@@ -346,7 +351,7 @@ def test_models_that_differ_are_shown_as_they_are(visit: Visit, running: Any) ->
         choose(page, "inner-thinking", "Natalia sold", 8)
         assert page.locator(".stops").is_hidden() and page.input_value("#capacity")
         page.click("#settings summary")
-        page.fill("#capacity", "0.5")
+        page.fill("#capacity", "0.1")
         page.click("#go")
         routed = answered(page)
         choose(page, "plain", "a plain text", 4)
@@ -355,8 +360,11 @@ def test_models_that_differ_are_shown_as_they_are(visit: Visit, running: Any) ->
         return routed, answered(page, 2)
 
     routed, plain = visit(story)
-    options = {"iterations": 4, "capacity": 0.5, "max_new_tokens": 8}
-    assert routed == [written(running.model("inner-thinking"), "Natalia sold", **options)[0]]
+    options: dict[str, Any] = {"iterations": 4, "max_new_tokens": 8}
+    usual, own = (
+        written(running.model("inner-thinking"), "Natalia sold", **options, capacity=c)[0] for c in (None, 0.1)
+    )
+    assert routed == [own] and own != usual
     model = running.model("plain")
     found = mull.generate(model, "a plain text", max_new_tokens=4).tokens[0].tolist()
     assert plain == [continuation(model.tokenizer, found[:-4], found[-4:])]

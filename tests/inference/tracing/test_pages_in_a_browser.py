@@ -177,6 +177,12 @@ def test_a_phone_scrolls_in_one_direction(two: str, browser: Any, dark: bool) ->
 
     def story(page: Any) -> tuple[int, str]:
         ready(page)
+        page.focus("#zoom")
+        page.keyboard.press("End")
+        frame = (
+            "() => { const at = document.querySelector('#maps .across'); at.scrollLeft = 50; return at.scrollLeft; }"
+        )
+        assert page.evaluate(frame) == 50
         ground = page.evaluate("() => getComputedStyle(document.body).backgroundColor")
         return page.evaluate("() => document.documentElement.scrollWidth"), ground
 
