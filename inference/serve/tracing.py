@@ -8,9 +8,7 @@ The answer is the data of the page (inference/tracing/pages.py): title, about, v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from starlette.responses import Response
+from typing import Any, NamedTuple
 
 from mull.inference.serve.efforts import depth_of, split_name
 from mull.inference.serve.fields import Fields
@@ -24,8 +22,18 @@ from mull.inference.tracing.view import common_plane, view
 from mull.models import IteratedModel
 
 
-def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Response:
-    """The answer to a request. Raises Refused for what it may not say."""
+class Traced(NamedTuple):
+    """A request that can be answered."""
+
+    served: Served
+    ids: list[int]
+    iterations: int
+    read_at: list[int] | None
+    top: int
+
+
+def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Traced:
+    """Read a request. Raises Refused for what it may not say."""
     fields = Fields(body, ("model", "prompt", "iterations", "read_at", "top"))
     name, in_name = split_name(fields.text("model", 256) or next(iter(models)), models)
     served = models[name]
@@ -45,19 +53,19 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
             f"{len(ids)} positions by {count} iterations are above the limit of {MAX_TRACED:,} of a trace; "
             "shorten the prompt or think shorter"
         )
-    top = fields.whole("top", 1, 10, 3) or 3
+    return Traced(served, ids, count, read_at(fields, count), fields.whole("top", 1, 10, 3) or 3)
+
+
+def picture(asked: Traced) -> str:
+    """The answer, as JSON."""
+    served = asked.served
     cored = isinstance(served.model, IteratedModel)
-    try:
-        found = trace(
-            served.model, [ids], count, read_at=read_at(fields, count), top=top, keep_states=cored,
-            lenses=("coda", "logit") if cored else ("coda",),
-        )  # fmt: skip
-    except ValueError as error:
-        raise Refused(str(error)) from None
-    shown = data_of(
-        name, [f"{count} iterations"], [view("prompt", found, served.model, common_plane([found]))], served.tokenizer
-    )
-    return Response(as_data(shown), media_type="application/json")
+    found = trace(
+        served.model, [asked.ids], asked.iterations, read_at=asked.read_at, top=asked.top, keep_states=cored,
+        lenses=("coda", "logit") if cored else ("coda",),
+    )  # fmt: skip
+    shown = [view("prompt", found, served.model, common_plane([found]))]
+    return as_data(data_of(served.name, [f"{asked.iterations} iterations"], shown, served.tokenizer))
 
 
 def read_at(fields: Fields, count: int) -> list[int] | None:
