@@ -43,34 +43,36 @@ def test_rows_go_on_together(build: Build, tokens: Tokens, kind: str, counts: Se
     and when the deepest has gone."""
     model = build(CONFIGS[kind])
     texts = [tokens(model.config, 1, length, seed=length) for length in (4, 9, 6)]
-    apart = [read(model, ids, count) for ids, count in zip(texts, counts, strict=True)]
-    order = [1, 0, 2, 1]
-    joined = Cache.gathered([(apart[row], 0) for row in order], max_length=30)
-    new = tokens(model.config, 4, 5, seed=1)
-    rows, more = list(order), {row: texts[row] for row in (0, 1, 2)}
-    for step in range(5):
-        if step == 2:  # one leaves, and one is there twice
-            joined, rows = Cache.gathered([(joined, 2), (joined, 0), (joined, 2)]), [2, 1, 2]
-        if step == 3:  # a cache that held deeper rows, and a fresh one
-            deepest = max(range(3), key=lambda place: counts[rows[place]] or 0)
-            keep = [(joined, place) for place in range(3) if rows[place] != rows[deepest]] or [(joined, 0)]
-            rows = [rows[place] for _, place in keep]
-            joined = Cache.gathered([*keep, (read(model, more[0], counts[0]), 0)], max_length=30)
-            rows.append(0)
-        depth = [counts[row] for row in rows]
-        alike = len(set(depth)) == 1
-        assert joined.lengths == [more[row].shape[1] for row in rows]
-        asked = (joined.depth if isinstance(joined.depth, Tensor) else depth[0]) if alike else torch.tensor(depth)
-        together = model(new[: len(rows), step : step + 1], asked, cache=joined).logits[:, -1]
-        before = dict(more)
-        for place, row in enumerate(rows):
-            ids = torch.cat([before[row], new[place : place + 1, step : step + 1]], dim=1)
-            assert close(together[place], model(ids, counts[row]).logits[0, -1]), (step, place)
-        if step < 4:  # rows that were there twice have said two things; the first of them goes on
-            firsts = {row: rows.index(row) for row in rows}
-            more |= {row: torch.cat([before[row], new[p : p + 1, step : step + 1]], dim=1) for row, p in firsts.items()}
-            joined = Cache.gathered([(joined, place) for place in firsts.values()], max_length=30)
-            rows = list(firsts)
+    rows = [(text, count) for text, count in zip(texts, counts, strict=True)]
+    apart = [read(model, text, count) for text, count in rows]
+
+    def gathered(chosen: Sequence[tuple[Cache, int, tuple[Tensor, int | None]]]) -> None:
+        nonlocal joined, rows
+        joined = Cache.gathered([(cache, place) for cache, place, _ in chosen], max_length=30)
+        rows = [row for _, _, row in chosen]
+        assert joined.lengths == [text.shape[1] for text, _ in rows]
+
+    def step(seed: int) -> None:
+        """One more token of each row, which must answer as all of its text in one call does."""
+        nonlocal rows
+        new = tokens(model.config, len(rows), 1, seed=seed)
+        together = model(new, joined.depth, cache=joined).logits[:, -1]
+        rows = [(torch.cat([text, new[place][None]], dim=1), count) for place, (text, count) in enumerate(rows)]
+        for answer, (text, count) in zip(together, rows, strict=True):
+            assert close(answer, model(text, count).logits[0, -1])
+
+    joined = apart[0]
+    gathered([(apart[place], 0, rows[place]) for place in (1, 0, 2, 1)])
+    step(1)
+    step(2)
+    gathered([(joined, place, rows[place]) for place in (3, 0, 2)])  # one leaves
+    step(3)
+    most = max(count or 0 for _, count in rows)
+    left = [place for place, (_, count) in enumerate(rows) if (count or 0) < most] or [2]
+    fresh = (apart[0], 0, (texts[0], counts[0]))
+    gathered([fresh, *((joined, place, rows[place]) for place in left)])  # the deepest have gone, and one comes
+    step(4)
+    step(5)
 
 
 def test_what_is_held_early_stays_so(build: Build, tokens: Tokens) -> None:
@@ -85,8 +87,9 @@ def test_what_is_held_early_stays_so(build: Build, tokens: Tokens) -> None:
         assert close(together.logits[row], model(new[row : row + 1], 4, cache=cache).logits[0])
 
 
+@torch.no_grad()
 def test_the_first_rows_share_their_memory(build: Build, tokens: Tokens) -> None:
-    """What the loop writes through the context of some rows is there for all, and reads as a call of these rows does."""
+    """What is written through the context of some rows is there for all, and reads as a call of these rows does."""
     model = build(CONFIGS["recurrent"])
     assert isinstance(model, IteratedModel)
     for lengths in ((4, 6, 5), (5, 5, 5)):  # rows that stand apart, and alike

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mull.inference.serve import application, running as running_module
+from mull.inference.serve import application
+from mull.inference.serve import running as running_module
 from mull.inference.serve.guard import Guard, hostname, is_loopback
 from mull.inference.serve.limits import Limits
 

@@ -1,4 +1,4 @@
-"""Whose turn it is, told in turns: with a clock of which every turn takes one second, nothing depends on the machine."""
+"""Whose turn it is, counted in turns: by a clock of which every turn takes a second, whatever the machine."""
 
 import itertools
 from typing import Any
@@ -86,9 +86,9 @@ def test_nobody_starves(served: Served) -> None:
     bench = Bench(served)
     deep = bench.row(32, 2)
     shallow: list[Row] = []
-    for turns in range(20_000):
-        if deep.done:
-            break
+    turns = 0
+    while not deep.done and turns < 20_000:
+        turns += 1
         if not shallow or shallow[-1].done:
             shallow.append(bench.row(1, 8))
         bench.turn()
