@@ -30,7 +30,7 @@ from mull.inference.serve.refusals import Refused
 from mull.inference.serve.replies import DONE, Reply, chunk
 from mull.inference.serve.schedule import Schedule
 from mull.inference.serve.served import Served, exits_of
-from mull.inference.serve.tracing import traced
+from mull.inference.serve.tracing import picture, traced
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -172,9 +172,10 @@ class Service:
 
     async def trace(self, request: Request) -> Response:
         with self.place():
-            body = parsed(await body_of(request))
-            async with self.tracing:
-                return await asyncio.to_thread(traced, body, self.models, self.limits)
+            asked_for = traced(parsed(await body_of(request)), self.models, self.limits)
+            async with self.tracing:  # one at a time, beside the thread that writes
+                text = await asyncio.to_thread(picture, asked_for)
+            return Response(text, media_type="application/json")
 
     async def health(self, request: Request) -> Response:
         del request

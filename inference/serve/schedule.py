@@ -120,7 +120,7 @@ class Schedule:
         """Take turns until the end."""
         with torch.inference_mode():
             while not self.ending:
-                self.receive(self.busy)
+                self.receive(self.busy or self.stale)
                 if not self.ending:
                     if self.stale:
                         self.admit()

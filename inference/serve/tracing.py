@@ -11,9 +11,7 @@ What is sent is the data of the page (inference/tracing/pages.py): title, about,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from starlette.responses import Response
+from typing import Any, NamedTuple
 
 from mull.inference.serve.efforts import depth_of, split_name
 from mull.inference.serve.fields import Fields
@@ -25,10 +23,23 @@ from mull.inference.tracing.pages import as_data, data_of
 from mull.inference.tracing.trace import trace
 from mull.inference.tracing.view import common_plane, view
 from mull.models import IteratedModel
+from mull.models.config import Capacity
 
 
-def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Response:
-    """The answer to a request. Raises Refused for what it may not say."""
+class Traced(NamedTuple):
+    """A request that can be answered."""
+
+    served: Served
+    ids: list[int]
+    iterations: int
+    read_at: list[int] | None
+    top: int
+    exit: str | None
+    capacity: Capacity | None
+
+
+def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits) -> Traced:
+    """Read a request. Raises Refused for what it may not say."""
     fields = Fields(body, ("model", "prompt", "answer", "iterations", "exit", "capacity", "read_at", "top"))
     name, in_name = split_name(fields.text("model", 256) or next(iter(models)), models)
     served = models[name]
@@ -48,20 +59,25 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
             f"{len(ids)} positions by {count} iterations are above the limit of {MAX_TRACED:,} of a trace; "
             "shorten the prompt or think shorter"
         )
-    top = fields.whole("top", 1, 10, 3) or 3
     rule, capacity = fields.text("exit", 100), capacity_of(fields)
-    cored = isinstance(served.model, IteratedModel)
     try:
-        found = trace(
-            served.model, [ids], count, read_at=read_at(fields, count), top=top, keep_states=cored,
-            lenses=("coda", "logit") if cored else ("coda",), exits=[rule] if rule else (), capacity=capacity,
-        )  # fmt: skip
+        served.sharing(count, rule, capacity)
     except ValueError as error:
         raise Refused(str(error)) from None
-    shown = data_of(
-        name, [f"{count} iterations"], [view("prompt", found, served.model, common_plane([found]))], served.tokenizer
-    )
-    return Response(as_data(shown), media_type="application/json")
+    return Traced(served, ids, count, read_at(fields, count), fields.whole("top", 1, 10, 3) or 3, rule, capacity)
+
+
+def picture(asked: Traced) -> str:
+    """The answer, as JSON."""
+    served = asked.served
+    cored = isinstance(served.model, IteratedModel)
+    found = trace(
+        served.model, [asked.ids], asked.iterations, read_at=asked.read_at, top=asked.top, keep_states=cored,
+        lenses=("coda", "logit") if cored else ("coda",), exits=[asked.exit] if asked.exit else (),
+        capacity=asked.capacity,
+    )  # fmt: skip
+    shown = [view("prompt", found, served.model, common_plane([found]))]
+    return as_data(data_of(served.name, [f"{asked.iterations} iterations"], shown, served.tokenizer))
 
 
 def answer(fields: Fields, served: Served) -> list[int]:

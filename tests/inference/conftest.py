@@ -97,7 +97,7 @@ class Browser:
         self.thread.shutdown()
 
     def visit(self, address: str, story: Callable[[Any], Found], wide: int = 1000, **looks: Any) -> Found:
-        return self.thread.submit(self.told, address, story, wide, looks).result(120)
+        return self.thread.submit(self.told, address, story, wide, looks).result(300)
 
     def told(self, address: str, story: Callable[[Any], Found], wide: int, looks: dict[str, Any]) -> Found:
         context = self.browser.new_context(viewport={"width": wide, "height": 800}, **looks)
@@ -106,7 +106,7 @@ class Browser:
         context.on("request", lambda request: asked.append(request.url))
         try:
             page = context.new_page()
-            page.set_default_timeout(20_000)
+            page.set_default_timeout(60_000)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on(
                 "console", lambda said: wrong.append(said.text) if re.search("Security Policy", said.text) else None

@@ -28,6 +28,7 @@ class Answer {
       const response = await request("v1/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
       let reason = "";
       for await (const event of eventsOf(response)) {
+        signal.throwIfAborted(); // nothing is written any more, though more may have come
         const [choice] = event.choices;
         if (choice && choice.text) this.append(choice.text, event.mull);
         if (choice && choice.finish_reason) reason = choice.finish_reason;
