@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
-FOLDERS := configs models checkpoints inference inference/decoders inference/measure inference/serve inference/serve/page training training/data
+FOLDERS := configs models checkpoints inference inference/decoders inference/measure inference/serve inference/serve/page inference/tracing inference/tracing/page training training/data
 
 .PHONY: demo data test format clean
 

@@ -38,10 +38,11 @@ async function reasonOf(response) {
 // The events of a stream, until it says that it is done.
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const brokeOff = new Refusal("the answer broke off: the server has ended the connection", 0);
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Refusal("the answer broke off: the server has ended the connection", 0);
+    const { done, value } = await reader.read().catch((error) => { throw error.name === "AbortError" ? error : brokeOff; });
+    if (done) throw brokeOff;
     const parts = (rest + value).split(/\r?\n\r?\n/);
     rest = parts.pop();
     for (const part of parts) {

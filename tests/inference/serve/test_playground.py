@@ -241,10 +241,10 @@ STOPPING = """() => {
 
 
 def test_errors_are_the_one_line_of_the_server(visit: Visit) -> None:
-    """Guards mistakes: what the server says of the prompt stands below the answer; a server that is gone is told too,
-    a number beyond its limit is shown, and asking again works."""
+    """Guards mistakes: below the answer stands what the server says of the prompt, that it is gone, that a stream broke
+    off or tells of an error; a number beyond its limit is shown where it lies; and asking again works."""
 
-    def story(page: Any) -> tuple[str, str, list[str]]:
+    def story(page: Any) -> tuple[str, str, list[str], list[str]]:
         choose(page, "parity", "1 2 <b>3</b>")
         page.click("#go")
         answered(page)
@@ -260,11 +260,23 @@ def test_errors_are_the_one_line_of_the_server(visit: Visit) -> None:
         page.evaluate("() => { document.querySelector('#max-tokens').value = 8; }")
         page.context.set_offline(False)
         page.click("#go")
-        return first, second, answered(page, 3)
+        said, broken = answered(page, 3), []
+        for times, body in enumerate(("", 'data: {"error": {"message": "the model failed"}}\n\n'), 4):
+            page.route("**/v1/completions", streaming(body))
+            page.click("#go")
+            answered(page, times)
+            broken.append(page.inner_text("article .error"))
+        return first, second, said, broken
 
-    first, second, said = visit(story)
+    first, second, said, broken = visit(story)
     assert first == "prompt: the prompt holds the unknown symbol '2'; known are 0 1 even odd, with blanks between them"
     assert second == "the server does not answer; is mull serve still running?" and said == [" odd"]
+    assert broken == ["the answer broke off: the server has ended the connection", "the model failed"]
+
+
+def streaming(body: str) -> Callable[[Any], None]:
+    """An answer of a server that there is not."""
+    return lambda route: route.fulfill(content_type="text/event-stream", body=body)  # type: ignore[no-any-return]
 
 
 def test_markup_stays_text(visit: Visit) -> None:
