@@ -10,7 +10,7 @@ class Answer {
     this.cost = this.article.querySelector("dl");
     this.article.querySelector("h2").textContent = name;
     this.box.setAttribute("aria-label", name);
-    Object.assign(this, { name, pieces: [], iterations: 1, whole: null });
+    Object.assign(this, { name, pieces: [], range: [Infinity, -Infinity], whole: null });
   }
 
   get text() { return this.pieces.map((piece) => piece.text).join(""); }
@@ -18,7 +18,6 @@ class Answer {
   // Ask, and show what comes. Whether all of it came is told by `whole`: what the server says of it, or null.
   async write(body, signal) {
     const start = performance.now();
-    this.iterations = body.iterations;
     this.asked.textContent = body.prompt;
     this.said.setAttribute("aria-busy", "true");
     this.state.textContent = "thinking …";
@@ -47,18 +46,22 @@ class Answer {
 
   append(text, { tokens, iterations }) {
     const span = add(this.said, "span", text);
-    this.pieces.push({ text, tokens, counts: iterations, span });
+    const piece = { text, tokens, counts: iterations, span }, before = this.range;
+    this.pieces.push(piece);
+    this.range = [Math.min(before[0], ...iterations), Math.max(before[1], ...iterations)];
+    const same = before.every((end, i) => end === this.range[i]);
+    this.colour(this.range, same ? [piece] : this.pieces);
     this.box.scrollTop = this.box.scrollHeight;
   }
 
   get counts() { return this.pieces.flatMap((piece) => piece.counts); }
 
-  // Bars under the tokens, from few iterations to many, where they differ.
-  colour([low, high]) {
-    const { counts } = this;
-    if (new Set(counts).size < 2) return;
+  // Bars under tokens, from few iterations to many, where they differ in this answer.
+  colour([low, high], pieces) {
+    const [least, most] = this.range;
+    if (!(least < most)) return;
     const barOf = (count) => css(ramp((count - low) / (high - low)));
-    for (const { span, counts: own } of this.pieces) {
+    for (const { span, counts: own } of pieces) {
       if (!own.length) continue;
       const count = Math.max(...own);
       span.style.borderBottomColor = barOf(count);
@@ -68,7 +71,6 @@ class Answer {
     this.spent.hidden = false;
     this.spent.replaceChildren();
     add(this.spent, "span", "iterations of a token: ");
-    const most = Math.max(...counts), least = Math.min(...counts);
     for (const count of new Set([least, Math.round((least + most) / 2), most])) swatch(this.spent, barOf(count), count);
   }
 
@@ -78,7 +80,6 @@ class Answer {
       add(item, "dt", name);
       add(item, "dd", text);
     };
-    this.seconds = seconds;
     const { whole } = this;
     if (!whole) return;
     if (whole.iterations !== null) {

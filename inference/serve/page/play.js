@@ -52,7 +52,7 @@ function choose(chosen) {
     ? "Before it writes a token (a piece of text), this model goes through the same layers again and again, as often as you say: that is how it thinks."
     : "Tokens (pieces of text) that this model finds hard go through some of its layers again, as often as you say: that is how it thinks.";
   element("lead").textContent = loops
-    ? `${way} Ask it at 1 iteration and at ${about.mean}, and see what changes.`
+    ? `${way} Ask it at 1 iteration and at ${Math.min(about.mean > 1 ? about.mean : 8, about.most)}, and see what changes.`
     : "This model has no loop: it thinks as long about every token.";
   element("explanation").hidden = element("compare").parentElement.hidden = !loops;
   if (!loops) element("compare").checked = false;
@@ -113,8 +113,9 @@ async function ask() {
 
 // All answers are there, or as much of them as there will be.
 async function finish(answers, wishes, signal) {
-  const counts = answers.flatMap((answer) => answer.counts), range = [Math.min(...counts), Math.max(...counts)];
-  answers.forEach((answer) => answer.colour(range));
+  const ranges = answers.map((answer) => answer.range); // of all answers together, so that a colour means the same in each
+  const range = [Math.min(...ranges.map(([least]) => least)), Math.max(...ranges.map(([, most]) => most))];
+  answers.forEach((answer) => answer.colour(range, answer.pieces));
   if (answers.length > 1 && answers.every((answer) => answer.whole)) {
     const differing = differingWords(...answers.map((answer) => answer.text));
     answers.forEach((answer, index) => {

@@ -112,7 +112,8 @@ def test_the_answer_is_that_of_generate_at_the_depth_of_the_slider(visit: Visit,
     model = running.model("parity")
     assert example == "0 0 0 0 0 1 0 1"
     assert shallow == [written(model, BITS, iterations=1)[0]] and deep == [written(model, BITS, iterations=18)[0]]
-    assert shallow != deep == [" even"]  # twelve ones
+    assert shallow == [" odd"] and deep == [" even"]  # twelve ones
+    assert written(model, BITS, iterations=16)[0] == " even"  # the picture of docs/playground.md
     assert cost["iterations"] == "18 before each token" and cost["tokens"] == "1, ended by itself"
     assert re.fullmatch(r"[\d.]+ M FLOPs", cost["computed"]) and "settled" in cost["in the end"] and "s" in cost["took"]
 
