@@ -21,7 +21,7 @@ from mull.inference.serve.efforts import split_name
 from mull.inference.serve.fields import parsed
 from mull.inference.serve.guard import Guard
 from mull.inference.serve.jobs import Job
-from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, Limits
+from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, SEND_SECONDS, Limits
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.page import files
 from mull.inference.serve.protocol import Kind, asked
@@ -108,7 +108,7 @@ class Service:
     @contextlib.contextmanager
     def place(self) -> Any:
         """A place among the requests in flight."""
-        if self.ending:
+        if self.ending or self.schedule.ending:
             raise Refused("the server is shutting down; ask again", status=503)
         if self.metrics.in_flight >= self.limits.max_requests:
             raise Refused(
@@ -178,7 +178,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         del request
-        return JSONResponse({"status": "ending" if self.ending else "ok"}, status_code=503 if self.ending else 200)
+        over = self.ending or self.schedule.ending
+        return JSONResponse({"status": "ending" if over else "ok"}, status_code=503 if over else 200)
 
     async def measure(self, request: Request) -> Response:
         del request
@@ -209,13 +210,17 @@ class Streamed(StreamingResponse):
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work, gone = asyncio.create_task(self.stream_response(send)), asyncio.create_task(watch())
+        async def patiently(message: Any) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
+        work, gone = asyncio.create_task(self.stream_response(patiently)), asyncio.create_task(watch())
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.job.metrics.cancelled += 1
                 work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
+            with contextlib.suppress(asyncio.CancelledError, OSError):  # a TimeoutError is one
                 await work
         finally:
             self.job.cancel()
