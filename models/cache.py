@@ -275,8 +275,7 @@ class Cache:
 
         Args:
             rows: at least one; a row may be named more than once.
-            max_length: most positions of a row, for which room is taken at once; None means that of the caches, and
-                room by need.
+            max_length: most positions of a row; None means that of the caches.
         """
         like = rows[0][0]
         caches = list({id(cache): cache for cache, _ in rows}.values())
@@ -291,7 +290,7 @@ class Cache:
         alike = all(isinstance(cache.depth, int | None) and cache.depth == like.depth for cache in caches)
         new.depth = like.depth if alike else torch.tensor(depths, dtype=torch.int64, device=like.device)
         new.max_length = max(cache.max_length for cache in caches) if max_length is None else max_length
-        width = 1 + (new.length if max_length is None else max_length)
+        width = 1 + min(new.max_length, new.length + FIRST_COLUMNS)
         for layer in like.layers:
             held = [cache.layers[layer] for cache, _ in rows]
             looped = max(part.shape[1] for part in held) > 1

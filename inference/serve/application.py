@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,14 +21,14 @@ from mull.inference.serve.efforts import split_name
 from mull.inference.serve.fields import parsed
 from mull.inference.serve.guard import Guard
 from mull.inference.serve.jobs import Job
-from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, MAX_TRACED, Limits
+from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, SEND_SECONDS, Limits
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.page import files
 from mull.inference.serve.protocol import Kind, asked
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.replies import DONE, Reply, chunk
 from mull.inference.serve.schedule import Schedule
-from mull.inference.serve.served import Served, exits_of
+from mull.inference.serve.served import Served
 from mull.inference.serve.tracing import picture, traced
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -109,7 +108,7 @@ class Service:
     @contextlib.contextmanager
     def place(self) -> Any:
         """A place among the requests in flight."""
-        if self.ending:
+        if self.ending or self.schedule.ending:
             raise Refused("the server is shutting down; ask again", status=503)
         if self.metrics.in_flight >= self.limits.max_requests:
             raise Refused(
@@ -179,7 +178,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         del request
-        return JSONResponse({"status": "ending" if self.ending else "ok"}, status_code=503 if self.ending else 200)
+        over = self.ending or self.schedule.ending
+        return JSONResponse({"status": "ending" if over else "ok"}, status_code=503 if over else 200)
 
     async def measure(self, request: Request) -> Response:
         del request
@@ -210,13 +210,17 @@ class Streamed(StreamingResponse):
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        work, gone = asyncio.create_task(self.stream_response(send)), asyncio.create_task(watch())
+        async def patiently(message: Any) -> None:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+
+        work, gone = asyncio.create_task(self.stream_response(patiently)), asyncio.create_task(watch())
         try:
             await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.job.metrics.cancelled += 1
                 work.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
+            with contextlib.suppress(asyncio.CancelledError, OSError):  # a TimeoutError is one
                 await work
         finally:
             self.job.cancel()
@@ -285,8 +289,6 @@ def described(served: Served, limits: Limits) -> dict[str, Any]:
             "max_tokens": limits.max_tokens,
             "efforts": served.efforts or None,
             "capacity": config.default_capacity,
-            "max_traced": MAX_TRACED,
-            **asdict(served.told),
-            "exits": exits_of(served.model),
+            **served.facts,
         },
     }

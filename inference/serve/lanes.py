@@ -63,7 +63,11 @@ class Turn(ABC):
 
     @abstractmethod
     def give_up(self, refusal: Refused) -> None:
-        """End everything at hand without an answer."""
+        """End everything without an answer."""
+
+    def fail(self, refusal: Refused) -> None:
+        """End without an answer what was advanced last."""
+        self.give_up(refusal)
 
 
 class Writing(Turn):
@@ -192,6 +196,12 @@ class Reading(Turn):
                 if not row.done:
                     row.fail(refusal)
         self.prompts.clear()
+        self.now = None
+
+    def fail(self, refusal: Refused) -> None:
+        for row in self.prompts.popleft():
+            if not row.done:
+                row.fail(refusal)
         self.now = None
 
 

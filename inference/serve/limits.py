@@ -12,6 +12,7 @@ from dataclasses import dataclass
 MAX_ANSWERS = 16  # of one request, prompts x n
 MAX_BODY = 1 << 20  # bytes
 BODY_SECONDS = 10.0  # in which the body of a request must have come
+SEND_SECONDS = 30.0  # in which a client must take what is sent to it
 MAX_STOP, MAX_STOP_LENGTH = 4, 256
 MAX_TOP = 20  # likeliest tokens told of each position
 MAX_TRACED = 4096  # positions x iterations of a trace

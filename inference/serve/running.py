@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
             http=Protocol,
             ws="none",
             lifespan="off",
-            log_level="error",
+            log_level="critical",
             access_log=False,
             server_header=False,
             proxy_headers=False,

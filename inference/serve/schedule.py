@@ -34,6 +34,9 @@ FIRST = 4.0  # how much more a prompt weighs than its lane: rows that come soon 
 SMALL = 64  # a prompt that takes less than this part of all bytes is small
 
 
+OVER = Refused("the server is shutting down; ask again", status=503)
+
+
 class Lane:
     """The rows and the prompts of one lane, and what they may come to."""
 
@@ -77,6 +80,7 @@ class Schedule:
         self.now = 0.0  # v of the lane that had the last turn
         self.ending = False
         self.stale = True  # places may have come free, or prompts come
+        self.door = threading.Lock()  # nothing comes in behind the end
         self.thread = threading.Thread(target=self.run, name="mull-thinking", daemon=True)
 
     # What other threads call ------------------------------------------------------------------------------------------
@@ -86,7 +90,12 @@ class Schedule:
 
     def submit(self, rows: list[Row]) -> None:
         """Answer a prompt; its rows say the rest."""
-        self.inbox.put(rows)
+        with self.door:
+            if not self.ending:
+                self.inbox.put(rows)
+                return
+        for row in rows:
+            row.fail(OVER)
 
     def wake(self) -> None:
         """Look at once for rows that have been cancelled."""
@@ -94,8 +103,9 @@ class Schedule:
 
     def close(self, seconds: float = 5.0) -> None:
         """End all rows and the thread."""
-        self.ending = True
-        self.inbox.put(None)
+        with self.door:
+            self.ending = True
+            self.inbox.put(None)
         if self.thread.is_alive():
             self.thread.join(seconds)
 
@@ -117,15 +127,20 @@ class Schedule:
         return self.limits.cache_bytes * 3 // 4
 
     def run(self) -> None:
-        """Take turns until the end."""
-        with torch.inference_mode():
-            while not self.ending:
-                self.receive(self.busy or self.stale)
-                if not self.ending:
-                    if self.stale:
-                        self.admit()
-                    self.turn()
-            self.end(Refused("the server is shutting down; ask again", status=503))
+        """Take turns until the end, which is told to everybody, also where it is an error that nobody foresaw."""
+        try:
+            with torch.inference_mode():
+                while not self.ending:
+                    self.receive(self.busy or self.stale)
+                    if not self.ending:
+                        if self.stale:
+                            self.admit()
+                        self.turn()
+        finally:
+            with self.door:
+                self.ending = True
+            self.receive(busy=True)
+            self.end(OVER)
 
     @property
     def busy(self) -> bool:
@@ -186,7 +201,7 @@ class Schedule:
         except MENDABLE as error:
             print("mull: error in a batch, whose requests are ended:", file=sys.stderr)
             traceback.print_exception(error)
-            mine.give_up(Refused(f"the model failed: {error}; ask for less, or report it", status=500))
+            mine.fail(Refused(f"the model failed: {error}; ask for less, or report it", status=500))
         mine.spent += (self.clock() - start) / mine.weight
         self.stale = self.stale or mine.rests
 

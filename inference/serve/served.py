@@ -20,7 +20,7 @@ from mull.inference.early_exit import choose_exit
 from mull.inference.exits import EXITS
 from mull.inference.generate import stop_ids
 from mull.inference.serve.efforts import efforts_of
-from mull.inference.serve.limits import Limits
+from mull.inference.serve.limits import MAX_TRACED, Limits
 from mull.inference.serve.thinking import AtOnce, ByCount, ByRule, Way
 from mull.inference.written import summary
 from mull.models import IteratedModel, LanguageModel
@@ -75,6 +75,18 @@ class Served:
         """Tokens that end an answer."""
         return frozenset(stop_ids(self.model, None))
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What those who show the model ask for: its purpose, an example of a prompt, how much a trace may hold, and
+        the exit rules that it can follow, each with a threshold to begin with."""
+        exits = []
+        for rule in EXITS.values():
+            with suppress(ValueError):
+                chosen = choose_exit(self.model, rule.example)
+                if chosen is not None and rule.span is not None:  # others have no threshold to choose
+                    exits.append({"name": rule.name, "threshold": chosen.threshold, "words": summary(rule)})
+        return {"purpose": self.told.purpose, "prompt": self.told.prompt, "max_traced": MAX_TRACED, "exits": exits}
+
     def sharing(self, iterations: int | None, exit: str | None, capacity: Capacity | None) -> Sharing:
         """With whom a row of these may share batches.
 
@@ -105,14 +117,3 @@ def told_by(folder: Path) -> Told:
     with suppress(OSError, ValueError):
         return told_in(present_card(folder))
     return Told()
-
-
-def exits_of(model: LanguageModel) -> list[dict[str, Any]]:
-    """The rules that a model can follow and that have a threshold to choose, each with one to begin with."""
-    found = []
-    for rule in EXITS.values():
-        with suppress(ValueError):
-            chosen = choose_exit(model, rule.example)
-            if chosen is not None and rule.span is not None:
-                found.append({"name": rule.name, "threshold": chosen.threshold, "words": summary(rule)})
-    return found

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from mull.inference.early_exit import step_by_step
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel
 from mull.models.cache import Cache, Policy
-from mull.models.config import Capacity
+from mull.models.config import Capacity, ModelConfig
 from mull.models.output import relative_change
 
 
@@ -91,11 +92,11 @@ class ByCount(Way):
         logits = model.read(state, context).logits[:, -1]
         context.commit(None)
         moved = relative_change(state[:, -1], before[:, -1]).tolist()
-        of, length = model.config.flops_per_token, tokens.shape[1]
+        length = tokens.shape[1]
         return Said(
             logits=logits,
             used=list(counts),
-            flops=[length * of(count, end) for count, end in zip(counts, lengths, strict=True)],
+            flops=[length * price(model.config, count, end) for count, end in zip(counts, lengths, strict=True)],
             residual=[None if count == 1 else move for count, move in zip(counts, moved, strict=True)],
         )
 
@@ -140,12 +141,25 @@ class AtOnce(Way):
         yield
         flops: list[float]
         if out.selected is None:
-            flops = [length * model.config.flops_per_token(self.iterations, end) for end in lengths]
+            flops = [length * price(model.config, self.iterations, end) for end in lengths]
         else:
             shares = out.selected.double().mean(dim=1).tolist()
             at_shares = model.config.flops_at_shares  # type: ignore[attr-defined]  # of the family that selects
             flops = [length * at_shares(own, end) for own, end in zip(shares, lengths, strict=True)]
         return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), flops, [None] * len(counts))
+
+
+def price(config: ModelConfig, count: int | None, length: int) -> float:
+    """FLOPs of a token at so many iterations that attends to so many positions."""
+    alone, more = price_line(config, count)
+    return alone + more * length
+
+
+@lru_cache(maxsize=1024)
+def price_line(config: ModelConfig, count: int | None) -> tuple[float, float]:
+    """What a token costs apart from positions, and for each of them: to add it up takes as long as a small layer."""
+    none, one = (config.flops_per_token(count, length) for length in (0, 1))
+    return none, one - none
 
 
 def lengths_after(cache: Cache, tokens: Tensor) -> list[int]:
