@@ -1,4 +1,4 @@
-"""What the page of `mull serve` needs of its server, without a browser: its files under a strict policy, what it asks."""
+"""What the page of `mull serve` needs of its server: its files under a strict policy, and answers to what it asks."""
 
 import json
 import re

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from threading import Thread
 from typing import Any
 
@@ -146,6 +147,29 @@ def test_two_depths_are_compared(visit: Visit, running: Any) -> None:
         len(marks) < len("".join(words)) for words, marks in zip((one, two), marked, strict=True)
     )  # some are common
     assert re.search(r"FLOPs, 2(\.\d)? times the other's", computed) and maps == 2
+
+
+def test_what_two_texts_share_is_as_long_as_can_be(visit: Visit) -> None:
+    """Guards which words are marked: what is left of both texts is the same, and no other choice would leave more."""
+    draw = Random(0)
+    texts = [[" ".join(draw.choices("a b ü ccc", k=draw.randrange(9))) for _ in range(2)] for _ in range(40)]
+    texts += [["", ""], ["a", ""], ["  a\n b ", "b"], ["a b a b", "b a b a"]]
+    marked = visit(lambda page: page.evaluate("all => all.map(([one, two]) => differingWords(one, two))", texts))
+    for pair, places in zip(texts, marked, strict=True):
+        left = [
+            [found[0] for found in re.finditer(r"\S+", text) if [found.start(), found.end()] not in own]
+            for text, own in zip(pair, places, strict=True)
+        ]
+        assert left[0] == left[1] and len(left[0]) == common(*(text.split() for text in pair))
+
+
+def common(one: list[str], two: list[str]) -> int:
+    """The length of the longest common subsequence, the slow way."""
+    if not one or not two:
+        return 0
+    if one[0] == two[0]:
+        return 1 + common(one[1:], two[1:])
+    return max(common(one[1:], two), common(one, two[1:]))
 
 
 def test_an_exit_rule_and_what_each_token_took(visit: Visit, running: Any) -> None:
