@@ -1,6 +1,7 @@
 // The map of the thought: what `mull trace` shows of a run, for one answer or two.
 "use strict";
 
+const MOST_PASSES = 40; // lines that are shown of routed passes
 const SHOWN = ["answer", "best", "kl", "residual", "agrees"];
 
 const thought = {
@@ -20,7 +21,7 @@ const thought = {
   toggle() {},
 
   scrollTo(moved) {
-    for (const other of document.querySelectorAll("#maps .across")) {
+    for (const other of document.querySelectorAll(".across")) {
       if (other !== moved && Math.abs(other.scrollLeft - moved.scrollLeft) > 1) other.scrollLeft = moved.scrollLeft;
     }
   },
@@ -33,6 +34,7 @@ const thought = {
     this.words = [...known.keys()].map(visible);
     this.exit = this.runs.some((run) => run.exits.rule) ? "rule" : "";
     this.cursor = { run: 0, row: this.runs[0].rows - 1, column: Math.min(found[0].answer.whole.asked, this.runs[0].columns) - 1 };
+    this.gutter = this.routed().length ? 108 : 62;
     const section = element("thought"), holder = element("maps"), two = this.runs.length > 1;
     section.hidden = false;
     holder.replaceChildren();
@@ -46,6 +48,10 @@ const thought = {
     this.choices(two);
     this.maps = this.runs.map((_, index) => new RunMap(this, index, add(holder, "div")));
     this.draw();
+  },
+
+  routed() {
+    return this.runs.filter(({ routers }) => routers && routers.layers.length * routers.passes <= MOST_PASSES);
   },
 
   hide() {
@@ -72,6 +78,9 @@ const thought = {
       : QUANTITIES[this.quantity].meaning;
     element("exit-meaning").hidden = !this.exit;
     drawScale(this, element("scale"));
+    element("routed").hidden = !this.routed().length;
+    element("routers").replaceChildren();
+    this.routed().forEach((run) => drawRouters(this, run, add(element("routers"), "div")));
     this.drawCursor();
   },
 

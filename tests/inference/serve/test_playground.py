@@ -407,6 +407,8 @@ def test_models_that_differ_are_shown_as_they_are(visit: Visit, running: Any) ->
         page.fill("#capacity", "0.1")
         page.click("#go")
         routed = answered(page)
+        passes = page.locator("#routers canvas").get_attribute("aria-label")
+        assert re.match(r"routed passes of 2 layers by \d+ positions", passes)
         choose(page, "plain", "a plain text", 4)
         assert page.locator("fieldset").count() == 0 and page.locator("#compare").is_hidden()
         page.click("#go")
