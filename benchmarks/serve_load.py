@@ -132,56 +132,62 @@ async def soak(server: Server, bodies: Sequence[dict[str, Any]], count: int, at_
     return found
 
 
-async def throughput(server: Server, iterations: int, tokens: int = 32, requests: int = 32) -> None:
-    """Tokens per second, one request at a time and 16."""
+async def throughput(server: Server, iterations: int, rounds: int, tokens: int = 48, requests: int = 16) -> None:
+    """Tokens per second, one request at a time and 16 at once, in turns: the medians of rounds."""
     body = {"model": "text", "iterations": iterations, "max_tokens": tokens}
     bodies = [{**body, "prompt": TEXT[start : start + 40 + start]} for start in range(requests)]
-    rates = {}
-    for at_once in (1, 16):
-        gate, new, start = asyncio.Semaphore(at_once), 0, time.perf_counter()
+    rates: dict[int, list[float]] = {1: [], 16: []}
 
-        async def one(body: dict[str, Any], gate: asyncio.Semaphore) -> int:
-            async with gate:
-                answer = await server.ask(body)
-                assert answer is not None
-                return answer["usage"]["completion_tokens"]
+    async def one(body: dict[str, Any], gate: asyncio.Semaphore) -> int:
+        async with gate:
+            answer = await server.ask(body)
+            assert answer is not None
+            return answer["usage"]["completion_tokens"]
 
+    for at_once in (1, 16) * rounds:
+        gate, start = asyncio.Semaphore(at_once), time.perf_counter()
         new = sum(await asyncio.gather(*(one(body, gate) for body in bodies)))
-        rates[at_once] = new / (time.perf_counter() - start)
+        rates[at_once].append(new / (time.perf_counter() - start))
+    ratio = statistics.median(many / single for single, many in zip(rates[1], rates[16], strict=True))
+    single, many = (statistics.median(rates[at_once]) for at_once in (1, 16))
     print(
-        f"  {iterations} iterations: {rates[1]:.0f} tokens/s one at a time, {rates[16]:.0f} with 16 at once: "
-        f"{rates[16] / rates[1]:.1f} times as many",
+        f"  {iterations} iterations: {single:.0f} tokens/s one at a time, {many:.0f} with 16 at once: {ratio:.1f} "
+        "times as many",
         flush=True,
     )
 
 
-async def latency(server: Server, deep_rows: int, requests: int = 25) -> None:
-    """Median seconds of a depth-1 request of 16 tokens, on an idle server and beside requests of depth 64."""
+async def latency(server: Server, deep_rows: int, rounds: int, requests: int = 10) -> None:
+    """Median seconds of a depth-1 request of 16 tokens, on an idle server and beside requests of depth 64, in turns."""
     shallow = {"model": "text", "prompt": TEXT[:40], "max_tokens": 16, "iterations": 1}
 
-    async def median() -> float:
-        times = []
+    async def times() -> list[float]:
+        found = []
         for _ in range(requests):
             start = time.perf_counter()
             await server.ask(shallow)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
+            found.append(time.perf_counter() - start)
+        return found
 
     async def deep() -> None:
         while True:
             await server.ask({"model": "text", "prompt": TEXT[:60], "max_tokens": 64, "iterations": 64})
 
-    await median()
-    idle = await median()
-    load = [asyncio.create_task(deep()) for _ in range(deep_rows)]
-    await asyncio.sleep(3)
-    loaded = await median()
-    for task in load:
-        task.cancel()
-    await asyncio.gather(*load, return_exceptions=True)
+    await times()
+    idle, loaded = [], []
+    for _ in range(rounds):
+        idle += await times()
+        load = [asyncio.create_task(deep()) for _ in range(deep_rows)]
+        await asyncio.sleep(3)
+        loaded += await times()
+        for task in load:
+            task.cancel()
+        await asyncio.gather(*load, return_exceptions=True)
+        await asyncio.sleep(1)
+    alone, beside = statistics.median(idle), statistics.median(loaded)
     print(
-        f"  depth 1, 16 tokens: {1000 * idle:.0f} ms idle, {1000 * loaded:.0f} ms beside {deep_rows} requests of depth "
-        f"64: {loaded / idle:.2f} times as long",
+        f"  depth 1, 16 tokens: {1000 * alone:.0f} ms idle, {1000 * beside:.0f} ms beside {deep_rows} requests of "
+        f"depth 64: {beside / alone:.2f} times as long",
         flush=True,
     )
 
@@ -204,11 +210,11 @@ def main() -> None:
         if "throughput" in parts:
             print("throughput")
             for iterations in (1, 8, 32):
-                asyncio.run(throughput(server, iterations))
+                asyncio.run(throughput(server, iterations, rounds=1 if iterations == 32 else 3))
         if "latency" in parts:
             print("latency")
             for rows in (1, 15):
-                asyncio.run(latency(server, rows))
+                asyncio.run(latency(server, rows, rounds=3))
         if "soak" in parts:
             print("soak")
             rng = random.Random(options.seed)

@@ -297,7 +297,7 @@ class Cache:
             iterations = (new.total if like.policy == "full" else max(part.shape[1] for part in held)) if looped else 1
             streams, _, _, heads, _, entry = held[0].shape
             shape = (streams, iterations, len(rows), heads, width, entry)
-            joined = new.layers[layer] = torch.zeros(shape, dtype=like.dtype, device=like.device)
+            joined = new.layers[layer] = torch.empty(shape, dtype=like.dtype, device=like.device)
             for place, (part, (cache, row)) in enumerate(zip(held, rows, strict=True)):
                 own = part[:, :, row, :, : cache.lengths[row]]
                 if looped and like.policy == "full":  # the row's last iterations are the last of all
@@ -305,6 +305,8 @@ class Cache:
                 first = iterations - own.shape[1] if like.policy == "full" else 0
                 into = joined[:, :, place, :, : cache.lengths[row]]
                 into[:, first : first + own.shape[1]] = own
+                into[:, :first] = 0  # what is masked, and what is not begun, must still be numbers
+                joined[:, :, place, :, cache.lengths[row] :] = 0
                 if like.policy == "deepest":  # what has stopped answers from there on
                     into[:, own.shape[1] :] = own[:, -1:]
         return new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mull.inference.serve.served import Served
 
 KEY = "MULL_API_KEY"
 MAX_KEY = 4096
+M_MMAP_THRESHOLD, LARGE = -3, 1 << 20  # of glibc's malloc.h; bytes
 
 
 def add_options(parser: Any) -> None:
@@ -72,6 +74,7 @@ def run(options: Any) -> None:
     )
     if options.threads:
         torch.set_num_threads(options.threads)
+    give_memory_back()
     at = listening(options.host, options.port)
     try:
         models = models_of([options.folder, *options.folders], limits, options.device, dtype_of(options.dtype))
@@ -84,6 +87,15 @@ def run(options: Any) -> None:
         server.serve_forever()
     finally:
         at.close()
+
+
+def give_memory_back() -> None:
+    """Have large blocks, which are caches that come and go with requests, returned to the system when they are freed:
+    glibc would keep more and more of them for later. Elsewhere nothing is done."""
+    if sys.platform == "linux":
+        own = ctypes.CDLL(None)
+        if hasattr(own, "mallopt"):
+            own.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def models_of(folders: Sequence[str], limits: Limits, device: str, dtype: torch.dtype | None) -> dict[str, Served]:

@@ -30,7 +30,7 @@ from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.rows import Row
 
-FIRST = 4.0  # how much more a prompt weighs than its lane: rows that come soon share more batches
+FIRST = 16.0  # how much more a prompt weighs than its lane: rows that come soon share more batches
 SMALL = 64  # a prompt that takes less than this part of all bytes is small
 
 

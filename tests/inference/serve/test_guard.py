@@ -16,7 +16,7 @@ from mull.inference.serve.limits import Limits
 from .conftest import ended, started
 from .test_malformed import TEXT, post, sent
 
-SLOW = {**TEXT, "model": "text", "prompt": "Tom has", "iterations": 64, "max_tokens": 40, "stream": True}
+SLOW = {**TEXT, "model": "text", "prompt": "Tom has", "iterations": 64, "max_tokens": 900, "stream": True}
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_hosts_and_origins(running: Any) -> None:
 
 def test_requests_in_flight_are_limited(small: Callable[..., Any]) -> None:
     """One more than the limit is told to come again, and may when a place is free; a client that goes frees its own."""
-    server = small(max_requests=2)
+    server = small(max_requests=2, max_tokens=900)
     address, metrics = server.server.at.getsockname(), server.service.metrics
     held = [socket.create_connection(address) for _ in range(2)]
     for connection in held:
@@ -104,7 +104,7 @@ def test_what_would_not_fit_is_told_or_waits(small: Callable[..., Any]) -> None:
     """Keys and values are bounded: a request beyond all bounds is refused, others wait until there is room."""
     server = small(cache_bytes=20 << 20)  # fp64: an iteration of a position takes 4 kB
     address, peak = server.server.at.getsockname(), [0]
-    answer = sent(address, post("/v1/completions", json.dumps({**SLOW, "n": 2}).encode()))
+    answer = sent(address, post("/v1/completions", json.dumps({**SLOW, "max_tokens": 40, "n": 2}).encode()))
     assert status(answer) == 400 and b"MiB, above the limit of 15" in answer
     body = {**SLOW, "iterations": 16, "max_tokens": 20, "stream": False}
 

@@ -1,12 +1,14 @@
 """Whose turn it is, counted in turns: by a clock of which every turn takes a second, whatever the machine."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import mull
+from mull.inference.serve import lanes
 from mull.inference.serve.lanes import Turn
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.metrics import Metrics
@@ -54,14 +56,21 @@ class Bench:
 
     def expected(self, row: Row) -> list[int]:
         found = mull.generate(
-            self.served.model, torch.tensor([row.prompt]), row.wish.iterations, max_new_tokens=row.wish.max_tokens
+            self.served.model,
+            torch.tensor([row.prompt]),
+            row.wish.iterations,
+            row.sharing.key[2] if row.sharing.key[1] == "rule" else None,
+            max_new_tokens=row.wish.max_tokens,
         )
+        assert row.spent == int(found.iterations.sum())
         return found.new_tokens[0].tolist()
 
 
 @pytest.fixture(scope="module")
-def served(models: list[Served]) -> Served:
-    return models[0]
+def served(make_model: Callable[..., Any]) -> Served:
+    """A small model whose next token depends on all tokens and on how long it thinks."""
+    model = make_model("recurrent", vocab_size=257, max_length=160)
+    return Served("tiny", model, mull.load("text").tokenizer, {"medium": 3})
 
 
 def test_a_shallow_row_does_not_wait_for_deep_ones(served: Served) -> None:
@@ -110,6 +119,19 @@ def test_rows_of_different_depths_share_a_batch(served: Served) -> None:
     assert served.sharing(9, None, None).key != served.sharing(8, None, None).key == served.sharing(5, None, None).key
     bench.turn(3)
     assert bench.schedule.lanes == {} and bench.schedule.metrics.cache_bytes == 0
+
+
+@pytest.mark.parametrize("rule", ["kl:0.05", "latent:0.3", "entropy:0.02,minimum=2"])
+def test_prompts_are_read_in_pieces_where_that_is_the_same(
+    served: Served, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rule that reads answers looks at a whole prompt at once, and gets it whole; the others, and counts, do not."""
+    monkeypatch.setattr(lanes, "PIECE", 3)
+    bench = Bench(served)
+    rows = [bench.row(9, 6, prompt=length, exit=rule) for length in (20, 7, 13)] + [bench.row(9, 6, prompt=20)]
+    bench.until_done(rows)
+    assert [row.tokens for row in rows] == [bench.expected(row) for row in rows]
+    assert len({tuple(row.tokens) for row in rows}) == 4
 
 
 def test_rows_join_and_leave_between_tokens(served: Served) -> None:
@@ -199,3 +221,10 @@ def test_turns_are_shared_by_weight() -> None:
     for _ in range(100):
         schedule.turn()
     assert (light.count, heavy.count) == (20, 80)
+    heavy.busy = False
+    for _ in range(100):
+        schedule.turn()
+    heavy.busy, heavy.count, light.count = True, 0, 0
+    for _ in range(100):
+        schedule.turn()
+    assert heavy.count <= 81 and light.count >= 19  # idleness saves nothing up
