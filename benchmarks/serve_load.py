@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=32)
     parser.add_argument("--distinct", type=int, default=250, help="requests that are different from each other")
+    parser.add_argument("--rounds", type=int, default=3, help="of throughput and latency, in turns")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", default="same")
     parser.add_argument("--seed", type=int, default=0)
@@ -210,11 +211,11 @@ def main() -> None:
         if "throughput" in parts:
             print("throughput")
             for iterations in (1, 8, 32):
-                asyncio.run(throughput(server, iterations, rounds=1 if iterations == 32 else 3))
+                asyncio.run(throughput(server, iterations, options.rounds))
         if "latency" in parts:
             print("latency")
             for rows in (1, 15):
-                asyncio.run(latency(server, rows, rounds=3))
+                asyncio.run(latency(server, rows, options.rounds))
         if "soak" in parts:
             print("soak")
             rng = random.Random(options.seed)
