@@ -134,6 +134,10 @@ class TrainingModule(pl.LightningModule):
         """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
         self.carried = None if self.carried is None else Carried()  # a saved one is loaded after this
         check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
+        self.freeze_others()
+
+    def freeze_others(self) -> None:
+        """Freeze what the loss does not train."""
         trained = self.loss.trained(self.network)
         if trained is not None:
             self.network.requires_grad_(False)
@@ -160,7 +164,7 @@ class TrainingModule(pl.LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True)
         if self.carried is not None:
             self.carried.keep(batch["input_ids"], output.state)
-        answered = getattr(getattr(self.trainer, "datamodule", None), "answered", None)
+        answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
         if answered is not None:
             self.log_dict(answered(index, output.logits.detach(), batch["labels"]))
         if output.auxiliary_loss is not None:

@@ -182,7 +182,7 @@ def test_nothing_of_the_loop_is_kept_for_a_backward_pass():
     def kept(loss):
         sizes = []
         module = TrainingModule(mull.RecurrentDepthTransformer(config), Fixed(6), loss=loss)
-        module.setup("fit")
+        module.freeze_others()
         batch = TaskData(Parity(6), batch_size=2).training_batch(0)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
             module.loss(module.output_for(batch["input_ids"], 0), batch["labels"])
