@@ -85,6 +85,7 @@ class IteratedModel(LanguageModel, ABC):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         read_at: Sequence[int] = (),
+        checkpoint_iterations: bool = False,
     ) -> ModelOutput:
         """Think for `iterations` and answer. The other arguments are those of every family (language_model.py).
 
@@ -95,6 +96,7 @@ class IteratedModel(LanguageModel, ABC):
                 With one there is nothing to draw: a generator beside it is refused.
             generator: draws a random initial state; without it the state starts at its mean, zero.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
+            checkpoint_iterations: keep only the state of each iteration for the gradient, and compute the rest again.
 
         Returns:
             logits (B, T, V) and state (B, T, D) after the last iteration, iterations (B, T), and `readings` by count.
@@ -111,7 +113,8 @@ class IteratedModel(LanguageModel, ABC):
             readings: dict[int, Reading] = {}
             before: Tensor | None = None
             previous: Tensor | None = None
-            for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
+            loop = self.unroll(input_ids, depth, context, backprop_iterations, state, generator, checkpoint_iterations)
+            for count, thought in loop:
                 if count in read_at:
                     readings[count] = self.reading(thought, previous, context)
                 before, previous = previous, thought
@@ -152,6 +155,7 @@ class IteratedModel(LanguageModel, ABC):
         backprop_iterations: int | None = None,
         state: Tensor | None = None,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Enter, then (count, state) after every iteration; see `loop.iterate`."""
         injected = self.enter(input_ids, context)
@@ -165,7 +169,7 @@ class IteratedModel(LanguageModel, ABC):
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
-        yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins)
+        yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins, recompute)
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

@@ -56,10 +56,14 @@ class TrainingModule(pl.LightningModule):
         validate_at: iteration counts of the validation sweep; None means 1, r/2, r, 2r, 4r for a mean of r.
         auxiliary_weight: weight of the network's auxiliary loss, if its output has one, as routers do (arXiv
             2507.10524).
+        compile: compile the blocks of layers for training (torch.compile); a network of your own needs a method
+            compile_training, and InnerThinkingTransformer is refused.
+        checkpoint_iterations: keep only the states between iterations for the gradient, and compute the rest again;
+            refused where the network's forward does not name it.
         seed: seed of the iteration counts, capacities and initial states.
 
     Raises:
-        ValueError: a number is out of its range, or the network routes no tokens and a capacity is given.
+        ValueError: a number is out of its range, or the network has no use for what is given.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class TrainingModule(pl.LightningModule):
         decay_share: float = 0.3,
         validate_at: list[int] | None = None,
         auxiliary_weight: float = 0.001,
+        compile: bool = False,
+        checkpoint_iterations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,16 +106,30 @@ class TrainingModule(pl.LightningModule):
         self.optimizer = optimizer or AdamW()
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
         if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
             raise ValueError(
                 f"this {type(network).__name__} has no gradient window: backprop_iterations is refused, leave it out"
             )
+        if checkpoint_iterations and (iterations is None or "checkpoint_iterations" not in self.accepted):
+            raise ValueError(
+                f"this {type(network).__name__} has no iterations that are computed again: checkpoint_iterations is "
+                "refused, leave it out"
+            )
+        if compile and not hasattr(network, "compile_training"):
+            raise ValueError(f"a {type(network).__name__} has no compile_training: compile is refused, leave it out")
+        self.configure_model()  # refuses what cannot be compiled; nothing is compiled before it is first run
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+
+    def configure_model(self) -> None:
+        """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
+        if self.compiles and getattr(self.network, "compiled_training", None) is None:
+            self.network.compile_training()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
@@ -155,6 +175,8 @@ class TrainingModule(pl.LightningModule):
             options["backprop_iterations"] = self.backprop_iterations
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
+        if self.checkpoint_iterations:
+            options["checkpoint_iterations"] = True
         if self.capacity is not None:
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
         if "generator" in self.accepted:
