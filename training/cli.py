@@ -22,6 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
+from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
 from mull.training.help import page_of_train
@@ -179,7 +180,7 @@ class TrainingCLI(LightningCLI):
         self.saving = Saving(self.states, self.config.save_every, lambda: self.identity)
         # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
         # holds what the other callbacks did at that step.
-        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), self.saving]
+        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), Alarms(), self.saving]
         ours = make_loggers(
             self.config.logger, self.states, self.folder.resolve().name, configuration_name(self.config)
         )

@@ -13,6 +13,7 @@ draws.
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,18 +23,16 @@ from torch import Tensor, nn
 
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
+from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss, scored
 from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.skips import Skips
 
 # input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
 Batch = dict[str, Tensor]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is no longer a finite number; the weights are still those of the step before."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -107,6 +106,8 @@ class TrainingModule(pl.LightningModule):
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
+        self.skips = Skips()
+        self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
         if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
@@ -129,15 +130,14 @@ class TrainingModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
         if self.compiles and getattr(self.network, "compiled_training", None) is None:
-            self.network.compile_training()
+            network: Any = self.network
+            network.compile_training()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
 
-        A batch that scores no position has a loss of 0, which is not logged.
-
-        Raises:
-            NonFiniteLossError: the loss is not a finite number.
+        A batch that scores no position has a loss of 0, which is not logged. One whose loss is no finite number spoils
+        the gradient of its step, on all devices, so that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
@@ -146,14 +146,15 @@ class TrainingModule(pl.LightningModule):
         if not anything:
             rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
-        if anything:
+            self.skips.reason, loss = f"the loss is {loss.item()}", loss * math.nan
+        elif anything:
             self.log("train/loss", loss.detach(), prog_bar=True)
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
+        self.signs = vital_signs(loss, output) if anything else None
         return loss
 
     def batch_index(self, batch_idx: int) -> int:
@@ -200,19 +201,36 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient by its norm over all parameters.
+        """Clip the gradient by its norm over all parameters, or drop it if it is not finite: the step changes nothing.
 
         Raises:
-            NonFiniteLossError: the norm is not a finite number; the weights are not changed any more.
+            NonFiniteLossError: this is the third step in a row whose gradient is not finite (skips.py).
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
         limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
-        if not torch.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(f"the gradient norm is {norm.item()} at step {self.global_step}")
-        self.log("train/gradient_norm", norm)
+        finite = bool(torch.isfinite(norm))
+        if not finite and not scaled:
+            self.skips.reason = self.skips.reason or f"the gradient norm is {norm.item()}"
+        if self.skips.reason is None:
+            self.skips.take()
+        else:
+            optimizer.zero_grad()  # parameters without a gradient are left alone, their decay and momentum too
+            warning = self.skips.skip(self.global_step)
+            if warning is not None:
+                rank_zero_warn(warning)
+        if finite:
+            self.log("train/gradient_norm", norm)
+        if self.skips.total:
+            self.log("train/skipped_steps", float(self.skips.total))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skips"] = self.skips.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skips.restore(checkpoint.get("skips") or Skips().state())
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimizer, with the schedule of `warmup_stable_decay` over all steps of the run.

@@ -30,10 +30,10 @@ from mull.training.data.module import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
-from mull.training.module import NonFiniteLossError
 from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
+from mull.training.skips import NonFiniteLossError
 from mull.training.states import LAST, PREVIOUS, damage, read_state, settle
 from mull.training.threads import choose_threads
 
@@ -43,7 +43,7 @@ def train(args: list[str]) -> Path:
 
     Raises:
         ValueError: the folder holds another run or is being trained in, or the configuration is wrong.
-        NonFiniteLossError: the loss or its gradient is no longer a number; the last good state stays in the folder.
+        NonFiniteLossError: the losses or gradients of three steps in a row are no numbers; the last good state stays.
         SystemExit: SIGTERM (status 143) or SIGINT (130) has ended the training; its state is saved.
     """
     quiet()
