@@ -6,8 +6,9 @@ Depth and randomness are data. For training batch i, of B sequences, of a run wi
     c   = capacity(seed, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
     s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i)
 
-and hands them to the network. R and c are the same on every rank, s_0 is each rank's own; a resumed run sees the same
-draws.
+and hands them to the network. R and c are the same on every rank, counts by sequence too, so that no rank waits for a
+deeper one; s_0 is each rank's own; a resumed run sees the same draws. Batches that are accumulated into one optimizer
+step have draws of their own: a step of two batches has seen two depths.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import LastIteration, Loss, scored
 from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.ranks import over_ranks
 from mull.training.skips import Skips
+from mull.training.weighting import Weighting
 
 # input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
 Batch = dict[str, Tensor]
@@ -106,7 +109,7 @@ class TrainingModule(pl.LightningModule):
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
-        self.skips = Skips()
+        self.skips, self.weighting = Skips(), Weighting(self.together)
         self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
@@ -134,7 +137,8 @@ class TrainingModule(pl.LightningModule):
             network.compile_training()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
+        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss,
+        both weighted by the positions that the batch scores where a step has several (weighting.py).
 
         A batch that scores no position has a loss of 0, which is not logged. One whose loss is no finite number spoils
         the gradient of its step, on all devices, so that the step is skipped.
@@ -142,7 +146,8 @@ class TrainingModule(pl.LightningModule):
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
-        anything = bool(scored(batch["labels"]).any())
+        count = int(scored(batch["labels"]).sum())
+        anything = count > 0
         if not anything:
             rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
         if not torch.isfinite(loss):
@@ -155,7 +160,13 @@ class TrainingModule(pl.LightningModule):
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
         self.signs = vital_signs(loss, output) if anything else None
-        return loss
+        if self._trainer is None or self.trainer.accumulate_grad_batches == self.trainer.world_size == 1:
+            return loss
+        return loss * self.weighting.weight(count, self.trainer.world_size)
+
+    def together(self, number: float) -> float:
+        """The sum of a number over all devices."""
+        return over_ranks(self.trainer, {"": number})[""]
 
     def batch_index(self, batch_idx: int) -> int:
         """Number of this batch, counted from the first step of the run, also where the run was resumed."""
@@ -208,6 +219,12 @@ class TrainingModule(pl.LightningModule):
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
+        accumulated, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        factor = 1.0 if accumulated == devices == 1 else self.weighting.factor(accumulated, devices)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
