@@ -82,7 +82,7 @@ class Alarms(pl.Callback):
         if signs is not None:
             sampler = pl_module.iterations
             values = dict(zip(signs, read(signs), strict=True))
-            if sampler is None or values["iterations"][0] >= sampler.mean:  # type: ignore[union-attr,operator]
+            if sampler is None or values["iterations"][0] >= sampler.mean:  # type: ignore[operator]
                 for kind, words in self.look(values, signs):
                     self.sound(kind, words, trainer.global_step)
             for kind, count in self.counts.items():

@@ -29,6 +29,7 @@ from mull.training.help import page_of_train
 from mull.training.mistakes import in_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
+from mull.training.ranks import expect_unused
 from mull.training.records import Choice, make_loggers
 from mull.training.saving import Saving
 from mull.training.shipped import with_paths
@@ -72,6 +73,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
     check_epochs(run)
+    expect_unused(run.trainer, run.model.may_leave_out)
     run.start = start
     if start is not None:
         check_architecture(start, run.resolved["model"]["network"])

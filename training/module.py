@@ -28,9 +28,10 @@ from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import LastIteration, Loss, scored
-from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.losses import ExpectedOverIterations, LastIteration, Loss, scored
+from mull.training.optimizers import AdamW, OptimizerRecipe, Together, warmup_stable_decay
 from mull.training.ranks import over_ranks
+from mull.training.sharding import is_sharded, shard, whole
 from mull.training.skips import Skips
 from mull.training.weighting import Weighting
 
@@ -109,7 +110,7 @@ class TrainingModule(pl.LightningModule):
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
         self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
-        self.skips, self.weighting = Skips(), Weighting(self.together)
+        self.skips, self.weighting = Skips(), Weighting()
         self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
@@ -132,41 +133,54 @@ class TrainingModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
+        if self.device_mesh is not None:
+            if self.compiles:
+                raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
+            shard(self.network, self.device_mesh["data_parallel"])
         if self.compiles and getattr(self.network, "compiled_training", None) is None:
             network: Any = self.network
             network.compile_training()
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether a batch may leave parameters of the network without a gradient: routers where nothing is routed, and
+        an exit gate that the loss does not ask."""
+        gate = getattr(self.network, "can_halt", False) and not isinstance(self.loss, ExpectedOverIterations)
+        return gate or "capacity" in self.accepted
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss,
         both weighted by the positions that the batch scores where a step has several (weighting.py).
 
-        A batch that scores no position has a loss of 0, which is not logged. One whose loss is no finite number spoils
-        the gradient of its step, on all devices, so that the step is skipped.
+        What is logged is the loss of the batches of all devices together. A batch that scores no position has a loss of
+        0, which is not logged. One whose loss is no finite number spoils the gradient of its step, on all devices, so
+        that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
-        count = int(scored(batch["labels"]).sum())
-        anything = count > 0
-        if not anything:
+        count = total = int(scored(batch["labels"]).sum())
+        told = loss.detach()
+        devices = 1 if self._trainer is None else self.trainer.world_size
+        if devices > 1:  # the loss and the number of all of them, so that they all decide alike
+            sums = over_ranks(self.trainer, {"loss": float(told) * count, "scored": count})
+            total = int(sums["scored"])
+            told = torch.tensor(sums["loss"] / max(1, total), dtype=loss.dtype, device=loss.device)
+        if not total:
             rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
-        if not torch.isfinite(loss):
-            self.skips.reason, loss = f"the loss is {loss.item()}", loss * math.nan
-        elif anything:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+        if not torch.isfinite(told):
+            self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
+        elif total:
+            self.log("train/loss", told, prog_bar=True)
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
-        self.signs = vital_signs(loss, output) if anything else None
-        if self._trainer is None or self.trainer.accumulate_grad_batches == self.trainer.world_size == 1:
+        self.signs = vital_signs(told, output) if total else None
+        if self._trainer is None or devices == self.trainer.accumulate_grad_batches == 1:
             return loss
-        return loss * self.weighting.weight(count, self.trainer.world_size)
-
-    def together(self, number: float) -> float:
-        """The sum of a number over all devices."""
-        return over_ranks(self.trainer, {"": number})[""]
+        return loss * self.weighting.weight(count, total, devices)
 
     def batch_index(self, batch_idx: int) -> int:
         """Number of this batch, counted from the first step of the run, also where the run was resumed."""
@@ -226,7 +240,7 @@ class TrainingModule(pl.LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
         finite = bool(torch.isfinite(norm))
         if not finite and not scaled:
@@ -258,6 +272,8 @@ class TrainingModule(pl.LightningModule):
             ValueError: neither is set, or the data does not end, so the schedule has no end.
         """
         optimizer = self.optimizer.build(self.network)
+        if isinstance(optimizer, Together) and is_sharded(self.network):
+            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
         total = self.trainer.estimated_stepping_batches
         if not 1 <= total < float("inf"):
             raise ValueError("the schedule needs trainer.max_steps of at least 1, or max_epochs of data that ends")

@@ -9,34 +9,32 @@ are 1, and nothing is computed, where all batches score alike, which is the case
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 
 class Weighting:
-    """The batches of the present optimizer step.
+    """The batches of the present optimizer step."""
 
-    Args:
-        together: adds up a number over all devices; all of them call it at the same time.
-    """
+    def __init__(self) -> None:
+        self.mean, self.total, self.batches = 1.0, 0, 0
 
-    def __init__(self, together: Callable[[float], float]) -> None:
-        self.together = together
-        self.mean, self.scored, self.batches = 0.0, 0, 0
+    def weight(self, scored: int, total: int, devices: int) -> float:
+        """The weight of the loss of one more batch.
 
-    def weight(self, scored: int, devices: int) -> float:
-        """The weight of the loss of one more batch, which scores so many positions."""
+        Args:
+            scored: positions that it scores on this device.
+            total: positions that all devices score in their batches of the same number.
+            devices: how many devices there are.
+        """
         if not self.batches:
-            self.mean = max(1.0, self.together(scored) / devices)
+            self.mean = max(1.0, total / devices)
         self.batches += 1
-        self.scored += scored
+        self.total += total
         return scored / self.mean
 
     def factor(self, accumulated: int, devices: int) -> float:
         """What the gradient of the step, a mean over accumulated batches and devices, is multiplied by; the next batch
         is the first of the next step."""
-        mean, scored, batches = self.mean, self.scored, self.batches
-        self.mean, self.scored, self.batches = 0.0, 0, 0
-        if accumulated == batches == 1:
-            return 1.0  # m is N / W
-        total = self.together(scored)
-        return accumulated * devices * mean / total if total else 1.0
+        mean, total, batches = self.mean, self.total, self.batches
+        self.mean, self.total, self.batches = 1.0, 0, 0
+        if accumulated == batches == 1 or not total:
+            return 1.0  # m is N / W, or nothing is learned
+        return accumulated * devices * mean / total
