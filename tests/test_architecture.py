@@ -110,7 +110,8 @@ def test_import_order_sees_every_way_up(monkeypatch: pytest.MonkeyPatch, line: s
 def test_third_party_imports() -> None:
     """Guards the layers' weight, and that everything imported is a declared dependency."""
     declared = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["dependencies"]}
-    optional = {MODULE_OF.get(named(r), named(r)) for r in PROJECT["project"]["optional-dependencies"]["tensorboard"]}
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = {MODULE_OF.get(named(r), named(r)) for extra in ("tensorboard", "sweep") for r in extras[extra]}
     heavy = {"lightning", "wandb", "jsonargparse"}
     allowed = {
         "models": {"torch", "einops"},

@@ -163,7 +163,7 @@ def changes(one: Identity, other: Identity) -> list[str]:
     counts = [one.get("processes"), other.get("processes")]
     if None in counts:
         counts = [None, None]  # an old record
-    found = differences(*counts, "number of processes")
+    found = differences(counts[0], counts[1], "number of processes")
     found += differences(one.get("from"), other.get("from"), "weights of --from") + differences(*configurations)
     return found + differences(contents[0], contents[1], "content of the data")
 
