@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mull.checkpoints.files import file_in_the_way
 from mull.checkpoints.replacing import replace_all
@@ -31,6 +31,7 @@ from mull.inference.measure.inspect import read_depth
 from mull.inference.measure.table import standard_output
 from mull.training.progress import say
 
+Cluster = Literal["slurm", "local", "debug"]
 MEASURES = ("accuracy", "exact_match", "loss", "bits_per_byte")  # what is averaged over seeds
 OWN = (
     "output",
@@ -213,7 +214,7 @@ def job_options(words: Sequence[str]) -> dict[str, int | str]:
     return found
 
 
-def submit(runs: Sequence[Run], folder: Path, options: dict[str, int | str], cluster: str = "slurm") -> list[str]:
+def submit(runs: Sequence[Run], folder: Path, options: dict[str, int | str], cluster: Cluster = "slurm") -> list[str]:
     """Submit runs as one array of jobs; return the numbers of the jobs.
 
     Args:
@@ -249,9 +250,9 @@ def gathered(runs: Sequence[Run]) -> list[dict[str, Any]]:
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for each in runs:
         if finished(each):
-            for row in read_depth(each.folder / DEPTH)["rows"]:
-                place = (tuple(each.settings.items()), row.get("difficulty"), row.get("iterations"))
-                found.setdefault(place, []).append(row)
+            for result in read_depth(each.folder / DEPTH)["rows"]:
+                place = (tuple(each.settings.items()), result.get("difficulty"), result.get("iterations"))
+                found.setdefault(place, []).append(result)
     rows = []
     for (settings, difficulty, iterations), measured in found.items():
         row: dict[str, Any] = {

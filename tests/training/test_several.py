@@ -4,24 +4,28 @@ That they stop, are killed and go on as one is in test_companions.py.
 """
 
 import copy
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, RecurrentDepthConfig, RecurrentDepthTransformer
+from mull.training.cli import read_configuration
 from mull.training.data import Parity, TaskData
 from mull.training.identity import changes, identity_of
 from mull.training.iterations import Fixed
 from mull.training.losses import ExpectedOverIterations
 from mull.training.module import TrainingModule
 from mull.training.optimizers import MuonAdamW
-from mull.training.sharding import shard
+from mull.training.sharding import Sharded, shard
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+CLUSTER = Path(__file__).parents[2] / "configs" / "cluster"
 SMALL: dict[str, Any] = {"d_model": 16, "n_heads": 2, "d_ff": 16, "max_length": 16}
 RECURRENT = {
     "class_path": "mull.RecurrentDepthTransformer",
@@ -119,3 +123,19 @@ def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         module.configure_optimizers()
     with pytest.raises(ValueError, match="fsdp2 divides models of mull, and not a Linear; take ddp"):
         shard(torch.nn.Linear(2, 2), None)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_fragments_for_clusters_can_be_taken(tmp_path: Path, strategy: str) -> None:
+    """Guards them against fields that do not exist; here on a CPU, alone."""
+    here = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--output", str(tmp_path)]
+    run = read_configuration(["--config", "text", "--config", str(CLUSTER / f"{strategy}.yaml"), *here])
+    assert type(run.trainer.strategy) is {"ddp": DDPStrategy, "fsdp2": Sharded}[strategy]
+    assert run.model.checkpoint_iterations is (strategy == "fsdp2") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", ["torchrun", "slurm"])
+def test_the_scripts_for_clusters_ask_for_what_they_need(script: str) -> None:
+    file = str(CLUSTER / f"{script}.sh")
+    asked = subprocess.run(["sh", file], capture_output=True, text=True, env={"PATH": "/bin:/usr/bin"})
+    assert asked.returncode != 0 and "name a configuration: CONFIG=text" in asked.stderr
