@@ -360,7 +360,7 @@ def test_a_nan_loss_leaves_the_last_good_state_and_no_checkpoint(tmp_path, monke
 
     monkeypatch.setattr(Throughput, "on_train_batch_start", note, raising=False)
     with pytest.raises(NonFiniteLossError, match=r"nan at step 7, and 3 .*; the last good state stays in .*last\.ckpt"):
-        train([*args, str(tmp_path / "out")])
+        train([*args, str(tmp_path / "out"), "--save_every", "4"])
     last = tmp_path / "out" / "trainer" / "last.ckpt"
     assert last.read_bytes() == saved[7] != saved[5]
     state = torch.load(last, weights_only=True)
