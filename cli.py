@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, lm-eval, serve, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, sweep, lm-eval, serve, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -279,6 +279,15 @@ def serve(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def sweep(args: list[str]) -> None:
+    """Several runs and one table: mull sweep --config FILE --seeds 0,1,2 --set model.backprop_iterations=2,4"""
+    from mull.training.sweep import add_options, run
+
+    parser = new_parser("sweep")
+    add_options(parser)
+    run(parse(parser, args))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -330,6 +339,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "trace": trace,
     "lm-eval": lm_eval,
     "serve": serve,
+    "sweep": sweep,
     "inspect": inspect,
     "convert": convert,
     "data": data,
@@ -347,7 +357,7 @@ def new_parser(command: str) -> ArgumentParser:
         allow_abbrev=False,  # --iter is no option; it could become another one's short form
         formatter_class=Page,
     )
-    if command not in ("convert", "data"):
+    if command not in ("convert", "data", "sweep"):
         parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
     if command != "data":
         parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")

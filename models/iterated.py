@@ -15,6 +15,7 @@ Shapes: B batch, T positions of this call, D model width, V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,7 @@ class IteratedModel(LanguageModel, ABC):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         read_at: Sequence[int] = (),
+        checkpoint_iterations: bool = False,
     ) -> ModelOutput:
         """Think for `iterations` and answer. The other arguments are those of every family (language_model.py).
 
@@ -109,6 +111,7 @@ class IteratedModel(LanguageModel, ABC):
             generator: draws a random initial state, and the noise of iterations where training adds any; without it the
                 state starts at its mean, zero, and there is no noise.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
+            checkpoint_iterations: keep only the state of each iteration for the gradient, and compute the rest again.
 
         Returns:
             logits (B, T, V) and state (B, T, D) after the last iteration, iterations (B, T), and `readings` by count.
@@ -125,7 +128,8 @@ class IteratedModel(LanguageModel, ABC):
             readings: dict[int, Reading] = {}
             before: Tensor | None = None
             previous: Tensor | None = None
-            for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
+            loop = self.unroll(input_ids, depth, context, backprop_iterations, state, generator, checkpoint_iterations)
+            for count, thought in loop:
                 if count in read_at:
                     readings[count] = self.reading(thought, previous, context)
                 before, previous = previous, thought
@@ -166,6 +170,7 @@ class IteratedModel(LanguageModel, ABC):
         backprop_iterations: int | None = None,
         state: Tensor | None = None,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Enter, then (count, state) after every iteration; see `loop.iterate`."""
         injected = self.enter(input_ids, context)
@@ -179,14 +184,10 @@ class IteratedModel(LanguageModel, ABC):
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
-        think = self.thinker(injected, context)
-        if generator is not None and self.is_noisy:
-            think = self.disturbed(think, generator)
-        yield from iterate(think, state, total, backprop_iterations, begins)
-
-    def disturbed(self, think: Think, generator: torch.Generator) -> Think:
-        """The same with noise after every iteration."""
-        return lambda state, index: self.disturb(think(state, index), generator)
+        disturb = None if generator is None or not self.is_noisy else partial(self.disturb, generator=generator)
+        yield from iterate(
+            self.thinker(injected, context), state, total, backprop_iterations, begins, recompute, disturb
+        )
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

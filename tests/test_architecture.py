@@ -33,7 +33,7 @@ MODULE_OF = {  # distributions that are imported under another name
 }
 # folders that may import what extras bring
 EXTRAS = {
-    "training": ("tensorboard", "gym"),
+    "training": ("tensorboard", "gym", "sweep"),
     "inference/harness": ("eval",),
     "inference/hugging_face": ("hf",),
     "inference/serve": ("serve",),

@@ -1,8 +1,8 @@
 """What training minimises. Labels are aligned with positions (nothing is shifted); IGNORE positions do not count.
 
 A loss is a mean over the scored positions of one batch of one device, and 0 without gradient where there are none.
-Over accumulated batches, and over devices, gradients are averaged as they are: each batch counts alike, however many
-positions it scores. (Those of mull's own data have nearly equal numbers.)
+Accumulated batches and those of several devices count by the positions that they score (weighting.py): the loss of an
+optimizer step is the mean over all of its scored positions, as if they were one batch.
 
     last iteration    L = L_R, the cross entropy after the last iteration
     expected          L = sum_t p(t) L_t - beta H(p), p(t) = lambda_t prod_{j<t} (1 - lambda_j), the last the rest;
@@ -242,7 +242,8 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    by_position = rearrange(logits, "b t v -> (b t) v").float()
+    by_position = rearrange(logits, "b t v -> (b t) v")
+    by_position = by_position if by_position.dtype == torch.float64 else by_position.float()
     flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view_as(labels)
 

@@ -8,13 +8,15 @@ Depth and randomness are data. For training batch i, of B sequences, of a run wi
     s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i); with `carry`, where the
           batch is the one before once more, the state which that ended in (carrying.py)
 
-and hands them to the network. R, c and k are the same on every rank, s_0 is each rank's own; a resumed run sees the
-same draws, and goes on from the same carried state.
+and hands them to the network. R, c and k are the same on every rank, counts by sequence too, so that no rank waits for
+a deeper one; s_0 is each rank's own; a resumed run sees the same draws, and goes on from the same carried state.
+Batches that are accumulated into one optimizer step have draws of their own: a step of two batches has seen two depths.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,19 +26,20 @@ from torch import Tensor, nn
 
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
+from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
 from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import LastIteration, Loss, scored
-from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.losses import ExpectedOverIterations, LastIteration, Loss, scored
+from mull.training.optimizers import AdamW, OptimizerRecipe, Together, warmup_stable_decay
+from mull.training.ranks import over_ranks
+from mull.training.sharding import is_sharded, shard, whole
+from mull.training.skips import Skips
+from mull.training.weighting import Weighting
 
 # input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
 Batch = dict[str, Tensor]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is no longer a finite number; the weights are still those of the step before."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -61,10 +64,14 @@ class TrainingModule(pl.LightningModule):
             2507.10524).
         carry: a batch with the input_ids of the one before it goes on from the state which that ended in, detached,
             instead of an initial one (carrying.py); for data with `repeat`, and a network whose forward takes state=.
+        compile: compile the blocks of layers for training (torch.compile); a network of your own needs a method
+            compile_training, and InnerThinkingTransformer is refused.
+        checkpoint_iterations: keep only the states between iterations for the gradient, and compute the rest again;
+            refused where the network's forward does not name it.
         seed: seed of the iteration counts, capacities and initial states.
 
     Raises:
-        ValueError: a number is out of its range, or the network routes no tokens and a capacity is given.
+        ValueError: a number is out of its range, or the network has no use for what is given.
     """
 
     def __init__(
@@ -80,6 +87,8 @@ class TrainingModule(pl.LightningModule):
         validate_at: list[int] | None = None,
         auxiliary_weight: float = 0.001,
         carry: bool = False,
+        compile: bool = False,
+        checkpoint_iterations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -106,6 +115,9 @@ class TrainingModule(pl.LightningModule):
         self.optimizer = optimizer or AdamW()
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
+        self.skips, self.weighting = Skips(), Weighting()
+        self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
         windowed = iterations is not None and iterations.draws_window
@@ -124,6 +136,14 @@ class TrainingModule(pl.LightningModule):
         if carry and (iterations is None or "state" not in self.accepted):
             raise ValueError(f"this {type(network).__name__} goes on from no state: carry is refused, leave it out")
         self.carried = Carried() if carry else None
+        if checkpoint_iterations and (iterations is None or "checkpoint_iterations" not in self.accepted):
+            raise ValueError(
+                f"this {type(network).__name__} has no iterations that are computed again: checkpoint_iterations is "
+                "refused, leave it out"
+            )
+        if compile and not hasattr(network, "compile_training"):
+            raise ValueError(f"a {type(network).__name__} has no compile_training: compile is refused, leave it out")
+        self.configure_model()  # refuses what cannot be compiled; nothing is compiled before it is first run
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
@@ -144,24 +164,47 @@ class TrainingModule(pl.LightningModule):
             for parameter in trained:
                 parameter.requires_grad_(True)
 
+    def configure_model(self) -> None:
+        """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
+        if self.device_mesh is not None:
+            if self.compiles:
+                raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
+            shard(self.network, self.device_mesh["data_parallel"])
+        if self.compiles and getattr(self.network, "compiled_training", None) is None:
+            network: Any = self.network
+            network.compile_training()
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether a batch may leave parameters of the network without a gradient: routers where nothing is routed, and
+        an exit gate that the loss does not ask."""
+        gate = getattr(self.network, "can_halt", False) and not isinstance(self.loss, ExpectedOverIterations)
+        return gate or "capacity" in self.accepted
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
+        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss,
+        both weighted by the positions that the batch scores where a step has several (weighting.py).
 
-        A batch that scores no position has a loss of 0, which is not logged.
-
-        Raises:
-            NonFiniteLossError: the loss is not a finite number.
+        What is logged is the loss of the batches of all devices together. A batch that scores no position has a loss of
+        0, which is not logged. One whose loss is no finite number spoils the gradient of its step, on all devices, so
+        that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
-        anything = bool(scored(batch["labels"]).any())
-        if not anything:
+        count = total = int(scored(batch["labels"]).sum())
+        told = loss.detach()
+        devices = 1 if self._trainer is None else self.trainer.world_size
+        if devices > 1:  # the loss and the number of all of them, so that they all decide alike
+            sums = over_ranks(self.trainer, {"loss": float(told) * count, "scored": count})
+            total = int(sums["scored"])
+            told = torch.tensor(sums["loss"] / max(1, total), dtype=loss.dtype, device=loss.device)
+        if not total:
             rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
-        if anything:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+        if not torch.isfinite(told):
+            self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
+        elif total:
+            self.log("train/loss", told, prog_bar=True)
         if self.carried is not None:
             self.carried.keep(batch["input_ids"], output.state)
         answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
@@ -172,7 +215,10 @@ class TrainingModule(pl.LightningModule):
             loss = loss + self.auxiliary_weight * output.auxiliary_loss
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
-        return loss
+        self.signs = vital_signs(told, output) if total else None
+        if self._trainer is None or devices == self.trainer.accumulate_grad_batches == 1:
+            return loss
+        return loss * self.weighting.weight(count, total, devices)
 
     def batch_index(self, batch_idx: int) -> int:
         """Number of this batch, counted from the first step of the run, also where the run was resumed."""
@@ -194,6 +240,8 @@ class TrainingModule(pl.LightningModule):
             options["backprop_iterations"] = self.backprop_iterations if window is None else window
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
+        if self.checkpoint_iterations:
+            options["checkpoint_iterations"] = True
         if self.capacity is not None:
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
         state = None if self.carried is None else self.carried.state_for(input_ids)
@@ -204,11 +252,13 @@ class TrainingModule(pl.LightningModule):
         return self.network(input_ids, iterations=drawn, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What is carried is part of a saved state, so that a resumed run goes on from it."""
+        """What is carried, and what was skipped, are part of a saved state: a resumed run goes on from it."""
+        checkpoint["skips"] = self.skips.state()
         if self.carried is not None:
             checkpoint["carried"] = self.carried.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skips.restore(checkpoint.get("skips") or Skips().state())
         if self.carried is not None:
             self.carried.load_state_dict(checkpoint["carried"])
 
@@ -229,19 +279,36 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient by its norm over all parameters.
+        """Clip the gradient by its norm over all parameters, or drop it if it is not finite: the step changes nothing.
 
         Raises:
-            NonFiniteLossError: the norm is not a finite number; the weights are not changed any more.
+            NonFiniteLossError: this is the third step in a row whose gradient is not finite (skips.py).
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
+        accumulated, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        factor = 1.0 if accumulated == devices == 1 else self.weighting.factor(accumulated, devices)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
-        if not torch.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(f"the gradient norm is {norm.item()} at step {self.global_step}")
-        self.log("train/gradient_norm", norm)
+        finite = bool(torch.isfinite(norm))
+        if not finite and not scaled:
+            self.skips.reason = self.skips.reason or f"the gradient norm is {norm.item()}"
+        if self.skips.reason is None:
+            self.skips.take()
+        else:
+            optimizer.zero_grad()  # parameters without a gradient are left alone, their decay and momentum too
+            warning = self.skips.skip(self.global_step)
+            if warning is not None:
+                rank_zero_warn(warning)
+        if finite:
+            self.log("train/gradient_norm", norm)
+        if self.skips.total:
+            self.log("train/skipped_steps", float(self.skips.total))
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimizer, with the schedule of `warmup_stable_decay` over all steps of the run.
@@ -252,6 +319,8 @@ class TrainingModule(pl.LightningModule):
             ValueError: neither is set, or the data does not end, so the schedule has no end.
         """
         optimizer = self.optimizer.build(self.network)
+        if isinstance(optimizer, Together) and is_sharded(self.network):
+            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
         total = self.trainer.estimated_stepping_batches
         if not 1 <= total < float("inf"):
             raise ValueError("the schedule needs trainer.max_steps of at least 1, or max_epochs of data that ends")
