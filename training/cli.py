@@ -33,6 +33,7 @@ from mull.training.progress import make_progress
 from mull.training.ranks import expect_unused
 from mull.training.records import Choice, make_loggers
 from mull.training.saving import Saving
+from mull.training.sharding import Sharded
 from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
@@ -75,6 +76,8 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     )
     check_epochs(run)
     expect_unused(run.trainer, run.model.may_leave_out)
+    if isinstance(run.trainer.strategy, Sharded):
+        run.model.check_dividing()  # before further processes are started
     run.start = start
     if start is not None:
         check_architecture(start, run.resolved["model"]["network"])

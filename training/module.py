@@ -32,9 +32,9 @@ from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import ExpectedOverIterations, LastIteration, Loss, scored
-from mull.training.optimizers import AdamW, OptimizerRecipe, Together, warmup_stable_decay
+from mull.training.optimizers import AdamW, MuonAdamW, OptimizerRecipe, warmup_stable_decay
 from mull.training.ranks import over_ranks
-from mull.training.sharding import is_sharded, shard, whole
+from mull.training.sharding import check_known, shard, whole
 from mull.training.skips import Skips
 from mull.training.weighting import Weighting
 
@@ -167,12 +167,19 @@ class TrainingModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
         if self.device_mesh is not None:
-            if self.compiles:
-                raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
+            self.check_dividing()
             shard(self.network, self.device_mesh["data_parallel"])
         if self.compiles and getattr(self.network, "compiled_training", None) is None:
             network: Any = self.network
             network.compile_training()
+
+    def check_dividing(self) -> None:
+        """Raise a ValueError unless the network can be divided among devices (fsdp2)."""
+        if self.compiles:
+            raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
+        if isinstance(self.optimizer, MuonAdamW):
+            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
+        check_known(self.network)
 
     @property
     def may_leave_out(self) -> bool:
@@ -319,8 +326,6 @@ class TrainingModule(pl.LightningModule):
             ValueError: neither is set, or the data does not end, so the schedule has no end.
         """
         optimizer = self.optimizer.build(self.network)
-        if isinstance(optimizer, Together) and is_sharded(self.network):
-            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
         total = self.trainer.estimated_stepping_batches
         if not 1 <= total < float("inf"):
             raise ValueError("the schedule needs trainer.max_steps of at least 1, or max_epochs of data that ends")

@@ -41,21 +41,21 @@ StrategyRegistry.register(NAME, Sharded, description="FSDP2 over all devices")
 
 
 def shard(network: nn.Module, mesh: Any) -> None:
-    """Divide a network's parameters over a mesh of devices, once.
-
-    Raises:
-        ValueError: it is a network of your own, whose layers are not known.
-    """
+    """Divide a network's parameters over a mesh of devices, once."""
     if is_sharded(network):
         return
-    if not isinstance(network, LanguageModel):
-        raise ValueError(f"strategy: {NAME} divides models of mull, and not a {type(network).__name__}; take ddp")
     looped = {id(layer) for layer in getattr(network, "core", ())}
     for layer in network.modules():
         if type(layer) is Layer:  # a routed one runs in parts, and is gathered with the whole
             fully_shard(layer, mesh=mesh, reshard_after_forward=id(layer) not in looped)
     fully_shard(network, mesh=mesh)
     register_fsdp_forward_method(network, "calibrate")  # which runs the layers too
+
+
+def check_known(network: nn.Module) -> None:
+    """Raise a ValueError for a network of one's own, whose layers are not known."""
+    if not isinstance(network, LanguageModel):
+        raise ValueError(f"strategy: {NAME} divides models of mull, and not a {type(network).__name__}; take ddp")
 
 
 def is_sharded(network: nn.Module) -> bool:

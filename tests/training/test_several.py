@@ -20,8 +20,7 @@ from mull.training.identity import changes, identity_of
 from mull.training.iterations import Fixed
 from mull.training.losses import ExpectedOverIterations
 from mull.training.module import TrainingModule
-from mull.training.optimizers import MuonAdamW
-from mull.training.sharding import Sharded, shard
+from mull.training.sharding import Sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -111,18 +110,20 @@ def test_what_a_batch_may_leave_without_gradient() -> None:
     assert not asked.may_leave_out and not TrainingModule(plain, Fixed(2)).may_leave_out
 
 
-def test_what_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against tracebacks from inside of torch: compiled blocks, Muon, and networks of one's own."""
-    plain = RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=8, **SMALL))
-    module = TrainingModule(plain, Fixed(2), compile=True, optimizer=MuonAdamW())
-    module._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"leave model\.compile out, or take ddp"):
-        module.configure_model()
-    monkeypatch.setattr("mull.training.module.is_sharded", lambda _: True)
-    with pytest.raises(ValueError, match="MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW"):
-        module.configure_optimizers()
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--model.compile", "true"], r"leave model\.compile out, or take ddp"),
+        (["--model.optimizer", "mull.training.optimizers.MuonAdamW"], "MuonAdamW needs whole matrices, which fsdp2"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(tmp_path: Path, wrong: list[str], said: str) -> None:
+    """Guards against tracebacks from inside of torch, and against a line from every process."""
+    with pytest.raises(ValueError, match=said):
+        read_configuration(["--config", "text", "--trainer.strategy", "fsdp2", "--output", str(tmp_path), *wrong])
+    own = TrainingModule(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="fsdp2 divides models of mull, and not a Linear; take ddp"):
-        shard(torch.nn.Linear(2, 2), None)
+        own.check_dividing()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
