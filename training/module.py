@@ -120,6 +120,18 @@ class TrainingModule(pl.LightningModule):
         self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
+        self.check_network(carry)
+        self.carried = Carried() if carry else None
+        self.configure_model()  # refuses what cannot be compiled; nothing is compiled before it is first run
+        if iterations is None and validate_at:
+            raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
+        if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
+            raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+        self.loss.trained(network)  # says now if the network lacks what the loss trains
+
+    def check_network(self, carry: bool) -> None:
+        """Raise a ValueError where the network has no use for what is asked of it."""
+        network, iterations, backprop_iterations = self.network, self.iterations, self.backprop_iterations
         windowed = iterations is not None and iterations.draws_window
         if windowed and backprop_iterations is not None:
             raise ValueError(
@@ -135,20 +147,13 @@ class TrainingModule(pl.LightningModule):
             )
         if carry and (iterations is None or "state" not in self.accepted):
             raise ValueError(f"this {type(network).__name__} goes on from no state: carry is refused, leave it out")
-        self.carried = Carried() if carry else None
-        if checkpoint_iterations and (iterations is None or "checkpoint_iterations" not in self.accepted):
+        if self.checkpoint_iterations and (iterations is None or "checkpoint_iterations" not in self.accepted):
             raise ValueError(
                 f"this {type(network).__name__} has no iterations that are computed again: checkpoint_iterations is "
                 "refused, leave it out"
             )
-        if compile and not hasattr(network, "compile_training"):
+        if self.compiles and not hasattr(network, "compile_training"):
             raise ValueError(f"a {type(network).__name__} has no compile_training: compile is refused, leave it out")
-        self.configure_model()  # refuses what cannot be compiled; nothing is compiled before it is first run
-        if iterations is None and validate_at:
-            raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
-        if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
-            raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
-        self.loss.trained(network)  # says now if the network lacks what the loss trains
 
     def setup(self, stage: str) -> None:
         """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
