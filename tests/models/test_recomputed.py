@@ -13,7 +13,15 @@ Build = Callable[..., LanguageModel]
 Tokens = Callable[..., Tensor]
 
 SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 12}
-WORDS = {"n_prelude": 1, "n_core": 3, "n_coda": 2, "window": 4, "window_heads": 3, "convolution": "mlp"}
+WORDS = {
+    "n_prelude": 1,
+    "n_core": 3,
+    "n_coda": 2,
+    "window": 4,
+    "window_heads": 3,
+    "convolution": "mlp",
+    "state_noise": 0.3,
+}
 
 
 @pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
@@ -23,7 +31,7 @@ def test_gradients_are_equal_to_the_bit(
     build: Build, tokens: Tokens, precision: torch.dtype, window: int | None, counts: int | list[int]
 ) -> None:
     """Guards the arithmetic: the same operations in the same order, also under autocast (bfloat16), whose casts of the
-    weights the second computation makes anew."""
+    weights the second computation makes anew; and the noise of an iteration, which is drawn once."""
     model = build(RecurrentDepthConfig(**SHAPE, **WORDS)).train()
     model.to(torch.float32 if precision == torch.bfloat16 else precision)
     ids, found = tokens(model.config, 3, 9), []
