@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mull.inference.serve.efforts import split_name
+from mull.inference.serve.efforts import depth_of, split_name
 from mull.inference.serve.fields import parsed
 from mull.inference.serve.guard import Guard
 from mull.inference.serve.jobs import Job
@@ -25,9 +25,9 @@ from mull.inference.serve.limits import BODY_SECONDS, MAX_BODY, SEND_SECONDS, Li
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.page import files
 from mull.inference.serve.protocol import Kind, asked
-from mull.inference.serve.refusals import Refused
+from mull.inference.serve.refusals import MENDABLE, Refused, unforeseen
 from mull.inference.serve.replies import DONE, Reply, chunk
-from mull.inference.serve.schedule import Schedule
+from mull.inference.serve.schedule import OVER, Schedule
 from mull.inference.serve.served import Served
 from mull.inference.serve.tracing import picture, traced
 
@@ -79,6 +79,9 @@ class Service:
                 return refused(refusal)
             except ClientDisconnect:
                 return Response(status_code=status)
+            except MENDABLE as error:
+                status = 500
+                return refused(unforeseen(f"a request to {path}", error))
             finally:
                 self.metrics.requests[path, status] += 1
 
@@ -109,7 +112,7 @@ class Service:
     def place(self) -> Any:
         """A place among the requests in flight."""
         if self.ending or self.schedule.ending:
-            raise Refused("the server is shutting down; ask again", status=503)
+            raise OVER
         if self.metrics.in_flight >= self.limits.max_requests:
             raise Refused(
                 f"{self.metrics.in_flight} requests are in flight, the limit of this server; ask again", status=429
@@ -155,6 +158,9 @@ class Service:
         except Refused as refusal:
             yield chunk(refusal.body)
             yield DONE
+        except MENDABLE as error:
+            yield chunk(unforeseen("a stream", error).body)
+            yield DONE
         finally:
             job.cancel()
             keep.close()
@@ -166,13 +172,21 @@ class Service:
         return JSONResponse({"object": "list", "data": [described(each, self.limits) for each in self.models.values()]})
 
     async def one_model(self, request: Request) -> Response:
-        name, _ = split_name(request.path_params["name"], self.models)
-        return JSONResponse(described(self.models[name], self.limits))
+        name, in_name = split_name(request.path_params["name"], self.models)
+        served = self.models[name]
+        if in_name is not None:
+            depth_of(in_name, served.efforts, self.limits.max_iterations)
+        return JSONResponse(described(served, self.limits))
 
     async def trace(self, request: Request) -> Response:
         with self.place():
             asked_for = traced(parsed(await body_of(request)), self.models, self.limits)
             async with self.tracing:  # one at a time, beside the thread that writes
+                if self.ending:
+                    raise OVER
+                if await request.is_disconnected():  # while it waited for its turn
+                    self.metrics.cancelled += 1
+                    raise ClientDisconnect
                 text = await asyncio.to_thread(picture, asked_for)
             return Response(text, media_type="application/json")
 

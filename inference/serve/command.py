@@ -113,7 +113,7 @@ def key_of(file: str | None) -> bytes | None:
     """The key that requests carry; None where there is none.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or the key is empty.
+        OSError, ValueError: the file cannot be read, or the key is empty or not ASCII.
     """
     if file is not None:
         lines = Path(file).expanduser().read_bytes()[:MAX_KEY].splitlines()
@@ -125,4 +125,6 @@ def key_of(file: str | None) -> bytes | None:
         found, where = given.strip().encode("utf-8", "surrogateescape"), KEY
     if not found:
         raise ValueError(f"{where} holds no key; write one there, or leave it out")
+    if not all(0x20 <= byte < 0x7F for byte in found):
+        raise ValueError(f"{where} holds a key that no header carries; write letters, digits and signs of ASCII")
     return found

@@ -52,6 +52,8 @@ def depth_of(word: str, table: Mapping[str, int], limit: int) -> int:
     """The iterations that the brackets of a name ask for."""
     if word in table:
         return table[word]
+    if not table:
+        raise Refused(f"model names the depth {word[:40]!r}, and it has no loop; leave it out", param="model")
     if not re.fullmatch("[0-9]{1,9}", word) or not 1 <= int(word) <= limit:
         raise Refused(
             f"model names the depth {word[:40]!r}; write iterations from 1 to {limit}, or one of {', '.join(table)}",

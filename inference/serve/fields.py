@@ -6,7 +6,6 @@ A field whose value is null counts as not given, as in OpenAI's own clients.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -82,9 +81,7 @@ class Fields:
         value = self.found.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise wrong(name + self.where, value, f"a number from {least:g} to {most:g}")
-        if not least <= value <= most:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:  # NaN too
             raise wrong(name + self.where, value, f"a number from {least:g} to {most:g}")
         return float(value)
 

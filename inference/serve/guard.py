@@ -44,7 +44,7 @@ class Guard:
         if self.on_loopback and not is_loopback(name) and name != self.host:
             raise Refused(f"Host {host[:60]!r} is not this server's; it answers to {', '.join(LOOPBACK)}", status=421)
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and site_of(origin) != host.lower():
             raise Refused(f"Origin {origin[:60]!r} is another site's; this server answers its own page", status=403)
         if request.method == "POST":
             kind = request.headers.get("content-type", "")
@@ -72,6 +72,14 @@ def hostname(host: str) -> str:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
         return ""
+
+
+def site_of(origin: str) -> str | None:
+    """The host and the port in an Origin header; None where it has none that can be read."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def is_loopback(host: str) -> bool:

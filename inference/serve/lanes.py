@@ -23,16 +23,6 @@ from mull.inference.serve.thinking import Said, Steps
 from mull.models.cache import Cache
 
 PIECE = 64  # tokens of a prompt that are read together
-MENDABLE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 NO_NUMBER = "the model's logits are NaN: no token can be chosen; use fewer iterations or other weights"
 
 

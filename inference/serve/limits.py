@@ -1,8 +1,8 @@
 """How much may be asked of a server: depth is a knob of cost, and everybody may turn it.
 
 a request      iterations <= max_iterations, new tokens <= max_tokens, answers <= MAX_ANSWERS, body <= MAX_BODY
-all requests   in flight <= max_requests; the rows that write at once, and the bytes of their caches, are bounded,
-               and whoever does not fit waits for its turn
+all requests   in flight <= max_requests; the rows of a batch, and the bytes of all caches, are bounded, and whoever
+               does not fit waits for its turn
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Limits:
         max_iterations: most iterations of a request.
         max_tokens: most new tokens of an answer.
         max_requests: requests in flight, those that wait included; one more is told to come again.
-        max_rows: answers that are written at once.
-        cache_bytes: keys and values of all rows that write.
+        max_rows: answers in one batch.
+        cache_bytes: keys and values of all answers that are read for or written.
     """
 
     max_iterations: int = 128

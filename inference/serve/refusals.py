@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from typing import Any
 
 from mull.checkpoints.files import one_line, shown
 
+MENDABLE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -33,3 +45,10 @@ class Refused(ValueError):
 def wrong(param: str, value: object, wanted: str) -> Refused:
     """The refusal of a field's value."""
     return Refused(f"{param} must be {wanted}, not {shown(value, 60)}", param=param)
+
+
+def unforeseen(where: str, error: Exception) -> Refused:
+    """The refusal for an error of MENDABLE, which is the server's own; stderr is told where it came from."""
+    print(f"mull: error in {where}:", file=sys.stderr)
+    traceback.print_exception(error)
+    return Refused(f"the server failed: {error}; ask for less, or report it", status=500)

@@ -13,10 +13,8 @@ A prompt that does not fit holds up those of its own lane only, and the last qua
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -24,10 +22,10 @@ from typing import Any
 
 import torch
 
-from mull.inference.serve.lanes import MENDABLE, Reading, Turn, Writing
+from mull.inference.serve.lanes import Reading, Turn, Writing
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.metrics import Metrics
-from mull.inference.serve.refusals import Refused
+from mull.inference.serve.refusals import MENDABLE, Refused, unforeseen
 from mull.inference.serve.rows import Row
 
 FIRST = 16.0  # how much more a prompt weighs than its lane: rows that come soon share more batches
@@ -199,9 +197,7 @@ class Schedule:
         try:
             mine.advance()
         except MENDABLE as error:
-            print("mull: error in a batch, whose requests are ended:", file=sys.stderr)
-            traceback.print_exception(error)
-            mine.fail(Refused(f"the model failed: {error}; ask for less, or report it", status=500))
+            mine.fail(unforeseen("a batch, whose requests are ended", error))
         mine.spent += (self.clock() - start) / mine.weight
         self.stale = self.stale or mine.rests
 

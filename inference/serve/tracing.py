@@ -46,9 +46,10 @@ def traced(body: Mapping[str, Any], models: Mapping[str, Served], limits: Limits
     mean = served.model.config.default_iterations
     if mean is None:
         raise Refused(f"{name} has no loop, so there is nothing to trace", param="model")
-    count = fields.whole("iterations", 1, limits.max_iterations)
+    most = limits.max_iterations
+    count = fields.whole("iterations", 1, most)
     if count is None:
-        count = mean if in_name is None else depth_of(in_name, served.efforts, limits.max_iterations)
+        count = min(mean, most) if in_name is None else depth_of(in_name, served.efforts, most)
     prompt = fields.text("prompt")
     if not prompt:
         raise wrong("prompt", prompt, "a text")
@@ -82,7 +83,9 @@ def picture(asked: Traced) -> str:
 
 def answer(fields: Fields, served: Served) -> list[int]:
     """The tokens behind the prompt, as a stream told them."""
-    given, last = fields.raw("answer") or [], served.model.config.vocab_size - 1
+    given, last = fields.raw("answer"), served.model.config.vocab_size - 1
+    if given is None:
+        return []
     good = isinstance(given, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in given)
     if not good or not all(0 <= n <= last for n in given):
         raise wrong("answer", given, f"a list of token ids from 0 to {last}")

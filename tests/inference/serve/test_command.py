@@ -7,14 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mull import cli
-from mull.inference.serve import command
+from mull.inference.serve import application, command, replies
+from mull.inference.serve.limits import Limits
+from mull.inference.serve.tracing import traced
 
 from .test_malformed import TEXT, post, sent
 
@@ -40,6 +44,8 @@ def test_what_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert "two folders are called parity" in refusal(capsys, "parity", "parity", "--port", "0")
     (tmp_path / "key").write_text("\n")
     assert "holds no key" in refusal(capsys, "parity", "--api-key-file", str(tmp_path / "key"))
+    (tmp_path / "key").write_text("schlüssel\n")
+    assert "no header carries" in refusal(capsys, "parity", "--api-key-file", str(tmp_path / "key"))
     assert "No such file" in refusal(capsys, "parity", "--api-key-file", str(tmp_path / "none"))
     assert "invalid integer from 0 to 65,535; value: '70000'" in refusal(capsys, "parity", "--port", "70000")
     assert "value: '0'" in refusal(capsys, "parity", "--max-requests", "0")
@@ -132,6 +138,48 @@ def test_the_page(running: Any) -> None:
         assert b"200 OK" in head and b"default-src 'self'" in head and body.startswith(b"<!doctype html>")
 
 
+def test_an_error_that_nobody_foresaw(running: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """It is told as every other, to the client in one line, and to whoever runs the server where it came from."""
+    address = running.server.at.getsockname()
+    before = running.service.metrics.requests["/mull/trace", 500]
+    monkeypatch.setattr(application, "picture", lambda asked: asked.no_such_thing)
+    answer = sent(address, post("/mull/trace", json.dumps({"model": "text", "prompt": "Tom"}).encode()))
+    assert answer.startswith(b"HTTP/1.1 500 ") and b'"type":"server_error"' in answer and b"no_such_thing" in answer
+    assert "AttributeError" in capfd.readouterr().err
+    assert running.service.metrics.requests["/mull/trace", 500] == before + 1
+    monkeypatch.setattr(replies.Reply, "streamed", lambda *_: 1 // 0)
+    body = {**TEXT, "stream": True}
+    told = sent(address, post("/v1/completions", json.dumps(body).encode()))
+    assert b"the server failed" in told and b"data: [DONE]" in told and "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_trace_that_nobody_waits_for_is_not_made(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces are made one at a time; clients that have gone while theirs waited cost nothing."""
+    address, made, go = running.server.at.getsockname(), [], threading.Event()
+    monkeypatch.setattr(application, "picture", lambda asked: made.append(asked) or (go.wait(20) and "{}"))
+    request = post("/mull/trace", json.dumps({"model": "text", "prompt": "Tom"}).encode())
+    connections = [socket.create_connection(address, timeout=20) for _ in range(4)]
+    for place, connection in enumerate(connections, 1):
+        connection.sendall(request)
+        until(lambda count=place: made and running.service.metrics.in_flight == count)
+    for connection in connections[1:]:
+        connection.close()
+    for _ in range(2):  # by then the server has seen them go
+        sent(address, post("/health", b"", method="GET"))
+    go.set()
+    assert rest(connections[0]).endswith(b"{}")
+    until(lambda: running.service.metrics.in_flight == 0)
+    assert len(made) == 1
+
+
+def until(true: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it does not become true")
+
+
 def test_a_trace(running: Any) -> None:
     """The data of the page of mull trace, for both kinds of model."""
     address = running.server.at.getsockname()
@@ -142,3 +190,5 @@ def test_a_trace(running: Any) -> None:
         assert (run["iterations"], run["counts"], len(run["tokens"])) == (4, [1, 2, 4], 7)
         assert answer["title"] == name and (run.get("routers") or {}).get("layers") == layers
         assert "".join(answer["vocabulary"][token] for token in run["tokens"]) == "Tom has"
+    short = traced({"model": "text", "prompt": "Tom"}, running.service.models, Limits(max_iterations=2))
+    assert short.iterations == 2  # who names no count is not refused for that of training

@@ -9,7 +9,7 @@ from typing import Any
 DEEP = 100_000
 CHAT: dict[str, Any] = {"model": "parity", "messages": [{"role": "user", "content": "1 0"}], "max_tokens": 1}
 TEXT: dict[str, Any] = {"model": "parity", "prompt": "1 0", "max_tokens": 1}
-NO_NUMBERS: list[Any] = ["1", "NaN", [], {}, True, -1e308, 1e308, 10**30, -(10**30)]
+NO_NUMBERS: list[Any] = ["1", "NaN", [], {}, True, -1e308, 1e308, 10**30, -(10**30), 10**400]
 
 
 def fields() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -68,6 +68,7 @@ def requests() -> Iterator[bytes]:
     for method, path in (
         ("GET", "/v1/completions"), ("PUT", "/v1/completions"), ("DELETE", "/v1/models"), ("POST", "/v1/models"),
         ("POST", "/health"), ("PATCH", "/metrics"), ("GET", "/v2/models"), ("GET", "/v1/models/nope"),
+        ("GET", "/v1/models/parity(65)"), ("GET", "/v1/models/parity(nope)"), ("GET", "/v1/models/plain(8)"),
         ("GET", "/page/../served.py"), ("GET", "/page/..%2fserved.py"), ("GET", "/page/nope"), ("GET", "//"),
         ("OPTIONS", "/v1/completions"), ("POST", "/"), ("BREW", "/"), ("GET", "/page/__init__.py"), ("GET", "/%00"),
     ):  # fmt: skip
@@ -82,6 +83,7 @@ def requests() -> Iterator[bytes]:
     yield post("/v1/completions", good, host="")
     yield post("/v1/completions", good, more="Origin: http://evil.example\r\n")
     yield post("/v1/completions", good, more="Origin: null\r\n")
+    yield post("/v1/completions", good, more="Origin: http://[\r\n")
     yield post("/v1/completions", good, more=f"X: {'x' * 700_000}\r\n")
     yield post("/v1/completions", good, more="Transfer-Encoding: nope\r\n")
     yield post("/v1/completions", b"zz\r\n", more="Transfer-Encoding: chunked\r\n", length=None)
@@ -90,6 +92,8 @@ def requests() -> Iterator[bytes]:
         {"prompt": 1},
         {"prompt": "1 0", "iterations": 65},
         {"prompt": "1 0", "read_at": [0]},
+        {"prompt": "1 0", "answer": ""},
+        {"prompt": "1 0", "answer": 0},
         {"prompts": 1},
     ):
         yield post("/mull/trace", json.dumps({"model": "parity", **body}).encode())
