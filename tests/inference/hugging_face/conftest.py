@@ -7,24 +7,34 @@ from typing import Any
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
-pytest.importorskip("transformers", minversion="5.24")
-
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
-
-import mull.inference.hugging_face as hugging_face
 from mull.models import LanguageModel
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 SHIPPED = Path(__file__).parents[3] / "checkpoints"
-logging.set_verbosity_error()
-logging.disable_progress_bar()
+
+
+def pytest_pycollect_makemodule() -> None:
+    """Skip each file of this folder where the extra is missing: said here, since this file may be read too early."""
+    pytest.importorskip("transformers", minversion="5.24")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    """Nothing that transformers has to say besides errors."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="session")
 def opened() -> Callable[[str], tuple[Any, Any]]:
     """opened("text") -> model and tokenizer of a shipped folder, by the Auto classes; opened once, and to be left as
     they are."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    import mull.inference.hugging_face  # noqa: F401  # registers the families
+
     known: dict[str, tuple[Any, Any]] = {}
 
     def open_once(name: str) -> tuple[Any, Any]:
@@ -39,6 +49,7 @@ def opened() -> Callable[[str], tuple[Any, Any]]:
 @pytest.fixture
 def wrapped(make_model: Callable[..., LanguageModel]) -> Callable[..., Any]:
     """wrapped("recurrent", **config fields) -> a tiny model in fp64 as transformers has it."""
+    import mull.inference.hugging_face as hugging_face
 
     def wrap(family: str, **changes: Any) -> Any:
         network = make_model(family, **changes)

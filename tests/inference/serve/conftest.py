@@ -4,22 +4,27 @@ a row alone differ by less than anything that a test could meet, so answers must
 from collections.abc import Iterator
 from threading import Thread
 from time import sleep
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import torch
 
 import mull
+from mull.inference.serve.limits import Limits
+from mull.inference.serve.served import Served
 from mull.models import LanguageModel
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+if TYPE_CHECKING:
+    from mull.inference.serve.application import Service
+    from mull.inference.serve.guard import Guard
+    from mull.inference.serve.running import Server
 
-from mull.inference.serve.application import Service
-from mull.inference.serve.guard import Guard
-from mull.inference.serve.limits import Limits
-from mull.inference.serve.running import Server, listening
-from mull.inference.serve.served import Served
+
+def pytest_pycollect_makemodule() -> None:
+    """Skip each file of this folder where the extra is missing: said here, since this file may be read too early."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+
 
 LIMITS = Limits(max_iterations=64, max_tokens=40, max_requests=24, max_rows=16)
 
@@ -27,8 +32,8 @@ LIMITS = Limits(max_iterations=64, max_tokens=40, max_requests=24, max_rows=16)
 class Running(NamedTuple):
     """A server that runs, with what it serves."""
 
-    server: Server
-    service: Service
+    server: "Server"
+    service: "Service"
     thread: Thread
 
     @property
@@ -39,7 +44,11 @@ class Running(NamedTuple):
         return self.service.models[name].model
 
 
-def started(models: list[Served], limits: Limits, guard: Guard | None = None) -> Running:
+def started(models: list[Served], limits: Limits, guard: "Guard | None" = None) -> Running:
+    from mull.inference.serve.application import Service
+    from mull.inference.serve.guard import Guard
+    from mull.inference.serve.running import Server, listening
+
     service = Service({each.name: each for each in models}, limits, guard or Guard("127.0.0.1"))
     server = Server(service, listening("127.0.0.1", 0))
     thread = Thread(target=server.serve_forever, daemon=True)
