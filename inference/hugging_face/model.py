@@ -212,6 +212,15 @@ class MullForCausalLM(MullGeneration, PreTrainedModel):
         self.mull.training = mode
         return self
 
+    def _replicate_for_data_parallel(self) -> MullForCausalLM:
+        """A copy for another device, as the Trainer makes where a process sees several: a body of its own comes with
+        it, since the other one has the tensors of the first device."""
+        face: MullForCausalLM = super()._replicate_for_data_parallel()
+        face.__dict__["mull"] = body = self.mull._replicate_for_data_parallel()
+        for shared in ("_modules", "_parameters", "_buffers"):
+            body.__dict__[shared] = face.__dict__[shared]
+        return face
+
     def get_input_embeddings(self) -> nn.Module:
         return self.mull.embedding
 
