@@ -10,11 +10,18 @@ and so for `exit` and `capacity`. Sampling, beams, streamers and stopping rules 
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from mull.inference.checks import check_prompt, routing_options
 from mull.inference.early_exit import choose_exit
@@ -138,6 +145,18 @@ class MullGeneration(GenerationMixin):
         model_kwargs = {name: value for name, value in model_kwargs.items() if name not in DEPTH}
         own: Any = super()
         return own._get_candidate_generator(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """transformers', where guidance_scale, which has the model read a second prompt, has it read at the depth of
+        the call."""
+        model: Any = self
+        own: Any = super()
+        found = own._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
+        depth = {name: value for name, value in (model_kwargs or {}).items() if name in DEPTH}
+        for each in found:
+            if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                each.model = partial(model, **depth)
+        return found
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Refused: batches that requests enter and leave need the cache of transformers."""

@@ -215,6 +215,22 @@ def test_drafts_end_at_the_length_of_the_model(wrapped: Callable[..., Any]) -> N
             assert torch.equal(model.generate(IDS[row : row + 1], **asked, **drafts), plain)
 
 
+def test_guidance_thinks_as_long_as_the_call(wrapped: Callable[..., Any]) -> None:
+    """Guards guidance_scale, by hand: the prompt that is to be avoided is read at the same depth as the other."""
+    model = wrapped("recurrent")
+    prompt, avoided = IDS[2:3], IDS[1:2, 1:]
+    asked = {"iterations": 5, "max_new_tokens": 2, "guidance_scale": 1.5, "negative_prompt_ids": avoided}
+    found = model.generate(prompt, **asked, output_scores=True, return_dict_in_generate=True)
+    for number, scores in enumerate(found.scores):
+        new = found.sequences[:, 5 : 5 + number]
+        with torch.no_grad():
+            p, q = (
+                model(torch.cat([ids, new], 1), iterations=5).logits[0, -1].float().log_softmax(-1)
+                for ids in (prompt, avoided)
+            )
+        assert torch.allclose(scores[0].float(), q + 1.5 * (p - q), atol=1e-5)
+
+
 def test_stop_strings(opened: Callable[[str], Any]) -> None:
     """Guards texts that end a row, which need the tokenizer beside them: as the stop of mull.generate, by row."""
     model, tokenizer = opened("text")
