@@ -1,5 +1,5 @@
 # make demo: install, train a small model on this machine, measure it, ask it.   make test: lint, types and tests.
-# make data: fetch the public text that configs/ name.
+# make data: fetch the public text that configs/ name.   make docs: the site of the documents, in site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
 FOLDERS := checkpoints $(shell find configs models inference training -type d -not -name __pycache__)
 
-.PHONY: demo data test format clean
+.PHONY: demo data test docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/mull train --config configs/demo.yaml
@@ -27,6 +27,11 @@ test: $(INSTALLED)
 data: $(INSTALLED)
 	$(BIN)/mull data all
 
+# Warnings are errors. To search it, serve it: .venv/bin/python -m http.server --directory site
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site: site/index.html"
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -40,4 +45,4 @@ $(INSTALLED): pyproject.toml constraints.txt $(FOLDERS)
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, lm-eval, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, sweep, lm-eval, serve, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -270,6 +270,24 @@ def lm_eval(args: list[str]) -> None:
     run(parse(parser, args, ["exit"]))
 
 
+def serve(args: list[str]) -> None:
+    """Answer OpenAI's clients, each request as deep as it asks: mull serve FOLDER [FOLDER ...] --port 8000"""
+    from mull.inference.serve.command import add_options, run
+
+    parser = new_parser("serve")
+    add_options(parser)
+    run(parse(parser, args))
+
+
+def sweep(args: list[str]) -> None:
+    """Several runs and one table: mull sweep --config FILE --seeds 0,1,2 --set model.backprop_iterations=2,4"""
+    from mull.training.sweep import add_options, run
+
+    parser = new_parser("sweep")
+    add_options(parser)
+    run(parse(parser, args))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -320,6 +338,8 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "chat": chat,
     "trace": trace,
     "lm-eval": lm_eval,
+    "serve": serve,
+    "sweep": sweep,
     "inspect": inspect,
     "convert": convert,
     "data": data,
@@ -337,7 +357,7 @@ def new_parser(command: str) -> ArgumentParser:
         allow_abbrev=False,  # --iter is no option; it could become another one's short form
         formatter_class=Page,
     )
-    if command not in ("convert", "data"):
+    if command not in ("convert", "data", "sweep"):
         parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
     if command != "data":
         parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")

@@ -79,10 +79,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "accumulation, average": {"trainer": {"accumulate_grad_batches": 2, "callbacks": [EMA]}},
     "muon": {"model": {"optimizer": {"class_path": "mull.training.optimizers.MuonAdamW"}}},
     "two processes": {"trainer": {"devices": 2, "strategy": "ddp"}},
+    "fsdp2": {"trainer": {"devices": 2, "strategy": "fsdp2"}},
     "early stopping": {"trainer": {"callbacks": [STOPPING], "max_steps": 40}, "save_every": 3},
     "inner thinking": {"model": {"network": THINKING, "backprop_iterations": None}},
 }
-VICTIMS: dict[str, Sequence[int | None]] = {"two processes": (None, None, 0, 1)}  # both of them, or one alone
+VICTIMS: dict[str, Sequence[int | None]] = dict.fromkeys(
+    ["two processes", "fsdp2"], (None, None, 0, 1)
+)  # both of them, or one alone
 PATIENCE = 120.0  # seconds in which a process must end whose companion was killed
 EACH = "accumulation, average"  # the variant of which every operation is met by a fresh run
 

@@ -17,6 +17,7 @@ from mull.checkpoints.quantities import Row, cells, examples_of, is_text, refere
 from mull.models import ModelConfig
 
 KEPT = "<!-- Below this line stand your own words: they stay when this page is written again. -->"
+LONGEST = 1000  # characters that are told of a card
 UNSTATED = "not stated by whoever trained them"
 
 
@@ -41,6 +42,19 @@ class About:
     answer: str | None = None
     iterations: int | None = None
     measured_on: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a card says of its model, for those who show it: `About`, read back.
+
+    Attributes:
+        purpose: what the model is for; None where the card does not say.
+        prompt: an example of what it continues; None where there is none.
+    """
+
+    purpose: str | None = None
+    prompt: str | None = None
 
 
 def model_card(
@@ -100,6 +114,14 @@ def example(about: About | None) -> list[str]:
     elif about is not None and about.answer is not None:
         lines += ["What is indented is its continuation.", ""]
     return lines
+
+
+def told_in(card: str) -> Told:
+    """What a card says that `model_card` has written; of somebody's own page nothing."""
+    ours = card.partition(KEPT)[0] if KEPT in card else ""
+    purpose = re.match(r"# [^\n]*\n\n(.+) An? `\w+` model of [\d,]+ parameters, made with mull\.\n", ours)
+    prompt = re.search(r"^mull generate \. --prompt ('(?:[^']|'\"'\"')*'|[^\s']+)", ours, re.M)
+    return Told(purpose and purpose[1][:LONGEST], shlex.split(prompt[1])[0][:LONGEST] if prompt else None)
 
 
 def described(rows: Sequence[Row]) -> str:

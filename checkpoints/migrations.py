@@ -13,13 +13,16 @@ LATER: tuple[dict[str, Any], ...] = (  # options that came later, together, at t
     {"causal": True},
     {"board": False},
 )
+LATER_OF: dict[str, tuple[dict[str, Any], ...]] = {  # the same, of one family
+    "recurrent_depth": ({"state_noise": 0.0},),
+}
 
 
 def upgraded(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of config.json by their present names."""
     if model_type == "recurrent_depth" and fields.keys().isdisjoint(LATER[0]):
         fields = {"damping": 1.0, **fields}
-    for together in LATER:
+    for together in LATER + LATER_OF.get(model_type, ()):
         if fields.keys().isdisjoint(together):
             fields = {**together, **fields}
     if model_type == "inner_thinking" and "residual_thinking" in fields and "rule" not in fields:

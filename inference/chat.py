@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from mull.inference.decoders import Request, check_decoder, choose_decoder
 from mull.inference.generate import rounds_after, stop_ids
@@ -75,9 +76,9 @@ class Chat:
         Raises:
             ValueError: text that the tokenizer cannot read, or a turn that is longer than the model's limit.
         """
-        tokenizer, line = self.model.tokenizer, "\n" + text if self.turns else text
-        turn, opened = encode(tokenizer, line, opening=False), encode(tokenizer, line)
-        self.opening = opened[: len(opened) - len(turn)]
+        tokenizer = self.model.tokenizer
+        self.opening, turn = read_turn(tokenizer, text, first=not self.turns)
+        opened = [*self.opening, *turn]
         limit = self.model.config.max_length
         if len(opened) >= limit:
             raise ValueError(
@@ -134,6 +135,13 @@ class Chat:
             del self.turns[0]
         if len(self.turns) < held:
             self.session, self.read = self.new_session(), 0
+
+
+def read_turn(tokenizer: Tokenizer, text: str, first: bool) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text, and the tokens of a turn: all but the first begin on a new line."""
+    line = text if first else "\n" + text
+    turn, opened = encode(tokenizer, line, opening=False), encode(tokenizer, line)
+    return opened[: len(opened) - len(turn)], turn
 
 
 def converse(model: LanguageModel, call: dict[str, Any]) -> None:

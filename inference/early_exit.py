@@ -10,6 +10,8 @@ that read logits: exits.py). Under `shared` a prompt and its tokens one by one d
 Shapes: B batch, T positions of this call, N positions that are still thinking, D model width, V vocabulary.
 """
 
+from collections.abc import Generator
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -18,6 +20,7 @@ from mull.inference.exits import Exit, Memory, Thought, parse
 from mull.inference.mode import evaluating
 from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
+from mull.models.output import relative_change
 from mull.models.positions import Context
 
 
@@ -53,6 +56,26 @@ def think_until(
     `iterations` is the most that any position gets, None the config's count; a cache is of policy deepest or shared.
     Returns logits (B, T, V), state (B, T, D) and iterations (B, T), what each position used; padding uses 0.
     """
+    thinking = step_by_step(model, input_ids, iterations, exit, attention_mask, cache, state)
+    while True:
+        try:
+            next(thinking)
+        except StopIteration as ended:
+            return ended.value[0]
+
+
+def step_by_step(
+    model: LanguageModel,
+    input_ids: Tensor,
+    iterations: Iterations | None,
+    exit: Exit,
+    attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
+    state: Tensor | None = None,
+) -> Generator[None, None, tuple[ModelOutput, Tensor]]:
+    """`think_until` with a pause after every iteration, for who has other things to do as well; of a model in eval
+    mode, without gradients. Returns the output, and how far the last iteration of each position moved its state,
+    (B, T)."""
     assert isinstance(model, IteratedModel)
     limit = model.check_depth(iterations, len(input_ids))
     if isinstance(limit, Tensor):
@@ -70,32 +93,33 @@ def think_until(
         thinking = attention_mask.to(input_ids.device).flatten().nonzero().flatten()
     if not len(thinking):
         raise ValueError("attention_mask hides every token; give at least one")
-    state, used, looks = settle(model, injected, state, context, thinking, limit, exit)
+    state, used, looks, residual = yield from settle(model, injected, state, context, thinking, limit, exit)
     reading = model.read(state, context)
     context.commit(None)  # each position is held at its own depth already
-    return ModelOutput(
+    output = ModelOutput(
         logits=reading.logits,
         exit_logit=reading.exit_logit,
         state=state,
         iterations=used.view(input_ids.shape),
         looks=looks.view(input_ids.shape) if exit.reads_logits else None,
     )
+    return output, residual.view(input_ids.shape)
 
 
 def settle(
     model: IteratedModel, injected: Tensor, state: Tensor, context: Context, thinking: Tensor, limit: int, exit: Exit
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Generator[None, None, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Iterate the positions `thinking`, (N,) ascending indices into B * T, until each has left or reached the limit.
 
-    Returns the states (B, T, D), and of every position (B * T,) its iterations, 0 for those that never ran, and how
-    many answers the rule had read out of it, if it reads any.
+    Returns the states (B, T, D), and of every position (B * T,) its iterations, 0 for those that never ran, how many
+    answers the rule had read out of it, if it reads any, and how far its last iteration moved it.
     """
     cache = context.cache
     assert isinstance(cache, Cache)
     prepared = model.prepare(injected)
     settled = rearrange(state, "b t d -> (b t) d").clone()
     used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
-    looks = torch.zeros_like(used)
+    looks, residual = torch.zeros_like(used), torch.zeros(len(settled), device=state.device)
     now, now_prepared, current = context, prepared, state  # nothing is gathered while all positions think
     if len(thinking) < len(settled):
         now = context.narrow(thinking)
@@ -103,6 +127,7 @@ def settle(
     memory: Memory = {}
     for count in range(1, limit + 1):
         previous, current = current, model.think(current, now_prepared, now, count - 1)
+        yield
         if count == limit:
             leaves = torch.ones_like(thinking, dtype=torch.bool)
         elif exit.reads_logits and not exit.checks(count):
@@ -122,8 +147,9 @@ def settle(
                 continue
         rows, columns = now.cells()
         cache.hold(rows[leaves], columns[leaves], count)
-        by_position = current.flatten(0, 1)
-        settled[thinking[leaves]], used[thinking[leaves]] = by_position[leaves], count
+        by_position, left = current.flatten(0, 1), thinking[leaves]
+        settled[left], used[left] = by_position[leaves], count
+        residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves])
         stays = ~leaves
         thinking = thinking[stays]
         if not len(thinking):
@@ -131,4 +157,4 @@ def settle(
         memory = {name: kept[stays] for name, kept in memory.items()}
         now = context.narrow(thinking)
         now_prepared, current = now.gather(prepared), by_position[stays][None]
-    return settled.view(state.shape), used, looks
+    return settled.view(state.shape), used, looks, residual

@@ -46,7 +46,8 @@ class Thought:
 
     Attributes:
         count: iterations so far, this one included.
-        state, previous: (N, D), after and before it.
+        state: (N, D), after it.
+        previous: (N, D), before it.
         logits: gives (N, V) when called; costs a coda and a head.
         halt: gives the exit gate's (N,) logit when called; cheap.
         memory: of the rule that is asked; empty at first.

@@ -124,8 +124,12 @@ def stream(
             Transformer has no loop and takes nothing but None). With an exit rule, the most that any position gets.
         exit: rule that ends thinking early, `latent:0.03` or of mull.inference.exits; short for decode="adaptive:...".
         max_new_tokens: most new tokens of a row; a row also ends at the model's max_length, padding not counted.
-        temperature, generator, top_k, top_p, min_p: how tokens are chosen; see `sampling.Draw`. With a list of B
-            generators, one a row, a drawn row depends on nothing but itself too.
+        temperature: 0 takes the likeliest token; more than 0 draws. See `sampling.Draw` for this and the next four.
+        generator: source of the draws. With a list of B generators, one a row, a drawn row depends on nothing but
+            itself too.
+        top_k: draw among so many of the likeliest tokens.
+        top_p: draw among the likeliest tokens that make up this mass.
+        min_p: draw among tokens at least so many times as likely as the likeliest.
         decode: the way of writing (mull/inference/decoders), one a call; None is `plain`, one token after another.
             `speculate:4:16` drafts 16 tokens at 4 iterations and verifies them together: the same text, sooner.
             `wavefront:4:32` thinks about up to 32 positions at once, 4 iterations a round, the later ones on guesses:
@@ -182,3 +186,4 @@ def rounds_after(prompt: Tensor, mask: Tensor | None, session: Session, decoder:
 
 
 generate = collected(stream)
+"""The whole answers at once: the arguments of `stream`, and a `Generation` in place of an iterator."""

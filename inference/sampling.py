@@ -61,7 +61,9 @@ class Draw:
         generator: source of the draws, on any device. One draw of it serves all rows, so a row's token depends on its
             place. Of several, one a row, each serves its own, so a row's tokens are those that it would get alone.
         temperature: 0 takes the most likely token, which every filter keeps; more than 0 draws.
-        top_k, top_p, min_p: filters of draws, None for none; see the head of this file.
+        top_k: draw among so many of the likeliest tokens; None for all. See the head of this file for all three.
+        top_p: draw among the likeliest tokens that make up this mass; None for all.
+        min_p: draw among tokens at least so many times as likely as the likeliest; None for all.
 
     Raises:
         ValueError: an option out of range, a draw without a generator, or a filter where nothing is drawn.

@@ -70,9 +70,14 @@ class Cache:
     """Keys and values for one batch of sequences.
 
     Args:
-        batch_size, kv_heads, max_length, head_dim: B, K, most positions of a row, W.
-        device, dtype: of the stored tensors.
-        policy, ring: see the head of this file; ring counts iterations, for `shared` only.
+        batch_size: B, rows.
+        kv_heads: K, heads of keys and values.
+        max_length: most positions of a row.
+        head_dim: W, width of a head.
+        device: of the stored tensors.
+        dtype: of the stored tensors.
+        policy: what is kept of which iterations; see the head of this file.
+        ring: iterations that share a place in turn, for the policy `shared` only.
     """
 
     def __init__(
@@ -250,6 +255,70 @@ class Cache:
         new.layers = {layer: held.index_select(2, index) for layer, held in self.layers.items()}
         new.views = {}
         return new
+
+    def reserve(self, columns: int) -> None:
+        """Make room for so many columns in all layers that are there."""
+        for layer, held in list(self.layers.items()):
+            self.grow(layer, held.shape[1] - 1, columns)
+
+    def first(self, rows: int) -> Cache:
+        """The first rows in the same memory: what is written to either is in both, until one of them grows."""
+        new = copy(self)
+        new.lengths = self.lengths[:rows]
+        new.depth = self.depth[:rows] if isinstance(self.depth, Tensor) else self.depth
+        new.layers = {layer: held.narrow(2, 0, rows) for layer, held in self.layers.items()}
+        new.views = {}
+        return new
+
+    @staticmethod
+    def gathered(rows: Sequence[tuple[Cache, int]], max_length: int | None = None) -> Cache:
+        """A cache of its own with copies of rows of several caches, (cache, row) each, in this order.
+
+        It holds what one call would have stored that had all of these rows from the start: under `full` rows of
+        different counts in the loop of an `IteratedModel` end together. Passes of inner thinking begin together: rows
+        of these must have one count. The caches must be alike in policy, number type and capacity, and hold something.
+
+        Args:
+            rows: at least one; a row may be named more than once.
+            max_length: most positions of a row; None means that of the caches.
+        """
+        like = rows[0][0]
+        caches = list({id(cache): cache for cache, _ in rows}.values())
+        if like.policy == "shared" or any(
+            (cache.policy, cache.dtype, cache.capacity) != (like.policy, like.dtype, like.capacity) for cache in caches
+        ):
+            raise ValueError("rows of caches that differ in policy, dtype or capacity, or are shared, cannot be joined")
+        new = copy(like)
+        new.lengths, new.layers, new.views = [cache.lengths[row] for cache, row in rows], {}, {}
+        depths = [cache.depth_of(row) for cache, row in rows]
+        new.total = max(cache.total for cache in caches) if like.policy == "deepest" else max(depths)
+        alike = all(isinstance(cache.depth, int | None) and cache.depth == like.depth for cache in caches)
+        new.depth = like.depth if alike else torch.tensor(depths, dtype=torch.int64, device=like.device)
+        new.max_length = max(cache.max_length for cache in caches) if max_length is None else max_length
+        width = 1 + min(new.max_length, new.length + FIRST_COLUMNS)
+        for layer in like.layers:
+            held = [cache.layers[layer] for cache, _ in rows]
+            looped = max(part.shape[1] for part in held) > 1
+            iterations = (new.total if like.policy == "full" else max(part.shape[1] for part in held)) if looped else 1
+            streams, _, _, heads, _, entry = held[0].shape
+            shape = (streams, iterations, len(rows), heads, width, entry)
+            joined = new.layers[layer] = torch.empty(shape, dtype=like.dtype, device=like.device)
+            for place, (part, (cache, row)) in enumerate(zip(held, rows, strict=True)):
+                own = part[:, :, row, :, : cache.lengths[row]]
+                if looped and like.policy == "full":  # the row's last iterations are the last of all
+                    own = own[:, cache.total - depths[place] : cache.total]
+                first = iterations - own.shape[1] if like.policy == "full" else 0
+                into = joined[:, :, place, :, : cache.lengths[row]]
+                into[:, first : first + own.shape[1]] = own
+                into[:, :first] = 0  # what is masked, and what is not begun, must still be numbers
+                joined[:, :, place, :, cache.lengths[row] :] = 0
+                if like.policy == "deepest":  # what has stopped answers from there on
+                    into[:, own.shape[1] :] = own[:, -1:]
+        return new
+
+    def depth_of(self, row: int) -> int:
+        """The count of a row; 0 where there is no loop, or rows stop position by position."""
+        return int(self.depth[row]) if isinstance(self.depth, Tensor) else self.depth or 0
 
 
 def same_depth(one: Iterations | None, other: Iterations | None) -> bool:

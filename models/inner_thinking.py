@@ -164,6 +164,9 @@ class InnerThinkingTransformer(LanguageModel):
     def compile_decoding(self) -> None:
         raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")
 
+    def compile_training(self) -> None:
+        self.compile_decoding()  # refuses
+
     def sweep(
         self,
         input_ids: Tensor,

@@ -21,7 +21,8 @@ class InnerThinkingConfig(ModelConfig):
     """Configuration of the inner-thinking family; see `ModelConfig` for the shared fields.
 
     Args:
-        causal, board: true and false; a router decides for each token by what stands before it.
+        causal: true; a router decides for each token by what stands before it.
+        board: false, for the same reason.
         convolution: none; it joins neighbours, and a routed pass has only some of the tokens.
         n_layers: number of layers, each with weights of its own.
         thinking_layers: which of them think, from 0; None means every other one, the second first.

@@ -15,10 +15,11 @@ Shapes: B batch, T positions of this call, D model width, V vocabulary.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.language_model import LanguageModel, check_read_at
@@ -68,9 +69,22 @@ class IteratedModel(LanguageModel, ABC):
         """Whether `start` draws when it is given a generator."""
         return False
 
+    @property
+    def is_noisy(self) -> bool:
+        """Whether `disturb` adds something to the state in the present mode, where there is a generator."""
+        return False
+
+    def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        """A state after an iteration, with the noise that training adds to it; asked only where `is_noisy`."""
+        return state
+
     def halt(self, state: Tensor) -> Tensor:
         """The exit gate's logit in a state, (B, T)."""
         raise ValueError("the model has no exit gate: train one with exit_gate: true, or use another exit rule")
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the exit gate; none without one."""
+        return []
 
     # What follows -----------------------------------------------------------------------------------------------------
 
@@ -85,6 +99,7 @@ class IteratedModel(LanguageModel, ABC):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         read_at: Sequence[int] = (),
+        checkpoint_iterations: bool = False,
     ) -> ModelOutput:
         """Think for `iterations` and answer. The other arguments are those of every family (language_model.py).
 
@@ -92,9 +107,11 @@ class IteratedModel(LanguageModel, ABC):
             iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
             backprop_iterations: gradient through the last k iterations only; None means through all.
             state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
-                With one there is nothing to draw: a generator beside it is refused.
-            generator: draws a random initial state; without it the state starts at its mean, zero.
+                With one there is nothing to draw: a generator beside it is refused, but where iterations are noisy.
+            generator: draws a random initial state, and the noise of iterations where training adds any; without it the
+                state starts at its mean, zero, and there is no noise.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
+            checkpoint_iterations: keep only the state of each iteration for the gradient, and compute the rest again.
 
         Returns:
             logits (B, T, V) and state (B, T, D) after the last iteration, iterations (B, T), and `readings` by count.
@@ -111,7 +128,8 @@ class IteratedModel(LanguageModel, ABC):
             readings: dict[int, Reading] = {}
             before: Tensor | None = None
             previous: Tensor | None = None
-            for count, thought in self.unroll(input_ids, depth, context, backprop_iterations, state, generator):
+            loop = self.unroll(input_ids, depth, context, backprop_iterations, state, generator, checkpoint_iterations)
+            for count, thought in loop:
                 if count in read_at:
                     readings[count] = self.reading(thought, previous, context)
                 before, previous = previous, thought
@@ -152,12 +170,13 @@ class IteratedModel(LanguageModel, ABC):
         backprop_iterations: int | None = None,
         state: Tensor | None = None,
         generator: torch.Generator | None = None,
+        recompute: bool = False,
     ) -> Iterator[tuple[int, Tensor]]:
         """Enter, then (count, state) after every iteration; see `loop.iterate`."""
         injected = self.enter(input_ids, context)
         if state is None:
             state = self.start(injected, generator)
-        elif generator is not None:
+        elif generator is not None and not self.is_noisy:
             raise ValueError("state is the initial state, and generator draws one: give one of them")
         elif getattr(state, "shape", None) != injected.shape:
             found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
@@ -165,7 +184,10 @@ class IteratedModel(LanguageModel, ABC):
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
-        yield from iterate(self.thinker(injected, context), state, total, backprop_iterations, begins)
+        disturb = None if generator is None or not self.is_noisy else partial(self.disturb, generator=generator)
+        yield from iterate(
+            self.thinker(injected, context), state, total, backprop_iterations, begins, recompute, disturb
+        )
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from types import FunctionType
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 
 from mull.models.arguments import as_ids, as_valid, outside
 from mull.models.cache import Cache, Policy
+from mull.models.compiling import TrainingBlocks, compiled_for_decoding
 from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
 from mull.models.loop import Iterations, check_iterations
@@ -61,6 +61,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.final_norm = RMSNorm(config.d_model, config.norm_eps)
         self.compiled: Callable[..., Tensor] | None = None  # see `compile_decoding`
+        self.compiled_training: TrainingBlocks | None = None  # see `compile_training`
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
 
     @property
@@ -132,7 +133,9 @@ class LanguageModel(nn.Module):
         iteration: int = 0,
         join: Join | None = None,
     ) -> Tensor:
-        """See `layers.through`; compiled where `compile_decoding` asked for it."""
+        """See `layers.through`; compiled where `compile_training` or `compile_decoding` asked for it."""
+        if self.compiled_training is not None and self.training and context.cache is None and len(layers):
+            return self.compiled_training.run(layers, x, context, first, join)
         if self.compiled is not None and not torch.is_grad_enabled():
             least = max(2, self.config.reach, self.config.window)
             block = context.one_token_block(first, len(layers), iteration, least)
@@ -147,18 +150,22 @@ class LanguageModel(nn.Module):
         batches: some ten seconds each, less in later processes. Results agree to rounding. Needs a C++ compiler. What
         is put in a module's place later, an adapter for example, is not seen: compile last.
         """
-        # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other
-        # models, and torch shares it by code object.
-        own = FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
-        unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
-        on_cpu = self.device.type == "cpu"  # elsewhere a wrapper in C++ would need that device's own headers
-        options = {"guard_filter_fn": unguarded, "cpp_wrapper": on_cpu}
-        self.compiled = torch.compile(own, dynamic=True, options=options)
+        self.compiled = compiled_for_decoding(self.device)
+
+    def compile_training(self) -> None:
+        """Compile the blocks of layers (torch.compile) for calls without a cache of a model in training mode.
+
+        Each block is compiled when it is first met, for all iteration counts and gradient windows: once with gradient,
+        and once without where iterations before a window have none. Half a minute each; another shape of the batch
+        compiles once more, then for all shapes. Results agree to rounding. Eval mode stays as it is. Needs a C++
+        compiler.
+        """
+        self.compiled_training = TrainingBlocks()
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have of the model: everything but compiled code, which no other model may share. A
-        copy says the same, uncompiled, until `compile_decoding` is called on it."""
-        return {**self.__dict__, "compiled": None}
+        copy says the same, uncompiled, until `compile_decoding` or `compile_training` is called on it."""
+        return {**self.__dict__, "compiled": None, "compiled_training": None}
 
     def new_cache(
         self, batch_size: int, max_length: int, policy: Policy = "full", ring: int = 1, dtype: torch.dtype | None = None

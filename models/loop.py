@@ -5,12 +5,14 @@
 Depth is data: R is an argument. `iterate` is a Python generator: its caller may read an answer at any count, or stop
 early.
 
-Two things it does besides counting:
+Three things it does besides counting:
 
 - Gradient window. With `backprop_iterations = k` the first R - k iterations keep no graph, so that memory does not
   grow with R (truncated backpropagation through depth; the injected input keeps its graph through the last k).
 - Counts that differ, by row or by position. A state is held while it does not iterate. States *begin* late rather than
   end early: all reach their last iteration together, hence "the last k" are the same k iterations for all.
+- Recomputing. With `recompute` an iteration keeps its state alone, and what its gradient needs besides is computed
+  again in the backward pass: memory for one iteration and R states, a third more time, gradients equal to the bit.
 """
 
 import operator
@@ -19,13 +21,20 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Iterations = int | Tensor  # one count, or (B,) int64 with one for each row
 Think = Callable[[Tensor, int], Tensor]  # (state, index) -> state
 
 
 def iterate(
-    think: Think, state: Tensor, iterations: int, backprop_iterations: int | None = None, begins: Tensor | None = None
+    think: Think,
+    state: Tensor,
+    iterations: int,
+    backprop_iterations: int | None = None,
+    begins: Tensor | None = None,
+    recompute: bool = False,
+    disturb: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (count, state) after each iteration, 1 .. R.
 
@@ -36,13 +45,20 @@ def iterate(
         backprop_iterations: gradients flow through the last k iterations; None means through all.
         begins: index at which a state begins to change, int64 of a shape that broadcasts to the state's: (B, 1, 1) by
             row, (B, T, 1) by position; None means that all begin at 0.
+        recompute: keep no more than the state of an iteration for its gradient; `think` must do the same again then.
+        disturb: what is done to a state after each iteration, once, also where the iteration is computed again.
     """
     window = iterations if backprop_iterations is None else min(backprop_iterations, iterations)
     for index in range(iterations):
         if index == iterations - window:
             torch.clear_autocast_cache()  # casts made without gradient would be reused, and cut the weights' gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and index >= iterations - window):
-            advanced = think(state, index)
+            if recompute and torch.is_grad_enabled():
+                advanced = checkpoint(think, state, index, use_reentrant=False, preserve_rng_state=False)
+            else:
+                advanced = think(state, index)
+            if disturb is not None:
+                advanced = disturb(advanced)
             state = advanced if begins is None else torch.where(index >= begins, advanced, state)
         yield index + 1, state
 

@@ -225,6 +225,26 @@ class Context:
         rows = torch.arange(self.cache.batch_size, device=self.positions.device)
         return rows.repeat_interleave(len(self.positions)), self.positions.repeat(len(rows))
 
+    def first(self, rows: int) -> Context:
+        """The context of the first rows of this whole call, which keeps its keys in a cache with room for them."""
+        assert isinstance(self.cache, Cache) and self.tokens is None and self.counts is not None
+        cache, counts = self.cache.first(rows), self.counts[:rows]
+        if self.stands is None:  # all rows stand alike
+            return replace(self, cache=cache, counts=counts)
+        assert self.rotation is None or self.rotation.dim() == 5
+        new = sum(counts)
+        return replace(
+            self,
+            positions=self.positions[:rows],
+            rotation=None if self.rotation is None else self.rotation[:rows],
+            mask=None if self.mask is None else self.mask[:rows],
+            near=None if self.near is None else self.near[:rows],
+            cache=cache,
+            counts=counts,
+            stands=(self.stands[0][:new], self.stands[1][:new]),
+            stored=None if self.stored is None else self.stored[:new],
+        )
+
     # Gathering and scattering -----------------------------------------------------------------------------------------
 
     def narrow(self, tokens: Tensor) -> Context:

@@ -3,6 +3,7 @@
     e   = Prelude( sqrt(D) E[x] )                        injected into every iteration
     s_0 = 0, or, where forward is given a generator, a draw of TruncatedNormal(mean 0, variance 2/5), cut at 3 sigma
     s_i = Core( Inject(s_{i-1}, e) ),   i = 1 .. R       injection.py has the choices
+          in training, with a generator: s_i <- s_i + sigma RMS(s_i) eps,   eps ~ Normal(0, 1)     where sigma is not 0
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
 Deliberate deviations from the public reference: the count and the random generator are arguments of forward; padding is
@@ -36,10 +37,14 @@ class RecurrentDepthConfig(ModelConfig):
     """Configuration of the recurrent-depth family; see `ModelConfig` for the shared fields.
 
     Args:
-        n_prelude, n_core, n_coda: layers before, inside and after the loop.
+        n_prelude: layers before the loop.
+        n_core: layers inside the loop.
+        n_coda: layers after the loop.
         mean_iterations: forward's default count; also scales the initialisation. What training draws is the sampler's.
         injection: how the prelude's output re-enters every iteration: concat, add or diagonal (injection.py).
-        initial_state: what a generator draws as s_0: normal, or zero (the generator then changes nothing).
+        initial_state: what a generator draws as s_0: normal, or zero (nothing is drawn then).
+        state_noise: sigma, noise that training adds to the state after each iteration, in units of the state's own RMS
+            by position; it is drawn by the generator of s_0, so there is none without one, and none in eval.
         damping: a of the damped update s <- (1 - a) s + a Core(Inject(s, e)); 1 replaces the state.
         exit_gate: a learned halt, sigmoid(w . norm(s) + b), read out beside the logits (Ouro, arXiv 2510.25741).
     """
@@ -54,12 +59,17 @@ class RecurrentDepthConfig(ModelConfig):
     mean_iterations: int = 8
     injection: str = "concat"
     initial_state: Literal["normal", "zero"] = "normal"
+    state_noise: float = 0.0
     damping: float = 1.0
     exit_gate: bool = False
 
     def issues(self) -> list[str]:
-        wrong = not 0 < self.damping <= 1
-        return super().issues() + ([f"damping must lie above 0 and at most at 1, not {self.damping}"] if wrong else [])
+        found = super().issues()
+        if not 0 < self.damping <= 1:
+            found.append(f"damping must lie above 0 and at most at 1, not {self.damping}")
+        if not 0 <= self.state_noise < math.inf:
+            found.append(f"state_noise must be a number of at least 0, not {self.state_noise}; 0 adds none")
+        return found
 
     @property
     def effective_depth(self) -> int:
@@ -116,6 +126,11 @@ class RecurrentDepthTransformer(IteratedModel):
         new = self.through(self.core, state, context, first, iteration, join=(self.injection, prepared))
         return new if self.config.damping == 1 else torch.lerp(state, new, self.config.damping)
 
+    def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.randn(state.shape, generator=generator, dtype=torch.float32, device=generator.device)
+        size = state.detach().float().square().mean(dim=-1, keepdim=True).sqrt()  # no gradient: noise is a constant
+        return state + (self.config.state_noise * size * drawn.to(state.device)).to(state.dtype)
+
     def read(self, state: Tensor, context: Context) -> Reading:
         first = len(self.prelude) + len(self.core)
         x = self.through(self.coda, self.final_norm(state), context, first)
@@ -126,6 +141,10 @@ class RecurrentDepthTransformer(IteratedModel):
         return self.config.initial_state != "zero"
 
     @property
+    def is_noisy(self) -> bool:
+        return self.training and self.config.state_noise > 0
+
+    @property
     def can_halt(self) -> bool:
         return self.exit_gate is not None
 
@@ -133,3 +152,6 @@ class RecurrentDepthTransformer(IteratedModel):
         if self.exit_gate is None:
             return super().halt(state)
         return self.exit_gate(self.final_norm(state)).squeeze(-1)
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return [] if self.exit_gate is None else list(self.exit_gate.parameters())

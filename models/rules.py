@@ -48,7 +48,8 @@ class Rule:
         """Y(t) of tokens that take the pass.
 
         Args:
-            y, answer: Y(t-1) and f(Y(t-1)), (B, T, D) each.
+            y: Y(t-1), (B, T, D).
+            answer: f(Y(t-1)), (B, T, D).
             weight: w(t), (B, T, 1); None stands for 1.
             phi: phi(t), (D,) or a number.
         """

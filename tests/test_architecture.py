@@ -32,7 +32,12 @@ MODULE_OF = {  # distributions that are imported under another name
     "reasoning-gym": "reasoning_gym",
 }
 # folders that may import what extras bring
-EXTRAS = {"training": ("tensorboard", "gym"), "inference/harness": ("eval",), "inference/hugging_face": ("hf",)}
+EXTRAS = {
+    "training": ("tensorboard", "gym", "sweep"),
+    "inference/harness": ("eval",),
+    "inference/hugging_face": ("hf",),
+    "inference/serve": ("serve",),
+}
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION = 400, 70
 
@@ -185,7 +190,7 @@ print(json.dumps(report))
 
 def test_import_mull_is_cheap(fresh: dict[str, Any]) -> None:
     """Guards `import mull`: nothing but the face is loaded, and above all not torch."""
-    heavy = {"torch", "numpy", "lightning", "wandb", "lm_eval", "transformers"}
+    heavy = {"torch", "numpy", "lightning", "wandb", "lm_eval", "transformers", "starlette", "uvicorn"}
     assert "mull" in fresh["import"] and not heavy & set(fresh["import"])
     assert [name for name in fresh["import"] if name.startswith("mull.")] == []
 

@@ -10,7 +10,16 @@ from shutil import copytree
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BESIDE = {"tests", "docs", "benchmarks", "build", "dist", "wandb", "data"}  # of the root: not needed for building
+BESIDE = {
+    "tests",
+    "docs",
+    "site",
+    "benchmarks",
+    "build",
+    "dist",
+    "wandb",
+    "data",
+}  # of the root: not needed for building
 SHIPPED = re.findall(r"^\| `checkpoints/([\w-]+)` \|", (ROOT / "README.md").read_text(), re.M)
 FILES = ("README.md", "config.json", "depth.json", "depth.png", "model.safetensors", "tokenizer.json", "training.yaml")
 
@@ -40,7 +49,8 @@ def test_the_wheel_holds_what_a_user_needs_and_nothing_else(wheel: Path) -> None
         for layer in ("models", "checkpoints", "inference", "training")
         for path in (ROOT / layer).rglob("*.py")
     ]
-    page = [f"inference/tracing/page/{path.name}" for path in (ROOT / "inference" / "tracing" / "page").iterdir()]
+    pages = [path for path in (ROOT / "inference").rglob("page/*.*") if path.suffix not in (".py", ".pyc")]
+    page = [path.relative_to(ROOT).as_posix() for path in pages]
     configs = [f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")]
     tasks = [f"configs/lm-eval/{path.name}" for path in (ROOT / "configs" / "lm-eval").iterdir()]
     shipped = [f"checkpoints/{name}/{file}" for name in SHIPPED for file in FILES]

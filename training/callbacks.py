@@ -25,6 +25,7 @@ from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.training.losses import scored, token_losses
 from mull.training.module import Batch, TrainingModule
+from mull.training.ranks import over_ranks
 
 
 class DepthValidation(pl.Callback):
@@ -109,18 +110,6 @@ class DepthValidation(pl.Callback):
                 f"{number(means['loss'], NATS)} "
                 f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
             )
-
-
-def over_ranks(trainer: pl.Trainer, sums: dict[str, float]) -> dict[str, float]:
-    """The sums of all devices together; every device must have the same names."""
-    if trainer.world_size == 1:
-        return dict(sums)
-    names = sorted(sums)
-    device = trainer.strategy.root_device
-    wide = torch.float32 if device.type == "mps" else torch.float64  # which mps lacks
-    total = trainer.strategy.reduce(torch.tensor([sums[n] for n in names], dtype=wide, device=device), reduce_op="sum")
-    assert isinstance(total, Tensor)
-    return dict(zip(names, total.tolist(), strict=True))
 
 
 def is_repeat(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> bool:

@@ -65,7 +65,8 @@ class Uniform(CapacitySampler):
     """Every pass of every batch has a share of its own, drawn uniformly.
 
     Args:
-        minimum, maximum: smallest and largest share, 0 to 1.
+        minimum: smallest share, 0 to 1.
+        maximum: largest share, 0 to 1.
     """
 
     def __init__(self, minimum: float = 0.0, maximum: float = 1.0) -> None:

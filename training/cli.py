@@ -22,14 +22,18 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
+from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.module import StreamData
 from mull.training.help import page_of_train
 from mull.training.mistakes import in_words
+from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
+from mull.training.ranks import expect_unused
 from mull.training.records import Choice, make_loggers
 from mull.training.saving import Saving
+from mull.training.sharding import Sharded
 from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
@@ -71,6 +75,9 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
     check_epochs(run)
+    expect_unused(run.trainer, run.model.may_leave_out)
+    if isinstance(run.trainer.strategy, Sharded):
+        run.model.check_dividing()  # before further processes are started
     run.start = start
     if start is not None:
         check_architecture(start, run.resolved["model"]["network"])
@@ -158,6 +165,14 @@ class TrainingCLI(LightningCLI):
         self.states = self.folder / "trainer"
         self.resolved = self.resolve(self.config)
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Union subtypes" in str(error):  # what a class refuses, as the parser hands it on
+                raise ValueError(plain_words(str(error))) from error
+            raise
+
     def resolve(self, config: Any) -> dict[str, Any]:
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
         fields = yaml.safe_load(self.parser.dump(config, skip_unset=False))
@@ -179,7 +194,7 @@ class TrainingCLI(LightningCLI):
         self.saving = Saving(self.states, self.config.save_every, lambda: self.identity)
         # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
         # holds what the other callbacks did at that step.
-        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), self.saving]
+        self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), Alarms(), self.saving]
         ours = make_loggers(
             self.config.logger, self.states, self.folder.resolve().name, configuration_name(self.config)
         )

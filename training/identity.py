@@ -56,15 +56,23 @@ class Standing(NamedTuple):
     ended: bool = False
 
 
-def identity_of(resolved: dict[str, Any], data: str | None, start: str | None) -> Identity:
+def identity_of(resolved: dict[str, Any], data: str | None, start: str | None, processes: int = 1) -> Identity:
     """What decides the weights of a run.
 
     Args:
         resolved: the resolved configuration, as `TrainingCLI.resolved`.
         data: key of the content of the data; None for a data module that has none.
         start: SHA-256 of the weights that the run starts from; None for random ones.
+        processes: how many train together, which `devices: auto` does not say.
     """
-    return {"configuration": decisive(resolved), "data": data, "from": start, "mull_version": VERSION}
+    configuration = decisive(resolved)
+    return {
+        "configuration": configuration,
+        "data": data,
+        "from": start,
+        "processes": processes,
+        "mull_version": VERSION,
+    }
 
 
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +160,11 @@ def changes(one: Identity, other: Identity) -> list[str]:
         contents = [None, None]  # an old record: the places have to do
     else:
         configurations = [without_places(each) for each in configurations]
-    found = differences(one.get("from"), other.get("from"), "weights of --from") + differences(*configurations)
+    counts = [one.get("processes"), other.get("processes")]
+    if None in counts:
+        counts = [None, None]  # an old record
+    found = differences(counts[0], counts[1], "number of processes")
+    found += differences(one.get("from"), other.get("from"), "weights of --from") + differences(*configurations)
     return found + differences(contents[0], contents[1], "content of the data")
 
 

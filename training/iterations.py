@@ -7,20 +7,23 @@ They are pure functions of (seed, index), so that all ranks and resumed runs dra
     Poisson            R_b ~ max(1, Poisson(mean)), one count per sequence                         (Parcae, 2604.12946)
     uniform            R ~ Uniform{minimum .. maximum}, one count for the batch or one per sequence
     linear curriculum  log-normal Poisson whose mean climbs from `start` to `mean`                 (2511.07384)
+    progressive        n ~ Uniform{0 .. m-1} iterations without gradient, then k ~ Uniform{1 .. m-n} with it, for a
+                       share of the batches; the others take m, all with gradient                  (Bansal, 2202.05826)
 
-Every sampler clips its draws to minimum .. maximum. `index` counts training batches (optimizer steps times
-accumulated batches), not optimizer steps.
+A sampler may draw the gradient window too (`window`); elsewhere it is the module's. Every sampler clips its draws to
+minimum .. maximum. `index` counts training batches (optimizer steps times accumulated batches), not optimizer steps.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from mull.models.loop import Iterations
+from mull.models.loop import Iterations, check_count
 from mull.training.data.streams import Stream
 
 
@@ -36,6 +39,8 @@ class IterationSampler(ABC):
         ValueError: the mean is below 1, or not 1 <= minimum <= maximum.
     """
 
+    draws_window: ClassVar[bool] = False  # whether `window` says how far the gradient goes back, batch by batch
+
     def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
         if mean < 1:
             raise ValueError(f"mean iterations must be at least 1, not {mean}")
@@ -45,8 +50,17 @@ class IterationSampler(ABC):
 
     def __call__(self, seed: int, index: int, batch_size: int) -> Iterations:
         """The count of training batch `index`: an integer, or a tensor (batch_size,) int64 of a count per sequence."""
-        drawn = np.clip(self.draw(Stream("iterations", seed).at(index), index, batch_size), self.minimum, self.maximum)
+        drawn = np.clip(self.draw(self.stream(seed, index), index, batch_size), self.minimum, self.maximum)
         return int(drawn) if drawn.ndim == 0 else torch.from_numpy(drawn.astype(np.int64))
+
+    def stream(self, seed: int, index: int) -> np.random.Generator:
+        """The random numbers of training batch `index`, from the first."""
+        return Stream("iterations", seed).at(index)
+
+    def window(self, seed: int, index: int) -> int | None:
+        """The iterations, counted from the last, that the gradient of training batch `index` passes through; None
+        leaves them to the module."""
+        return None
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
@@ -72,7 +86,8 @@ class Uniform(IterationSampler):
     length for the depth, which is what makes depth carry to longer rows (arXiv 2606.29983).
 
     Args:
-        minimum, maximum: the least and the most iterations.
+        minimum: the least iterations.
+        maximum: the most iterations.
         per_sequence: a count of its own for every sequence of the batch, instead of one for all.
     """
 
@@ -91,7 +106,8 @@ class LogNormalPoisson(IterationSampler):
     Args:
         mean: mean of the Poisson part, to which 1 is added.
         sigma: standard deviation of tau; 0 leaves a plain Poisson draw + 1.
-        minimum, maximum: see `IterationSampler`.
+        minimum: smaller draws become this; see `IterationSampler`.
+        maximum: larger draws become this; None for no limit.
     """
 
     def __init__(self, mean: float, sigma: float = 0.5, minimum: int = 1, maximum: int | None = None) -> None:
@@ -116,7 +132,9 @@ class LinearCurriculum(LogNormalPoisson):
         mean: the final mean.
         batches: number of training batches over which the mean climbs.
         start: the mean at the first batch, at least 1.
-        sigma, minimum, maximum: see `LogNormalPoisson`.
+        sigma: see `LogNormalPoisson`.
+        minimum: see `LogNormalPoisson`.
+        maximum: see `LogNormalPoisson`.
     """
 
     def __init__(
@@ -135,6 +153,41 @@ class LinearCurriculum(LogNormalPoisson):
 
     def mean_at(self, index: int) -> float:
         return self.start + (self.mean - self.start) * min(1.0, index / self.batches)
+
+
+class Progressive(IterationSampler):
+    """Starts to learn from wherever a loop may stand: n iterations without gradient, then k more with it, so that the
+    answer must become better from any state on the way and not only from the first (the progressive loss of Bansal et
+    al., arXiv 2202.05826). Where that paper adds two losses with weights 1 - alpha and alpha, a batch takes one of them
+    with these chances: the same in expectation, for half of the cost.
+
+    Args:
+        maximum: m, the most iterations; n is uniform over 0 .. m-1, and k over 1 .. m-n.
+        share: alpha, the share of the batches that are drawn so; the others take m iterations, all with gradient.
+    """
+
+    draws_window = True
+
+    def __init__(self, maximum: int, share: float = 0.5) -> None:
+        check_count("maximum", maximum)
+        if not 0 <= share <= 1:
+            raise ValueError(f"share must lie between 0 and 1, not {share}")
+        super().__init__(share * (3 * maximum + 1) / 4 + (1 - share) * maximum, 1, maximum)
+        self.share = share
+
+    def drawn(self, rng: np.random.Generator) -> tuple[int, int]:
+        """n and k of a batch: iterations without gradient, and those after them with it."""
+        assert self.maximum is not None
+        if rng.random() >= self.share:
+            return 0, self.maximum
+        without = int(rng.integers(self.maximum))
+        return without, int(rng.integers(1, self.maximum - without + 1))
+
+    def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
+        return np.asarray(sum(self.drawn(rng)))
+
+    def window(self, seed: int, index: int) -> int:
+        return self.drawn(self.stream(seed, index))[1]
 
 
 class PoissonPerSequence(IterationSampler):

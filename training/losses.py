@@ -1,13 +1,16 @@
 """What training minimises. Labels are aligned with positions (nothing is shifted); IGNORE positions do not count.
 
 A loss is a mean over the scored positions of one batch of one device, and 0 without gradient where there are none.
-Over accumulated batches, and over devices, gradients are averaged as they are: each batch counts alike, however many
-positions it scores. (Those of mull's own data have nearly equal numbers.)
+Accumulated batches and those of several devices count by the positions that they score (weighting.py): the loss of an
+optimizer step is the mean over all of its scored positions, as if they were one batch.
 
     last iteration    L = L_R, the cross entropy after the last iteration
     expected          L = sum_t p(t) L_t - beta H(p), p(t) = lambda_t prod_{j<t} (1 - lambda_j), the last the rest;
                       lambda_t is the sigmoid of the model's exit gate             (Ouro stage I, arXiv 2510.25741)
+    halt              L = mean over t = 2 .. R of the cross entropy between 1 - lambda_t and the wish to go on
+                      w_t = sigmoid(k (max(0, L_{t-1} - L_t) - gamma)); trains the exit gate only    (Ouro stage II)
     several           L = sum_j w_j L_{ceil(x_j R)} / sum_j w_j, at shares x_j of the depth
+    consistency       L = L_R + w KL(p_R || p_{ceil(x R)}), at a share x of the depth, p_R without gradient
     fixed point       L = L_R + w |s_R - s_{R-1}|^2 / |s_R|^2, by position       (Think Shallow, arXiv 2608.18222)
 
 Shapes: B batch, T positions, V vocabulary, R iterations.
@@ -21,10 +24,10 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models import ModelOutput
+from mull.models import IteratedModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.training.data.task import IGNORE
 
@@ -35,6 +38,14 @@ class Loss(ABC):
     def read_at(self, iterations: Iterations | None) -> Sequence[int]:  # noqa: ARG002
         """Counts at which forward must read answers out, besides the last."""
         return range(0)
+
+    def trained(self, network: nn.Module) -> list[nn.Parameter] | None:  # noqa: ARG002
+        """The parameters that are trained, where the loss is for some of them; None means all. The others are frozen.
+
+        Raises:
+            ValueError: the network does not have them.
+        """
+        return None
 
     @abstractmethod
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
@@ -67,22 +78,42 @@ class SeveralIterations(Loss):
         self.weights = {float(share): float(weight) for share, weight in weights.items()}
 
     def read_at(self, iterations: Iterations | None) -> list[int]:
-        if not isinstance(iterations, int):
-            raise ValueError("a loss at several iterations needs a loop, and one iteration count for the whole batch")
-        return sorted({self.count(share, iterations) for share in self.weights})
-
-    @staticmethod
-    def count(share: float, iterations: int) -> int:
-        """The count at a share of the iterations."""
-        return max(1, math.ceil(share * iterations - 1e-9))
+        depth = one_count(iterations, "a loss at several iterations")
+        return sorted({count_at(share, depth) for share in self.weights})
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        depth = int(output.iterations.max()) if output.selected is None else output.selected.shape[-1] + 1  # all passes
-        total = output.logits.new_zeros(())
+        depth, total = depth_of(output), output.logits.new_zeros(())
         for share, weight in self.weights.items():
-            logits = output.readings[self.count(share, depth)].logits
+            logits = output.readings[count_at(share, depth)].logits
             total = total + weight * token_losses(logits, labels).sum()
         return total / sum(self.weights.values()) / number_scored(labels)
+
+
+class Consistency(Loss):
+    """Cross entropy after the last iteration, and a term that asks an earlier answer to be the last one already: their
+    divergence KL(p_R || p_{ceil(x R)}) by position. The last answer is the teacher, and gets no gradient by the term.
+
+    Args:
+        weight: w, in nats for each nat of divergence.
+        share: x, the share of the depth at which the earlier answer is read, above 0 and below 1.
+
+    Counts before the gradient window of `backprop_iterations` train what reads the answer out, not the loop.
+    """
+
+    def __init__(self, weight: float = 0.1, share: float = 0.5) -> None:
+        if not 0 <= weight < math.inf or not 0 < share < 1:
+            raise ValueError(f"weight must be at least 0 and share between 0 and 1, not {weight} and {share}")
+        self.weight, self.share = weight, share
+
+    def read_at(self, iterations: Iterations | None) -> list[int]:
+        return [count_at(self.share, one_count(iterations, "Consistency"))]
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        early = log_probabilities(output.readings[count_at(self.share, depth_of(output))].logits)
+        last = log_probabilities(output.logits.detach())
+        apart = F.kl_div(early, last, reduction="none", log_target=True).sum(dim=-1)  # KL(last || early), (B, T)
+        losses = token_losses(output.logits, labels) + self.weight * apart * scored(labels)
+        return losses.sum() / number_scored(labels)
 
 
 class FixedPoint(Loss):
@@ -119,22 +150,85 @@ class ExpectedOverIterations(Loss):
         self.entropy_weight = entropy_weight
 
     def read_at(self, iterations: Iterations | None) -> range:
-        if not isinstance(iterations, int):
-            raise ValueError(
-                "the expected loss needs a recurrent model and one iteration count for the whole batch; "
-                "use the Fixed, LogNormalPoisson or LinearCurriculum sampler"
-            )
-        return range(1, iterations + 1)
+        return range(1, 1 + one_count(iterations, "the expected loss"))
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
-        readings = [output.readings[count] for count in sorted(output.readings)]
-        if output.exit_logit is None or not readings:
-            raise ValueError("the expected loss needs a model with exit_gate: true, and a sampler of iterations")
-        exit_logits = torch.stack([r.exit_logit for r in readings if r.exit_logit is not None])  # (R, B, T)
+        exit_logits, losses = by_iteration(output, labels, "the expected loss")
         log_p = exit_log_distribution(exit_logits)
-        losses = torch.stack([token_losses(r.logits, labels) for r in readings])  # (R, B, T)
         expected = (log_p.exp() * (losses + self.entropy_weight * log_p)).sum(dim=0)  # -beta H = beta sum p log p
         return (expected * scored(labels)).sum() / number_scored(labels)
+
+
+class HaltOnImprovement(Loss):
+    """Teaches the exit gate of a finished model to go on while another iteration helps, and to halt where none does.
+
+    Everything but the gate is frozen, so there is no gradient through the loop, and a run costs little. It starts from
+    a trained model: `mull train --from FOLDER`, whose gate, if it has none, is a fresh one. The first iteration has no
+    improvement to be judged by, so a batch of one iteration teaches nothing.
+
+    Args:
+        sharpness: k, how fast the wish to go on grows with the improvement, for each nat.
+        least: gamma, the improvement in nats at which going on and halting are wished for alike.
+    """
+
+    def __init__(self, sharpness: float = 50.0, least: float = 0.005) -> None:
+        if not 0 < sharpness < math.inf or not 0 <= least < math.inf:
+            raise ValueError(f"sharpness must be above 0 and least at least 0, not {sharpness} and {least}")
+        self.sharpness, self.least = sharpness, least
+
+    def trained(self, network: nn.Module) -> list[nn.Parameter]:
+        found = network.gate_parameters() if isinstance(network, IteratedModel) else []
+        if not found:
+            raise ValueError(
+                f"HaltOnImprovement trains the exit gate, and this {type(network).__name__} has none: set "
+                "model.network.init_args.config.exit_gate to true"
+            )
+        return found
+
+    def read_at(self, iterations: Iterations | None) -> range:
+        return range(1, 1 + one_count(iterations, "HaltOnImprovement"))
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
+        exit_logits, losses = by_iteration(output, labels, "HaltOnImprovement")
+        improvement = (losses[:-1] - losses[1:]).clamp(min=0).detach()
+        wish = torch.sigmoid(self.sharpness * (improvement - self.least))
+        stay = -exit_logits[1:].float()  # the logit of 1 - lambda
+        terms = F.binary_cross_entropy_with_logits(stay, wish, reduction="none").sum(dim=0) / max(1, len(wish))
+        return (terms * scored(labels)).sum() / number_scored(labels)
+
+
+def one_count(iterations: Iterations | None, who: str) -> int:
+    """R, for a loss that reads answers on the way; raises a ValueError where there is not one R for all rows."""
+    if not isinstance(iterations, int):
+        raise ValueError(
+            f"{who} needs a model with a loop and one iteration count for the whole batch; "
+            "use the Fixed, Uniform, LogNormalPoisson or LinearCurriculum sampler"
+        )
+    return iterations
+
+
+def count_at(share: float, iterations: int) -> int:
+    """The count at a share of the iterations, rounded up."""
+    return max(1, math.ceil(share * iterations - 1e-9))
+
+
+def depth_of(output: ModelOutput) -> int:
+    """R of an output whose rows all have one: of a model that routes tokens, all passes, taken or not."""
+    return int(output.iterations.max()) if output.selected is None else output.selected.shape[-1] + 1
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Of all tokens, (..., V), in fp32 or wider."""
+    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+
+
+def by_iteration(output: ModelOutput, labels: Tensor, who: str) -> tuple[Tensor, Tensor]:
+    """The exit gate's logits and the cross entropies of all iterations, (R, B, T) each."""
+    readings = [output.readings[count] for count in sorted(output.readings)]
+    if output.exit_logit is None or not readings:
+        raise ValueError(f"{who} needs a model with exit_gate: true, and a sampler of iterations")
+    exit_logits = torch.stack([r.exit_logit for r in readings if r.exit_logit is not None])
+    return exit_logits, torch.stack([token_losses(r.logits, labels) for r in readings])
 
 
 def exit_log_distribution(exit_logits: Tensor) -> Tensor:
@@ -148,7 +242,8 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    by_position = rearrange(logits, "b t v -> (b t) v").float()
+    by_position = rearrange(logits, "b t v -> (b t) v")
+    by_position = by_position if by_position.dtype == torch.float64 else by_position.float()
     flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view_as(labels)
 

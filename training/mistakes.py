@@ -84,6 +84,7 @@ def arguments_of(class_path: str) -> Iterable[str]:
 
 def plain(said: str) -> str:
     """A message without the parser's types: `model.warmup_steps: abc is not an integer`."""
+    said = " ".join(said.split())
     given = re.search(r" Given value: (?:NestedArg\(key='[\w.]*', val='?([^']*?)'?\)|(.*?))(?: - Expected a |$)", said)
     value = shown((given[1] or given[2] or "") if given else "", 60)
     for pattern in (
@@ -96,7 +97,7 @@ def plain(said: str) -> str:
     said = re.sub(r'Parser key "([\w.]+)"', r"\1", CLASS.sub(r"\1: ", said))
     said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1", said)
     said = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", lambda it: f"{it[2]} is not {kind(it[1])}", said)
-    said = re.sub(r": (?:- )+", ": ", said)
+    said = re.sub(r": (?:- )+", ": ", said).removeprefix("- ")
     wanted = re.fullmatch(r"(.*?): ((?:[-\s]*Expected a <class '\w+'>)+)", said)  # a union, of which none fits
     if wanted is None or not value:
         return said

@@ -4,15 +4,19 @@ Depth and randomness are data. For training batch i, of B sequences, of a run wi
 
     R   = iterations(seed, i, B)     iteration count: an integer, or one for each sequence, (B,)
     c   = capacity(seed, i, R - 1)   share of the tokens that each routed pass takes, where a sampler is given
-    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i)
+    k   = window(seed, i)            iterations that the gradient passes through, where the sampler draws them too
+    s_0 = a random initial state, from a generator whose seed is a function of (seed, rank, i); with `carry`, where the
+          batch is the one before once more, the state which that ended in (carrying.py)
 
-and hands them to the network. R and c are the same on every rank, s_0 is each rank's own; a resumed run sees the same
-draws.
+and hands them to the network. R, c and k are the same on every rank, counts by sequence too, so that no rank waits for
+a deeper one; s_0 is each rank's own; a resumed run sees the same draws, and goes on from the same carried state.
+Batches that are accumulated into one optimizer step have draws of their own: a step of two batches has seen two depths.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,18 +26,20 @@ from torch import Tensor, nn
 
 from mull.models import ModelOutput
 from mull.models.loop import check_count, counts_around
+from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
+from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import LastIteration, Loss, scored
-from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.losses import ExpectedOverIterations, LastIteration, Loss, scored
+from mull.training.optimizers import AdamW, MuonAdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.ranks import over_ranks
+from mull.training.sharding import check_known, shard, whole
+from mull.training.skips import Skips
+from mull.training.weighting import Weighting
 
 # input_ids and labels, both (B, T) int64: labels[b, t] is the token to predict at position t, or -100 (not scored)
 Batch = dict[str, Tensor]
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss or its gradient is no longer a finite number; the weights are still those of the step before."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -46,7 +52,7 @@ class TrainingModule(pl.LightningModule):
             and, in validation, read_at= only if its forward names them.
         iterations: sampler of the iteration count; None for a network without a loop.
         backprop_iterations: number of iterations, counted from the last, that the gradient passes through; None means
-            all of them.
+            all of them. A sampler that draws the window itself (`Progressive`) takes its place.
         capacity: sampler of the share of tokens that routed passes take, for a network whose forward takes capacity=;
             None leaves the share to the network's config.
         loss: what is minimised; None means the cross entropy after the last iteration.
@@ -56,10 +62,16 @@ class TrainingModule(pl.LightningModule):
         validate_at: iteration counts of the validation sweep; None means 1, r/2, r, 2r, 4r for a mean of r.
         auxiliary_weight: weight of the network's auxiliary loss, if its output has one, as routers do (arXiv
             2507.10524).
+        carry: a batch with the input_ids of the one before it goes on from the state which that ended in, detached,
+            instead of an initial one (carrying.py); for data with `repeat`, and a network whose forward takes state=.
+        compile: compile the blocks of layers for training (torch.compile); a network of your own needs a method
+            compile_training, and InnerThinkingTransformer is refused.
+        checkpoint_iterations: keep only the states between iterations for the gradient, and compute the rest again;
+            refused where the network's forward does not name it.
         seed: seed of the iteration counts, capacities and initial states.
 
     Raises:
-        ValueError: a number is out of its range, or the network routes no tokens and a capacity is given.
+        ValueError: a number is out of its range, or the network has no use for what is given.
     """
 
     def __init__(
@@ -74,6 +86,9 @@ class TrainingModule(pl.LightningModule):
         decay_share: float = 0.3,
         validate_at: list[int] | None = None,
         auxiliary_weight: float = 0.001,
+        carry: bool = False,
+        compile: bool = False,
+        checkpoint_iterations: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -100,41 +115,122 @@ class TrainingModule(pl.LightningModule):
         self.optimizer = optimizer or AdamW()
         self.auxiliary_weight = auxiliary_weight
         self.warmup_steps, self.decay_share, self.seed = warmup_steps, decay_share, seed
+        self.compiles, self.checkpoint_iterations = compile, checkpoint_iterations
+        self.skips, self.weighting = Skips(), Weighting()
+        self.signs: dict[str, Tensor] | None = None  # of the last batch, for the alarms
         self.total_steps = 0  # optimizer steps of the whole run, known once the trainer has its data
         self.validate_at = validation_counts(iterations) if validate_at is None else sorted(set(validate_at))
-        if backprop_iterations is not None and (iterations is None or "backprop_iterations" not in self.accepted):
-            raise ValueError(
-                f"this {type(network).__name__} has no gradient window: backprop_iterations is refused, leave it out"
-            )
+        self.check_network(carry)
+        self.carried = Carried() if carry else None
+        self.configure_model()  # refuses what cannot be compiled; nothing is compiled before it is first run
         if iterations is None and validate_at:
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+        self.loss.trained(network)  # says now if the network lacks what the loss trains
+
+    def check_network(self, carry: bool) -> None:
+        """Raise a ValueError where the network has no use for what is asked of it."""
+        network, iterations, backprop_iterations = self.network, self.iterations, self.backprop_iterations
+        windowed = iterations is not None and iterations.draws_window
+        if windowed and backprop_iterations is not None:
+            raise ValueError(
+                f"{type(iterations).__name__} draws the gradient window of each batch: leave backprop_iterations "
+                f"{backprop_iterations} out"
+            )
+        if (windowed or backprop_iterations is not None) and (
+            iterations is None or "backprop_iterations" not in self.accepted
+        ):
+            raise ValueError(
+                f"this {type(network).__name__} has no gradient window: "
+                f"{type(iterations).__name__ if windowed else 'backprop_iterations'} is refused, leave it out"
+            )
+        if carry and (iterations is None or "state" not in self.accepted):
+            raise ValueError(f"this {type(network).__name__} goes on from no state: carry is refused, leave it out")
+        if self.checkpoint_iterations and (iterations is None or "checkpoint_iterations" not in self.accepted):
+            raise ValueError(
+                f"this {type(network).__name__} has no iterations that are computed again: checkpoint_iterations is "
+                "refused, leave it out"
+            )
+        if self.compiles and not hasattr(network, "compile_training"):
+            raise ValueError(f"a {type(network).__name__} has no compile_training: compile is refused, leave it out")
+
+    def setup(self, stage: str) -> None:
+        """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
+        self.carried = None if self.carried is None else Carried()  # a saved one is loaded after this
+        check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
+        self.freeze_others()
+
+    def freeze_others(self) -> None:
+        """Freeze what the loss does not train."""
+        trained = self.loss.trained(self.network)
+        if trained is not None:
+            self.network.requires_grad_(False)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
+    def configure_model(self) -> None:
+        """Make ready for training the network that is there: the one of `--from` has come after `__init__`."""
+        if self.device_mesh is not None:
+            self.check_dividing()
+            shard(self.network, self.device_mesh["data_parallel"])
+        if self.compiles and getattr(self.network, "compiled_training", None) is None:
+            network: Any = self.network
+            network.compile_training()
+
+    def check_dividing(self) -> None:
+        """Raise a ValueError unless the network can be divided among devices (fsdp2)."""
+        if self.compiles:
+            raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
+        if isinstance(self.optimizer, MuonAdamW):
+            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
+        check_known(self.network)
+
+    @property
+    def may_leave_out(self) -> bool:
+        """Whether a batch may leave parameters of the network without a gradient: routers where nothing is routed, and
+        an exit gate that the loss does not ask."""
+        gate = getattr(self.network, "can_halt", False) and not isinstance(self.loss, ExpectedOverIterations)
+        return gate or "capacity" in self.accepted
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss.
+        """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss,
+        both weighted by the positions that the batch scores where a step has several (weighting.py).
 
-        A batch that scores no position has a loss of 0, which is not logged.
-
-        Raises:
-            NonFiniteLossError: the loss is not a finite number.
+        What is logged is the loss of the batches of all devices together. A batch that scores no position has a loss of
+        0, which is not logged. One whose loss is no finite number spoils the gradient of its step, on all devices, so
+        that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
-        anything = bool(scored(batch["labels"]).any())
-        if not anything:
+        count = total = int(scored(batch["labels"]).sum())
+        told = loss.detach()
+        devices = 1 if self._trainer is None else self.trainer.world_size
+        if devices > 1:  # the loss and the number of all of them, so that they all decide alike
+            sums = over_ranks(self.trainer, {"loss": float(told) * count, "scored": count})
+            total = int(sums["scored"])
+            told = torch.tensor(sums["loss"] / max(1, total), dtype=loss.dtype, device=loss.device)
+        if not total:
             rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the loss is {loss.item()} at step {self.global_step}")
-        if anything:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+        if not torch.isfinite(told):
+            self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
+        elif total:
+            self.log("train/loss", told, prog_bar=True)
+        if self.carried is not None:
+            self.carried.keep(batch["input_ids"], output.state)
+        answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
+        if answered is not None:
+            self.log_dict(answered(index, output.logits.detach(), batch["labels"]))
         if output.auxiliary_loss is not None:
             self.log("train/auxiliary_loss", output.auxiliary_loss.detach())
             loss = loss + self.auxiliary_weight * output.auxiliary_loss
         if self.iterations is not None:
             self.log("train/iterations", output.iterations.float().mean(), prog_bar=True)
-        return loss
+        self.signs = vital_signs(told, output) if total else None
+        if self._trainer is None or devices == self.trainer.accumulate_grad_batches == 1:
+            return loss
+        return loss * self.weighting.weight(count, total, devices)
 
     def batch_index(self, batch_idx: int) -> int:
         """Number of this batch, counted from the first step of the run, also where the run was resumed."""
@@ -151,15 +247,32 @@ class TrainingModule(pl.LightningModule):
         passes = int(drawn.max()) if isinstance(drawn, Tensor) else drawn  # asked here: a device would have to wait
         drawn = drawn.to(input_ids.device) if isinstance(drawn, Tensor) else drawn
         options: dict[str, Any] = {}  # only what is asked for: a network of your own need not take the rest
-        if self.backprop_iterations is not None:
-            options["backprop_iterations"] = self.backprop_iterations
+        window = self.iterations.window(self.seed, index)
+        if window is not None or self.backprop_iterations is not None:
+            options["backprop_iterations"] = self.backprop_iterations if window is None else window
         if self.loss.read_at(drawn):
             options["read_at"] = self.loss.read_at(drawn)
+        if self.checkpoint_iterations:
+            options["checkpoint_iterations"] = True
         if self.capacity is not None:
             options["capacity"] = self.capacity(self.seed, index, passes - 1)
-        if "generator" in self.accepted:
+        state = None if self.carried is None else self.carried.state_for(input_ids)
+        if state is not None:
+            options["state"] = state
+        if "generator" in self.accepted and (state is None or getattr(self.network, "is_noisy", False)):
             options["generator"] = generator
         return self.network(input_ids, iterations=drawn, **options)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What is carried, and what was skipped, are part of a saved state: a resumed run goes on from it."""
+        checkpoint["skips"] = self.skips.state()
+        if self.carried is not None:
+            checkpoint["carried"] = self.carried.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skips.restore(checkpoint.get("skips") or Skips().state())
+        if self.carried is not None:
+            self.carried.load_state_dict(checkpoint["carried"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> ModelOutput:  # type: ignore[override]
         """Answers at all counts of `validate_at`, read out of a single unroll; `DepthValidation` scores them.
@@ -178,19 +291,36 @@ class TrainingModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient by its norm over all parameters.
+        """Clip the gradient by its norm over all parameters, or drop it if it is not finite: the step changes nothing.
 
         Raises:
-            NonFiniteLossError: the norm is not a finite number; the weights are not changed any more.
+            NonFiniteLossError: this is the third step in a row whose gradient is not finite (skips.py).
         """
         if gradient_clip_algorithm not in (None, "norm"):
             raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
+        accumulated, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
+        factor = 1.0 if accumulated == devices == 1 else self.weighting.factor(accumulated, devices)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         limit = gradient_clip_val or float("inf")  # 0 clips nothing, as it does elsewhere in the Trainer
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), limit))
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None  # fp16 skips such steps by itself
-        if not torch.isfinite(norm) and not scaled:
-            raise NonFiniteLossError(f"the gradient norm is {norm.item()} at step {self.global_step}")
-        self.log("train/gradient_norm", norm)
+        finite = bool(torch.isfinite(norm))
+        if not finite and not scaled:
+            self.skips.reason = self.skips.reason or f"the gradient norm is {norm.item()}"
+        if self.skips.reason is None:
+            self.skips.take()
+        else:
+            optimizer.zero_grad()  # parameters without a gradient are left alone, their decay and momentum too
+            warning = self.skips.skip(self.global_step)
+            if warning is not None:
+                rank_zero_warn(warning)
+        if finite:
+            self.log("train/gradient_norm", norm)
+        if self.skips.total:
+            self.log("train/skipped_steps", float(self.skips.total))
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimizer, with the schedule of `warmup_stable_decay` over all steps of the run.

@@ -52,7 +52,9 @@ class MuonAdamW(AdamW):
     Args:
         matrix_lr: learning rate of Muon, whose updates are scaled to the size of AdamW's (0.2 sqrt of the larger side).
         momentum: of Muon.
-        lr, betas, weight_decay: as for `AdamW`; the decay is Muon's too.
+        lr: learning rate of AdamW.
+        betas: as for `AdamW`.
+        weight_decay: as for `AdamW`; it is Muon's too.
         orthogonalize_in: number type of Muon's matrix products: float32, bfloat16, or auto, the one that the device
             has units for. Name it where machines of several kinds must agree to the last digit.
     """

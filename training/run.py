@@ -18,22 +18,26 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from mull.checkpoints.replacing import complete, replace_all
 from mull.inference.measure.results import Result
+from mull.training.carrying import check_carry
 from mull.training.cli import TrainingCLI, quiet, read_configuration
 from mull.training.companions import come_first, end_with_first, forget_first
-from mull.training.data.module import check_order
+from mull.training.data.order import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
-from mull.training.module import NonFiniteLossError
 from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
+from mull.training.sharding import is_sharded
+from mull.training.skips import NonFiniteLossError
 from mull.training.states import LAST, PREVIOUS, damage, read_state, settle
 from mull.training.threads import choose_threads
 
@@ -43,7 +47,7 @@ def train(args: list[str]) -> Path:
 
     Raises:
         ValueError: the folder holds another run or is being trained in, or the configuration is wrong.
-        NonFiniteLossError: the loss or its gradient is no longer a number; the last good state stays in the folder.
+        NonFiniteLossError: the losses or gradients of three steps in a row are no numbers; the last good state stays.
         SystemExit: SIGTERM (status 143) or SIGINT (130) has ended the training; its state is saved.
     """
     quiet()
@@ -73,6 +77,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     """Finish the run, from whatever the folder holds of it; this process has the lock."""
     complete(run.folder)  # finishes a save that was killed
     check_order(run.model.network, run.datamodule)
+    check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
     device = run.trainer.strategy.root_device
@@ -82,8 +87,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     if there.exported:
         say(f"{run.folder} holds the finished run of this configuration; pass --output to train it anew")
     elif there.ended or go_on(run, there):
-        restore_final_weights(run)
-        export(run.model.network, run.datamodule, run.folder, configuration_text(run), device)
+        export(final_network(run), run.datamodule, run.folder, configuration_text(run), device)
     else:
         return
     (run.states / PREVIOUS).unlink(missing_ok=True)  # what it was kept for has ended well
@@ -113,6 +117,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
 def try_out(run: TrainingCLI) -> None:
     """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
     check_order(run.model.network, run.datamodule)
+    check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     run.trainer.fit(run.model, run.datamodule)
     if run.trainer.is_global_zero:
         say(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")
@@ -122,7 +127,7 @@ def identify(run: TrainingCLI) -> Identity:
     """What decides the weights of this run."""
     key = getattr(run.datamodule, "content_key", None)
     start = None if run.start is None else run.start.sha256
-    return identity_of(run.resolved, None if key is None else key(), start)
+    return identity_of(run.resolved, None if key is None else key(), start, run.trainer.world_size)
 
 
 def go_on(run: TrainingCLI, there: Standing) -> bool:
@@ -206,9 +211,16 @@ def measures(run: TrainingCLI) -> list[str]:
     return ["val/loss", *(label("loss", count, difficulty) for difficulty in named for count in counts)]
 
 
-def restore_final_weights(run: TrainingCLI) -> None:
-    """Give the network the weights of the final state.
+def final_network(run: TrainingCLI) -> nn.Module:
+    """The network with the weights of the final state, whole on this device.
 
     Where a callback averages weights, these are the average, whether or not the run was resumed after its last step.
     """
-    run.model.load_state_dict(read_state(run.states / LAST)["state_dict"])
+    state = read_state(run.states / LAST)["state_dict"]
+    if not is_sharded(run.model.network):
+        run.model.load_state_dict(state)
+        return run.model.network
+    known: Any = run.model.network  # of mull, or it would not have been divided
+    network: nn.Module = type(known)(known.config).to(known.dtype)
+    network.load_state_dict({name.removeprefix("network."): weight for name, weight in state.items()})
+    return network

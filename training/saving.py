@@ -134,7 +134,9 @@ class Saving(Checkpoint):
         trainer.should_stop = trainer.should_stop or self.postponed
         self.postponed = False
         step = trainer.global_step
-        self.due = self.ask(trainer) or step % self.every == 0 or step >= total_steps(trainer) or may_stop(trainer)
+        skipping = isinstance(pl_module, TrainingModule) and pl_module.skips.begun(step)  # it may be the last good one
+        ends = step >= total_steps(trainer) or may_stop(trainer)
+        self.due = self.ask(trainer) or step % self.every == 0 or skipping or ends
         if validates_in_next_step(trainer) or (self.due and not validates_now(trainer)):
             self.write(trainer)
 

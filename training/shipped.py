@@ -58,5 +58,5 @@ def path_of(value: str) -> str:
             f"--config {path.stem}"
         )
     close = get_close_matches(path.stem, names(), n=1)
-    nearest = f" (do you mean {close[0]}?)" if close else ""
-    raise FileNotFoundError(f"there is no configuration {value}{nearest}, and mull brings {', '.join(names())}")
+    instead = f"; do you mean {close[0]}?" if close else f", and mull brings {', '.join(names())}"
+    raise FileNotFoundError(f"there is no configuration {value}{instead}")

@@ -1,8 +1,9 @@
 """`mull train --from FOLDER`: a run that starts from the weights of a checkpoint folder, for fine-tuning.
 
-The architecture comes from the folder; a configuration may repeat it and may not contradict it. Data, schedule and
-optimizer are those of the configuration, and the first step is step 0. A folder of the public layout is one like any
-other. Which weights these were is part of the run (identity.py).
+The architecture comes from the folder; a configuration may repeat it and may not contradict it, but for an exit gate,
+which a model without one may gain (it starts afresh, and every other weight is the folder's), and for what matters in
+training only. Data, schedule and optimizer are those of the configuration, and the first step is step 0. A folder of
+the public layout is one like any other. Which weights these were is part of the run (identity.py).
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from mull.checkpoints import load_tokenizer
 from mull.checkpoints.files import checksum_of
 from mull.checkpoints.huginn import stored_tensors
 from mull.checkpoints.store import TOKENIZER, existing, load, read_config
-from mull.models import LanguageModel, ModelConfig
+from mull.models import IteratedModel, LanguageModel, ModelConfig
 from mull.models.families import FAMILIES
 from mull.training.module import TrainingModule
 
 OF_THE_DATA = ("vocab_size", "stop_tokens")  # fields of the architecture that the data module decides
+TRAINING_ONLY = ("state_noise",)  # fields that no weight and no answer depends on: a run may set them anew
+GAINED = {"exit_gate": (False, True)}  # what a run may have that the folder has not: in the folder, in the run
 
 
 class Start(NamedTuple):
@@ -85,7 +88,7 @@ def check_architecture(start: Start, network: dict[str, Any]) -> None:
     of_the_data = {each: getattr(start.config, each) for each in OF_THE_DATA}
     asked = architecture(start._replace(config=type(start.config)(**{**said, **of_the_data})))  # null: what it means
     for field, value in architecture(start).items():
-        if asked[field] != value:
+        if field not in TRAINING_ONLY and asked[field] != value and GAINED.get(field) != (value, asked[field]):
             raise ValueError(
                 f"model.network.init_args.config.{field} is {said[field]}, and {value} in {start.folder}; {remedy}"
             )
@@ -94,14 +97,23 @@ def check_architecture(start: Start, network: dict[str, Any]) -> None:
 def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
     """Give the network of a run the weights of the folder; its shapes become those of the folder.
 
+    An exit gate that the folder lacks keeps the weights that it starts with.
+
     Raises:
         ValueError: the tokens of the data are not those of the folder, or its weights are damaged.
     """
     check_tokens(start, data)
     weights = load(start.folder).state_dict()
     if data.vocab_size != start.config.vocab_size:  # public vocabularies are padded beyond their tokenizer
-        module.network = start.network(replace(start.config, stop_tokens=tuple(data.stop_tokens)))
-    module.network.load_state_dict(weights)
+        config = module.network.config
+        assert isinstance(config, ModelConfig)
+        module.network = start.network(replace(config, vocab_size=start.config.vocab_size))
+    network = module.network
+    if isinstance(network, IteratedModel):
+        fresh = {id(parameter) for parameter in network.gate_parameters()}
+        gate = {name: value for name, value in network.state_dict(keep_vars=True).items() if id(value) in fresh}
+        weights = {**{name: value.detach() for name, value in gate.items()}, **weights}
+    network.load_state_dict(weights)
 
 
 def check_tokens(start: Start, data: Any) -> None:

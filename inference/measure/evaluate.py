@@ -131,7 +131,8 @@ def evaluate(
             needs no mask: nothing attends to what follows it.
         iterations: the counts; None is the count of the config (a Transformer has no loop and takes nothing but None).
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
-        capacity, selection: of a model with routed passes; see `InnerThinkingTransformer.forward`.
+        capacity: share of the positions in routed passes; see `InnerThinkingTransformer.forward`.
+        selection: how these positions are chosen; see there.
         exit: a rule that ends thinking early (exits.py); each count is then a run of its own, and a position's limit.
         restarts: runs of each example, from random initial states, of which the one that moved least in the end answers
             (restarts.py); FLOPs are those of all runs.

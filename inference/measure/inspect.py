@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mull.checkpoints.card import cell
+from mull.checkpoints.efforts import FILE, read_efforts
 from mull.checkpoints.files import damaged, is_there, read_json, read_yaml, shown
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.quantities import Row, cells, is_text, reference_of, si
@@ -35,6 +36,7 @@ def inspection(path: str | Path, iterations: list[int] | None = None, capacity: 
         "  " + ", ".join(f"{name} {shown(value)}" for name, value in asdict(config).items()),
         "",
         *cost_lines(config, iterations, capacity),
+        *effort_lines(folder),
         *training_lines(folder / TRAINING),
         *depth_lines(folder / DEPTH),
     ]
@@ -60,6 +62,13 @@ def cost_lines(config: ModelConfig, asked: list[int] | None = None, capacity: Ca
         flops = config.flops_per_token(count, length, taken)
         lines.append(f"  {count or '-':>10}  {si(flops):>10}  {config.cache_bytes_per_token(count):>11,}")
     return lines
+
+
+def effort_lines(folder: Path) -> list[str]:
+    """How long each `reasoning_effort` thinks, where the folder says so."""
+    table = read_efforts(folder)
+    said = ", ".join(f"{word} {count}" for word, count in (table or {}).items())
+    return [] if table is None else ["", f"iterations by effort ({FILE}): {said or 'none given'}"]
 
 
 def training_lines(file: Path) -> list[str]:

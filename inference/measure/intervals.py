@@ -22,6 +22,8 @@ Z = 1.959963984540054
 
 
 class Interval(NamedTuple):
+    """The two ends of a 95 % interval."""
+
     low: float
     high: float
 

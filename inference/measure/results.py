@@ -25,8 +25,8 @@ class Result:
         examples: number of examples with a scored token.
         flops_per_token: forward FLOPs per position of one pass at this count.
         capacity: share of the tokens that a routed pass took, on average over passes; None without routed passes.
-        capacity_asked, capacity_met: of each routed pass the share that was asked for, and the one that took it, on
-            average over the layers.
+        capacity_asked: of each routed pass the share that was asked for.
+        capacity_met: of each routed pass the share that took it, on average over the layers.
         mean_iterations: what positions used on average under an exit rule; None without one.
         reference: the count that the difference is to; None where nothing is compared.
         difference: accuracy, or for text bits per byte, less that at the reference, on the same examples; its interval

@@ -28,9 +28,11 @@ class Settling(NamedTuple):
     Attributes:
         residual: the largest of an example, on average over examples.
         settled: share of examples whose largest residual is below SETTLED.
-        settled_low, settled_high: its 95 % interval.
+        settled_low: the lower end of its 95 % interval.
+        settled_high: the upper end.
         auc: how well small residuals tell right examples from wrong ones; 0.5 says nothing. None where all are alike.
-        auc_low, auc_high: its 95 % interval.
+        auc_low: the lower end of its 95 % interval.
+        auc_high: the upper end.
     """
 
     residual: float

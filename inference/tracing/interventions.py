@@ -92,8 +92,9 @@ class Patch(Intervention):
         Args:
             trace: the other run.
             positions: those to take over; None means all.
-            iteration, last: after which iterations, 1 or more; they are the other run's iterations too. Without a
-                last one the states are put in once. `last=iterations` holds them to the end.
+            iteration: after which iteration they are put in, 1 or more; it is the other run's iteration too.
+            last: the last iteration after which they are put in again; None puts them in once. `last=iterations`
+                holds them to the end.
         """
         if trace.states is None:
             raise ValueError("the trace to patch from kept no states: trace it with keep_states=True")

@@ -27,7 +27,7 @@ from mull.inference.tracing.view import common_plane, texts, tokens_in, view
 from mull.models import LanguageModel
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = ("numbers.js", "colours.js", "map.js", "charts.js", "main.js")  # in this order, as one script
+SCRIPTS = ("document.js", "numbers.js", "colours.js", "map.js", "charts.js", "main.js")  # in this order, as one script
 UNKNOWN = 65535  # of two bytes: not a number
 SMALLEST = 1e-12  # on a logarithmic scale; below it is zero
 LOGARITHMIC = ("kl", "residual", "probabilities", "truth")  # where 0.0001 is another thing than 0.0002
@@ -43,7 +43,8 @@ def write_page(
         path: the file, which is replaced.
         model: the one that was traced; its tokenizer says what tokens look like.
         runs: traces by name, in the order in which they are shown.
-        title, about: the heading, and lines below it.
+        title: the heading.
+        about: lines below the heading.
 
     Raises:
         ValueError: no run, or more than two.
@@ -64,14 +65,7 @@ def page(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], toke
         views: one or two runs, as `view.view` gives them.
         tokenizer: says what tokens look like; None shows ids.
     """
-    known = texts(tokenizer, set().union(*map(tokens_in, views)))
-    place = {token: number for number, token in enumerate(known)}
-    data = {
-        "title": title,
-        "about": list(about),
-        "vocabulary": list(known.values()),
-        "runs": [packed_view(shown, place) for shown in views],
-    }
+    data = data_of(title, about, views, tokenizer)
     script = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
     style = (PARTS / "page.css").read_text(encoding="utf-8")
@@ -83,6 +77,18 @@ def page(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], toke
     document = (PARTS / "page.html").read_text(encoding="utf-8")
     pieces = document.split("@@")  # text, name, text, name, ..., text: what is laid in is never looked at again
     return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+
+
+def data_of(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """What the script of a page draws; the arguments are those of `page`."""
+    known = texts(tokenizer, set().union(*map(tokens_in, views)))
+    place = {token: number for number, token in enumerate(known)}
+    return {
+        "title": title,
+        "about": list(about),
+        "vocabulary": list(known.values()),
+        "runs": [packed_view(shown, place) for shown in views],
+    }
 
 
 def digest(text: str) -> str:

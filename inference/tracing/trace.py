@@ -51,8 +51,9 @@ class Trace:
         settled: (B, T) bool, whether the last residual is below 0.03 (measure/settling.py).
         exits: by rule as it was written, (B, T) int64: the iteration after which the position leaves, R where it never
             did, 0 at padding.
-        selected, router_logits: (B, T, N, R - 1), the routed passes that a position took, as `ModelOutput` has them;
-            None without routers.
+        selected: (B, T, N, R - 1), the routed passes that a position took, as `ModelOutput` has them; None without
+            routers.
+        router_logits: (B, T, N, R - 1), what the routers said of it; None without routers.
         states: (B, R, T, D); None unless they were to be kept.
         start: (B, T, D), the initial state; None where there is none, or states were not to be kept.
     """

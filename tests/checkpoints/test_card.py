@@ -9,11 +9,12 @@ import pytest
 
 import mull
 from mull.checkpoints import store
-from mull.checkpoints.card import KEPT, About, cell, depth_table, model_card
+from mull.checkpoints.card import KEPT, About, Told, cell, depth_table, model_card, told_in
 from mull.inference.measure.results import Result
 from mull.inference.measure.table import tables as measured_tables
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer, Transformer, TransformerConfig
 
+ROOT = Path(__file__).parents[2]
 SHAPE: dict[str, Any] = dict(vocab_size=11, d_model=24, n_heads=6, n_kv_heads=2, d_ff=20, max_length=2048)
 MODELS = [
     RecurrentDepthTransformer(RecurrentDepthConfig(**SHAPE, n_core=3, injection="diagonal", exit_gate=True)),
@@ -107,6 +108,20 @@ def test_the_card_begins_with_what_the_model_is_for() -> None:
     assert places == sorted(places)
     assert "- weights: not stated by whoever trained them\n- data: sheep of its own: nothing to license\n" in card
     assert "](depth.png)" not in model_card("x", MODELS[0].config, None, ABOUT, "depth.png")
+
+
+def test_a_card_is_read_back() -> None:
+    """Guards those who show a card: purpose and example come back as they went in, whatever quotes and lines they hold;
+    of a page that mull has not written nothing is told, nor of words below the line."""
+    for prompt in ("1", "1 2", "it's", "a 'b' \"c\" $d `e`\n--iterations 3", "--prompt ' '"):
+        about = About(
+            "Counts sheep. It is An `odd` model of none.", "x", prompt, answer="mull generate . --prompt 'no'"
+        )
+        assert told_in(model_card("x", MODELS[0].config, DEPTH, about)) == Told(about.purpose, prompt)
+    bare = model_card("x", MODELS[0].config, None)
+    assert told_in(bare) == told_in("") == told_in("# x\n\nMy own words.") == Told()
+    assert told_in(f"{bare}\nmull generate . --prompt mine") == Told()
+    assert told_in((ROOT / "checkpoints/parity/README.md").read_text()).prompt == "0 0 0 0 0 1 0 1"
 
 
 def test_a_card_that_is_written_again_keeps_what_somebody_wrote() -> None:

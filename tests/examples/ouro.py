@@ -95,3 +95,6 @@ class OuroTransformer(IteratedModel):
 
     def halt(self, state: Tensor) -> Tensor:
         return self.exit_gate(state).squeeze(-1)
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        return list(self.exit_gate.parameters())

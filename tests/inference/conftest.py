@@ -1,14 +1,26 @@
 """Tiny random models of odd shape: whatever assumes square, even or power-of-two shapes fails on them.
 
 At their usual start such models hardly look back and repeat one token, which would make any two texts equal. Here the
-head is untied and attention is strong, so that the next token depends on all tokens and where they stand."""
+head is untied and attention is strong, so that the next token depends on all tokens and where they stand.
 
-from collections.abc import Callable
+A browser, too, for what is looked at: one for all tests of a session."""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
+import mull
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
 
@@ -27,6 +39,9 @@ SHAPE = {
     "mean_iterations": 3,
 }
 SHORT = {"recurrent": "recurrent_depth"}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+HOSTILE = "</script><script>document.title='broken';</script>"
+Found = TypeVar("Found")
 
 
 def build(family: str, seed: int = 0, **changes: object) -> LanguageModel:
@@ -54,3 +69,81 @@ def make_model() -> Callable[..., LanguageModel]:
 def one_thread() -> None:
     """On small shared machines two threads are slower than one."""
     torch.set_num_threads(1)
+
+
+class Browser:
+    """A browser in a thread of its own, since what drives it needs an event loop that other tests must not find.
+
+    `visit(address, story)` gives the story a page of the address, and returns what it returns. Whatever the story is
+    about, the page must ask nobody but its own server (a file nobody), break no rule of its own policy, and raise no
+    error.
+    """
+
+    def __init__(self, path: str, start: Callable[[], Any]) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.path, self.start = path, start
+        self.thread.submit(self.open).result(120)
+
+    def open(self) -> None:
+        self.driver = self.start().start()
+        try:
+            self.browser = self.driver.chromium.launch(executable_path=self.path, args=["--no-sandbox"])
+        except BaseException:
+            self.driver.stop()
+            raise
+
+    def close(self) -> None:
+        self.thread.submit(lambda: (self.browser.close(), self.driver.stop())).result(60)
+        self.thread.shutdown()
+
+    def visit(self, address: str, story: Callable[[Any], Found], wide: int = 1000, **looks: Any) -> Found:
+        return self.thread.submit(self.told, address, story, wide, looks).result(300)
+
+    def told(self, address: str, story: Callable[[Any], Found], wide: int, looks: dict[str, Any]) -> Found:
+        context = self.browser.new_context(viewport={"width": wide, "height": 800}, **looks)
+        asked: list[str] = []
+        wrong: list[str] = []
+        context.on("request", lambda request: asked.append(request.url))
+        try:
+            page = context.new_page()
+            page.set_default_timeout(60_000)
+            page.on("pageerror", lambda error: wrong.append(str(error)))
+            page.on(
+                "console", lambda said: wrong.append(said.text) if re.search("Security Policy", said.text) else None
+            )
+            page.goto(address)
+            found = story(page)
+        finally:
+            context.close()
+        own = urlsplit(address)
+        assert asked[0] == address and not wrong, wrong
+        assert [url for url in asked[1:] if own.scheme == "file" or urlsplit(url).netloc != own.netloc] == []
+        return found
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """See `Browser`. Skips where there is none that starts."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"no browser is installed (looked for {', '.join(BROWSERS)})")
+    driver = pytest.importorskip("playwright.sync_api")
+    try:
+        found = Browser(path, driver.sync_playwright)
+    except (driver.Error, TimeoutError) as error:
+        pytest.skip(f"the browser does not start here: {str(error)[-200:]}")
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sound checkpoint whose model answers nothing but tokens that end script blocks, and whose name is markup."""
+    words = ["a", "b", HOSTILE, "<!--", "<img src=x onerror=alert(1)>", "@@script@@", "\u2028&amp;]]>"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate([*words, "<unk>"])}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    torch.manual_seed(0)
+    config = mull.RecurrentDepthConfig(vocab_size=8, d_model=16, n_heads=2, max_length=32)
+    folder = tmp_path_factory.mktemp("folders") / "<b>bold<b>"
+    mull.save(mull.RecurrentDepthTransformer(config), folder, tokenizer)
+    return folder

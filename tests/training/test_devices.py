@@ -19,9 +19,9 @@ from mull.models import LanguageModel
 from mull.models.families import FAMILIES
 from mull.training import capacities, iterations
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
-from mull.training.data import Parity, TaskData
+from mull.training.data import Parity, ReachedAccuracy, TaskData
 from mull.training.export import export, measure
-from mull.training.losses import ExpectedOverIterations, LastIteration
+from mull.training.losses import Consistency, ExpectedOverIterations, HaltOnImprovement, LastIteration
 from mull.training.module import TrainingModule
 from mull.training.optimizers import AdamW, MuonAdamW
 
@@ -34,12 +34,18 @@ RUNS: dict[str, dict[str, Any]] = {
     "curriculum": {"iterations": iterations.LinearCurriculum(3, batches=3, maximum=5)},
     "bfloat16": {"iterations": iterations.Fixed(2), "optimizer": MuonAdamW(orthogonalize_in="bfloat16")},
     "expected": {"iterations": iterations.Fixed(3), "loss": ExpectedOverIterations()},
+    "halt": {"iterations": iterations.Fixed(3), "loss": HaltOnImprovement()},
+    "consistency": {"iterations": iterations.Fixed(3), "loss": Consistency()},
+    "progressive": {"iterations": iterations.Progressive(5, share=1.0)},
+    "carried": {"iterations": iterations.Fixed(3), "carry": True},
     "capacity": {"iterations": iterations.Fixed(4), "capacity": capacities.Uniform()},
     "warm-up": {"iterations": iterations.Fixed(3), "capacity": capacities.WarmUp(0.5, 2)},
     "no loop": {"optimizer": MuonAdamW()},
 }
 FAMILY = {"expected": "recurrent_depth", "window": "recurrent_depth", "capacity": "inner_thinking"}
+FAMILY |= dict.fromkeys(("halt", "consistency", "progressive", "carried"), "recurrent_depth")
 FAMILY |= {"warm-up": "inner_thinking", "no loop": "transformer"}
+FIELDS = {"expected": {"exit_gate": True}, "halt": {"exit_gate": True}, "carried": {"state_noise": 0.1}}
 PAIRS = [
     (run, family)
     for run, family in itertools.product(RUNS, FAMILIES)
@@ -72,7 +78,7 @@ def network(family: str, run: str) -> LanguageModel:
     torch.manual_seed(0)
     more = {} if family == "transformer" else {"mean_iterations": 3}
     more |= {} if family == "recurrent_depth" else {"n_layers": 2}
-    more |= {"exit_gate": True} if run == "expected" else {}
+    more |= FIELDS.get(run, {})
     config = FAMILIES[family].config_class(vocab_size=8, d_model=8, n_heads=2, d_ff=8, max_length=16, **more)
     return FAMILIES[family](config)
 
@@ -90,7 +96,10 @@ def fit(
         enable_model_summary=False, default_root_dir=folder, num_sanity_val_steps=0,
         callbacks=[Calibration(), DepthValidation(after_step=0), Throughput(), EMAWeightAveraging(decay=0.5), where],
     )  # fmt: skip
-    trainer.fit(module, TaskData(Parity(length=6), batch_size=3, validation_examples=6))
+    again: dict[str, Any] = {}
+    if run == "carried":  # and two lengths, the second of which enters as soon as it can
+        again = {"difficulty": [4, 6], "advance": ReachedAccuracy(0.01, "tokens", 1), "repeat": 2}
+    trainer.fit(module, TaskData(Parity(length=6), batch_size=3, validation_examples=6, **again))
     assert where.found == {device}
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if "per_second" not in name}
     return module, logged

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mull.training.iterations import Fixed, LinearCurriculum, LogNormalPoisson, PoissonPerSequence, Uniform
+from mull.training.iterations import Fixed, LinearCurriculum, LogNormalPoisson, PoissonPerSequence, Progressive, Uniform
 
 SAMPLERS = {
     "fixed": "Fixed(6)",
@@ -14,6 +14,7 @@ SAMPLERS = {
     "uniform": "Uniform(4, 40)",
     "Poisson per sequence": "PoissonPerSequence(8)",
     "linear curriculum": "LinearCurriculum(8, batches=50)",
+    "progressive": "Progressive(12, share=0.75)",
 }
 
 GOLDEN = {  # seed 3, batches 0, 1 and 99, two sequences each
@@ -22,6 +23,7 @@ GOLDEN = {  # seed 3, batches 0, 1 and 99, two sequences each
     "Poisson per sequence": [[10, 7], [10, 10], [10, 11]],
     "linear curriculum": [1, 3, 11],
     "uniform": [13, 35, 35],
+    "progressive": [7, 12, 10],
 }
 
 
@@ -147,6 +149,8 @@ def test_the_curriculum_climbs_linearly_from_start_to_mean():
         (lambda: LinearCurriculum(8, batches=0), "batches=0"),
         (lambda: Uniform(0, 8), "minimum=0"),
         (lambda: Uniform(9, 8), "maximum=8"),
+        (lambda: Progressive(0), "maximum must be at least 1, not 0"),
+        (lambda: Progressive(8, share=1.5), "not 1.5"),
         (lambda: LinearCurriculum(8, batches=5, start=0), "start=0"),
     ],
 )
@@ -154,3 +158,32 @@ def test_bad_values_are_named(make, named):
     """Guards that a wrong setting is refused at the start, with its value."""
     with pytest.raises(ValueError, match=named):
         make()
+
+
+def test_the_progressive_draw_is_that_of_the_paper():
+    """Guards n ~ U{0 .. m-1} and then k ~ U{1 .. m-n}, of which the window sees k and the count n + k: all 10 pairs of
+    m = 4, each as often as it should be. 4,000 draws; 5 standard errors of a probability p are at most 0.034."""
+    sampler, m = Progressive(4, share=1.0), 4
+    pairs = [(sampler(1, index, 3), sampler.window(1, index)) for index in range(4_000)]
+    for without in range(m):
+        for within in range(1, m - without + 1):
+            share = np.mean([pair == (without + within, within) for pair in pairs])
+            assert share == pytest.approx(1 / m / (m - without), abs=0.034), (without, within)
+    assert {count - within for count, within in pairs} == set(range(m))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_other_batches_of_the_progressive_draw_are_plain(share):
+    """Guards the share, and the mean that a validation is chosen by; 4 standard errors of the rarest draw."""
+    sampler, m = Progressive(20, share=share), 20
+    pairs = [(sampler(0, index, 1), sampler.window(0, index)) for index in range(3_000)]
+    plain = np.mean([pair == (m, m) for pair in pairs])
+    assert plain == pytest.approx(1 - share + share / m / m, abs=4 * 0.5 / 3_000**0.5)
+    assert np.mean([count for count, _ in pairs]) == pytest.approx(sampler.mean, abs=0.5)
+    assert sampler.draws_window and Progressive(1).window(0, 0) == 1
+
+
+def test_other_samplers_leave_the_window_to_the_module(sampler):
+    """Guards backprop_iterations, which a sampler without windows must not override."""
+    if not sampler.draws_window:
+        assert sampler.window(0, 3) is None

@@ -18,6 +18,7 @@ from mull.models import (
 )
 from mull.training.losses import (
     IGNORE,
+    Consistency,
     ExpectedOverIterations,
     FixedPoint,
     LastIteration,
@@ -185,6 +186,47 @@ def test_several_iterations_is_a_weighted_mean_of_cross_entropies(batch, positio
     output = dataclasses.replace(output, iterations=torch.full((batch, positions), 5))
     twin = [float(LastIteration()(output_of(logits[:count]), labels)) for count in (2, 3, 5)]
     assert float(loss(output, labels)) == pytest.approx((twin[0] + 3 * twin[1] + 4 * twin[2]) / 8, rel=1e-5)
+
+
+@given(**SHAPES, share=st.sampled_from([0.2, 0.5, 0.9]))
+def test_consistency_is_the_divergence_of_an_earlier_answer_from_the_last(batch, positions, vocabulary, seed, share):
+    """Guards the direction of KL, which answers are compared, the weight, and that only scored positions count."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(5, batch, positions, vocabulary, generator=generator, dtype=torch.float64)
+    labels = random_labels(generator, batch, positions, vocabulary)
+    loss, count = Consistency(0.7, share), {0.2: 1, 0.5: 3, 0.9: 5}[share]
+    assert loss.read_at(5) == [count]
+    output = dataclasses.replace(output_of(logits), iterations=torch.full((batch, positions), 5))
+    apart = []
+    for b, t in [(b, t) for b in range(batch) for t in range(positions) if labels[b, t] != IGNORE]:
+        p, q = (torch.softmax(x[b, t], dim=-1).tolist() for x in (logits[4], logits[count - 1]))
+        apart.append(sum(one * math.log(one / other) for one, other in zip(p, q, strict=True)))
+    twin = float(LastIteration()(output, labels)) + 0.7 * sum(apart) / len(apart)
+    assert float(loss(output, labels)) == pytest.approx(twin, rel=1e-5)
+
+
+def test_consistency_teaches_the_earlier_answer_and_not_the_last():
+    """Guards the stop-gradient: with nothing to learn from labels but a pull, the last answer gets that of its cross
+    entropy alone, and the earlier one moves towards the last; at a single iteration they are one, and nothing pulls."""
+    torch.manual_seed(0)
+    logits = torch.randn(4, 1, 2, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[3, IGNORE]])
+    output = dataclasses.replace(output_of(logits), iterations=torch.full((1, 2), 4))
+    (pulled,) = torch.autograd.grad(Consistency(2.0)(output, labels), logits, retain_graph=True)
+    (alone,) = torch.autograd.grad(LastIteration()(output, labels), logits)
+    torch.testing.assert_close(pulled[3], alone[3], rtol=1e-6, atol=1e-9)
+    p, q = (torch.softmax(logits[at, 0, 0], dim=-1) for at in (3, 1))
+    torch.testing.assert_close(pulled[1, 0, 0], 2 * (q - p), rtol=1e-6, atol=1e-9)  # the gradient of KL(p || softmax)
+    assert not pulled[0].any() and not pulled[2].any() and not pulled[1, 0, 1].any()
+    once = dataclasses.replace(output_of(logits[:1]), iterations=torch.ones(1, 2, dtype=torch.int64))
+    (single,) = torch.autograd.grad(Consistency(2.0)(once, labels), logits)
+    (plain,) = torch.autograd.grad(LastIteration()(output_of(logits[:1]), labels), logits)
+    torch.testing.assert_close(single, plain, rtol=1e-6, atol=1e-9)
+    for wrong in ({"weight": -1.0}, {"share": 0.0}, {"share": 1.0}, {"weight": math.nan}):
+        with pytest.raises(ValueError, match="weight must be at least 0 and share between 0 and 1"):
+            Consistency(**wrong)
+    with pytest.raises(ValueError, match="one iteration count for the whole batch"):
+        Consistency().read_at(torch.tensor([2, 3]))
 
 
 @given(**SHAPES)

@@ -37,11 +37,13 @@ from mull.cli import main
             "data: mull.training.data.Parity has no option 'lenght'; do you mean length?",
         ),
         ("data.init_args.curriculum", "5", "data: mull.training.data.TaskData: curriculum: 5 is not a dict"),
+        ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
+        ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
         (
             "data.length",
             "3",
-            "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, "
-            "batch_size, validation_examples, seed",
+            "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, advance, "
+            "repeat, batch_size, validation_examples, seed",
         ),
     ],
 )

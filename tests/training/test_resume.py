@@ -17,8 +17,9 @@ from mull.training import run as run_module
 from mull.training.callbacks import Throughput
 from mull.training.data import TaskData
 from mull.training.losses import LastIteration
-from mull.training.module import NonFiniteLossError, TrainingModule
+from mull.training.module import TrainingModule
 from mull.training.run import train
+from mull.training.skips import NonFiniteLossError
 from mull.training.states import StateFiles
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
@@ -347,23 +348,24 @@ class NaN(LastIteration):
 
 
 def test_a_nan_loss_leaves_the_last_good_state_and_no_checkpoint(tmp_path, monkeypatch):
-    """Guards the good state: it is that of step 4, byte for byte what was saved then, and the message names it."""
+    """Guards the good state: it is that behind the first skipped step, 5, and holds the weights of the one before."""
     monkeypatch.setattr(NaN, "calls", 0)
-    args = configure(tmp_path, {"model": {"loss": f"{__name__}.NaN"}})
-    saved = {}
+    args = configure(tmp_path, {"model": {"loss": f"{__name__}.NaN"}, "trainer": {"max_steps": 9}})
+    saved, good = {}, {}
 
-    def note(self, trainer, *_):  # noqa: ARG001
+    def note(self, trainer, module, *_):  # noqa: ARG001
         last = tmp_path / "out" / "trainer" / "last.ckpt"
         saved[trainer.global_step] = last.read_bytes() if last.exists() else None
+        good[trainer.global_step] = {f"network.{k}": v.clone() for k, v in module.network.state_dict().items()}
 
     monkeypatch.setattr(Throughput, "on_train_batch_start", note, raising=False)
-    with pytest.raises(NonFiniteLossError, match=r"nan at step 5; the last good state stays in .*last\.ckpt"):
-        train([*args, str(tmp_path / "out")])
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 7, and 3 .*; the last good state stays in .*last\.ckpt"):
+        train([*args, str(tmp_path / "out"), "--save_every", "4"])
     last = tmp_path / "out" / "trainer" / "last.ckpt"
-    assert last.read_bytes() == saved[5] != saved[3]
+    assert last.read_bytes() == saved[7] != saved[5]
     state = torch.load(last, weights_only=True)
-    assert state["global_step"] == SAVED
-    assert all(weight.isfinite().all() for weight in state["state_dict"].values())
+    assert state["global_step"] == 6 and state["skips"]["in_a_row"] == 1
+    assert all(torch.equal(weight, good[5][name]) for name, weight in state["state_dict"].items())
     assert [path.name for path in last.parent.parent.iterdir()] == ["trainer"]
 
 

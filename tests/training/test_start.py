@@ -15,6 +15,7 @@ from mull.training.callbacks import Throughput
 from mull.training.data import Parity, TaskData
 from mull.training.module import TrainingModule
 from mull.training.run import train
+from mull.training.start import architecture, check_architecture, read_start
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and batch sizes
 
@@ -136,6 +137,15 @@ def test_starting_from_weights(constant, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=rf"config\.d_model is 32, and 16 in {folder}; leave it out") as told:
         train([*args, str(tmp_path / "x"), "--from", str(folder), "--model.network.init_args.config.d_model", "32"])
     assert "\n" not in str(told.value) and not (tmp_path / "x").exists()
+
+
+def test_what_matters_in_training_only_may_be_set_anew(constant):
+    """Guards fine-tuning with noise: it contradicts no folder, while a field that an answer depends on does."""
+    start = read_start(str(constant[1]))
+    network = {"class_path": "mull.RecurrentDepthTransformer"}
+    check_architecture(start, network | {"init_args": {"config": {**architecture(start), "state_noise": 0.2}}})
+    with pytest.raises(ValueError, match=r"config\.damping is 0\.5, and 1\.0 in "):
+        check_architecture(start, network | {"init_args": {"config": {**architecture(start), "damping": 0.5}}})
 
 
 def test_going_on_needs_the_same_weights(constant, tmp_path, monkeypatch):

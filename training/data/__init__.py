@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mull.training.data.addition import Addition
 from mull.training.data.countdown import Countdown
+from mull.training.data.curriculum import ReachedAccuracy
 from mull.training.data.maze import Maze
 from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
@@ -31,6 +32,7 @@ __all__ = [
     "ModChain",
     "PHop",
     "Parity",
+    "ReachedAccuracy",
     "ReasoningGym",
     "Split",
     "StateTracking",

@@ -12,6 +12,9 @@ What the trainer needs of a data module, your own included (give its class path 
 - optionally `answers_ahead: bool` and `in_place: bool`, which say what attention it is for (`check_order`);
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
+- optionally `repeat: int`, how often in a row each training batch comes, for `carry` (carrying.py);
+- optionally `answered(number, logits, labels) -> dict[str, float]`, which is told of the answers to every training
+  batch, and says what is to be logged of it;
 - optionally `about() -> mull.checkpoints.card.About`, for the model card: what a model is for that was trained on it;
 - optionally `evaluation_batches(difficulties, examples, batch_size, seed)`, for `mull evaluate` and for the table that
   a finished run leaves behind;
@@ -23,22 +26,23 @@ sees exactly the batches that an uninterrupted one would have seen.
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from mull.checkpoints.card import About
+from mull.training.data.batches import Batch, EndlessBatches, next_token_batch, require_positive, to_batch
 from mull.training.data.corpora import SOURCES, source_of
+from mull.training.data.curriculum import ReachedAccuracy
 from mull.training.data.streams import STREAMS, Stream
 from mull.training.data.task import Question, Task
 from mull.training.data.text import Corpus, TextSplit
@@ -46,21 +50,7 @@ from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_s
 
 BYTES = 257  # tokens of the tokenizer of bytes, its end token included
 
-Batch: TypeAlias = dict[str, Tensor]  # input_ids and labels, each (B, T) int64
 Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # difficulty -> (input_ids, labels)
-
-
-class EndlessBatches(IterableDataset[Batch]):
-    """Batches number `first()`, `first()` + 1, ... without end; `first` is called whenever an epoch begins."""
-
-    def __init__(self, make: Callable[[int], Batch], first: Callable[[], int]) -> None:
-        self.make, self.first = make, first
-
-    def __iter__(self) -> Iterator[Batch]:
-        number = self.first()
-        while True:
-            yield self.make(number)
-            number += 1
 
 
 class StreamData(pl.LightningDataModule, ABC):
@@ -72,6 +62,7 @@ class StreamData(pl.LightningDataModule, ABC):
     difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
+    repeat: int = 1  # how often in a row each training batch comes
 
     @property
     def vocab_size(self) -> int:
@@ -117,6 +108,10 @@ class TaskData(StreamData):
             length, and validation takes an equal share of each. None means the task's own.
         curriculum: Difficulties of the first batches: {150: 8, 400: 16} means 8 in batches 0 to 149, 16 in batches 150
             to 399, and `difficulty` from then on.
+        advance: Lets the difficulties of a list enter one after another, the easiest first, each when the one before is
+            mastered; in place of a curriculum by numbers.
+        repeat: How often in a row each training batch is given, as segments of one problem for `model.carry`. All of
+            them count: batch numbers, and steps, go on with every one.
         batch_size: Items per batch and rank.
         validation_examples: Items of the validation split, the same ones at every validation, different from each
             other: fewer if there are not so many.
@@ -128,6 +123,8 @@ class TaskData(StreamData):
         task: Task,
         difficulty: int | list[int] | None = None,
         curriculum: dict[int, int] | None = None,
+        advance: ReachedAccuracy | None = None,
+        repeat: int = 1,
         batch_size: int = 64,
         validation_examples: int = 256,
         seed: int = 0,
@@ -136,29 +133,63 @@ class TaskData(StreamData):
         mixed = difficulty if isinstance(difficulty, list) else [difficulty]
         if not mixed:
             raise ValueError("difficulty is an empty list: name at least one difficulty")
-        require_positive(batch_size=batch_size, validation_examples=validation_examples)
+        require_positive(repeat=repeat, batch_size=batch_size, validation_examples=validation_examples)
+        self.repeat = repeat
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
+        self.advance, self.ladder = advance, sorted(set(self.difficulties))
+        if advance is not None and curriculum:
+            raise ValueError(f"advance takes the place of a curriculum, and there is one: leave {curriculum} out")
+        if advance is not None and len(self.ladder) == 1:
+            raise ValueError(f"advance has nothing to let in: name at least two difficulties, not {difficulty}")
         self.validation_examples = validation_examples
         self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
         self.difficulty_name = task.difficulty_name
         self.in_place = task.in_place
         self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
+    def setup(self, stage: str) -> None:
+        if self.advance is not None and stage == "fit":  # a saved state is loaded after it
+            self.advance.begin()
+
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
-        start = (number * world_size + rank) * self.batch_size
+        start = (number // self.repeat * world_size + rank) * self.batch_size
         return to_batch(*self.task.batch("train", self.seed, range(start, start + self.batch_size), difficulty))
 
     def training_difficulty(self, number: int) -> int:
         """The difficulty of training batch `number`. It is the same on every rank, since ranks wait for each other."""
+        number -= number % self.repeat  # of the first of its repetitions, which they all are
         for end, difficulty in self.curriculum.items():
             if number < end:
                 return difficulty
-        if len(self.difficulties) == 1:
-            return self.difficulties[0]
-        return self.difficulties[Stream("difficulty", self.seed).at(number).integers(len(self.difficulties))]
+        there = self.difficulties
+        if self.advance is not None:
+            there = [each for each in there if each in self.ladder[: self.advance.entered(number)]]
+        if len(there) == 1:
+            return there[0]
+        return there[Stream("difficulty", self.seed).at(number).integers(len(there))]
+
+    def answered(self, number: int, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Take in the answers to training batch `number` of this device; all devices call it together."""
+        if self.advance is None:
+            return {}
+        newest = len(self.advance.entries)
+        if newest + 1 < len(self.ladder) and self.training_difficulty(number) == self.ladder[newest]:
+            seen = self.advance.count(logits, labels)
+            if self.trainer is not None and self.trainer.world_size > 1:
+                seen = self.trainer.strategy.reduce(seen, reduce_op="sum")
+            self.advance.observe(number, *map(int, seen.tolist()))
+        return {"train/hardest": float(self.ladder[self.advance.entered(number - number % self.repeat) - 1])}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a saved state holds of the data: how far the difficulties have come."""
+        return {} if self.advance is None else {"advance": self.advance.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.advance is not None:
+            self.advance.load_state_dict(state_dict["advance"])
 
     def evaluation_batches(
         self, difficulties: list[int] | None = None, examples: int = 512, batch_size: int = 64, seed: int = 0
@@ -364,37 +395,3 @@ class TextData(StreamData):
         for start in range(0, count, batch_size):
             chosen = [i * there // count for i in range(start, min(start + batch_size, count))]
             yield next_token_batch(np.stack([self.corpus.window("validation", i, self.length) for i in chosen]))
-
-
-def check_order(network: object, data: object) -> None:
-    """Raise a ValueError where a network with `causal: false` would read the tokens that it is to predict; warn where a
-    causal one does not see what it is asked about. Of networks and data that do not say, nothing is known."""
-    causal = getattr(getattr(network, "config", None), "causal", None)
-    if causal is False and getattr(data, "answers_ahead", False):
-        raise ValueError(
-            f"causal: false does not go with {type(data).__name__} of this kind: the network would read the tokens "
-            "that it is to predict; set model.network.init_args.config.causal to true"
-        )
-    if causal is True and getattr(data, "in_place", False):
-        warnings.warn(
-            "each position of this task is answered where it stands, out of the whole row, but the network is causal "
-            "and does not see what comes later: set model.network.init_args.config.causal to false",
-            stacklevel=2,
-        )
-
-
-def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:
-    """A batch from two integer arrays (B, T)."""
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
-
-
-def next_token_batch(windows: np.ndarray) -> Batch:
-    """A batch from windows (B, T + 1): position t reads token t and predicts token t + 1."""
-    return to_batch(windows[:, :-1].copy(), windows[:, 1:].copy())
-
-
-def require_positive(**values: int) -> None:
-    """Raises ValueError that names the first value below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be 1 or more")

@@ -19,7 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from mull.checkpoints.card import About
-from mull.training.data.module import Batch, Evaluation, StreamData, require_positive, to_batch
+from mull.training.data.batches import Batch, require_positive, to_batch
+from mull.training.data.module import Evaluation, StreamData
 from mull.training.data.streams import Stream
 from mull.training.data.task import IGNORE, MAX_DRAWS, Question, Split
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of

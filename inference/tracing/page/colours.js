@@ -7,7 +7,7 @@ const KINDS = ["#4477aa", "#ee8866", "#bbcc33", "#ffaabb", "#99ddff", "#eedd88",
 const REST = "#9aa1ac";
 
 const QUANTITIES = {
-  answer: { name: "answer", meaning: "The likeliest token; the paler, the less likely it is held to be. A corner is marked where it is the label." },
+  answer: { name: "answer", meaning: "The likeliest token; the fainter, the less likely it is held to be." },
   best: { name: "probability of the answer", low: 0, high: 1, meaning: "Probability of the likeliest token." },
   truth: { name: "probability of the label", low: 0, high: 1, meaning: "Probability of the token that is to be predicted." },
   rank: { name: "rank of the label", log: true, meaning: "The label's place among all tokens; 1 is the likeliest." },
@@ -27,11 +27,12 @@ function valueOf(run, quantity, lens, row, column) {
   return found[quantity][place];
 }
 
-// Runs never change, so what is computed over all cells is computed once for each quantity and lens.
+// A run never changes, so what is computed over all its cells is computed once for each quantity and lens.
 function remembered(compute) {
-  const known = new Map();
+  const all = new WeakMap();
   return (subject, ...words) => {
-    const key = words.join(" ");
+    if (!all.has(subject)) all.set(subject, new Map());
+    const known = all.get(subject), key = words.join(" ");
     if (!known.has(key)) known.set(key, compute(subject, ...words));
     return known.get(key);
   };
@@ -87,4 +88,27 @@ function kindsOf(runs, lens) {
   }
   const often = [...counts.entries()].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, KINDS.length);
   return new Map(often.map(([token], i) => [token, KINDS[i]]));
+}
+
+// What the colours of a map stand for.
+function drawScale(page, holder) {
+  holder.replaceChildren();
+  if (page.quantity === "agrees") {
+    swatch(holder, KINDS[0], "same answer");
+    swatch(holder, KINDS[1], "another answer");
+  } else if (page.quantity === "answer") {
+    for (const [token, colour] of page.kinds) swatch(holder, colour, cut(page.text(token), 16));
+    swatch(holder, REST, "any other");
+  } else {
+    const [low, high] = page.limits, { log } = QUANTITIES[page.quantity];
+    const whole = page.quantity === "rank", told = new Set();
+    for (const step of [0, 0.25, 0.5, 0.75, 1]) {
+      let value = log ? low * (high / low) ** step : low + (high - low) * step;
+      if (whole) value = Math.round(value);
+      if (told.has(value)) continue;
+      told.add(value);
+      const t = share(value, page.limits, log);
+      swatch(holder, css(ramp(t)), (step === 0 && log && !whole ? "≤ " : "") + said(value));
+    }
+  }
 }

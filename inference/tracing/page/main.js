@@ -1,13 +1,7 @@
 // The page: what is chosen, and what is drawn again when the choice changes.
 
-const element = (id) => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
-
-function add(parent, name, text) {
-  const made = parent.appendChild(document.createElement(name));
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
+const labelled = data.runs.some((run) => run.labels.some((label) => label >= 0));
 
 const page = {
   runs: data.runs.map(readRun),
@@ -15,6 +9,7 @@ const page = {
   quantity: "answer", lens: "coda", exit: "", zoom: 24, kept: [], until: 0,
   cursor: { run: 0, row: 0, column: 0 },
   gutter: data.runs.some((run) => run.routers) ? 108 : 62, // pixels for what stands left of the maps
+  keys: "Arrow keys move, Enter keeps a position.",
   theme: {}, maps: [],
 
   text(token) { return token < 0 ? "" : this.words[token]; },
@@ -53,41 +48,13 @@ const page = {
     this.kinds = kindsOf(this.runs, this.lens);
     this.maps.forEach((map) => map.draw());
     element("meaning").textContent = QUANTITIES[this.quantity].meaning
+      + (this.quantity === "answer" && labelled ? " A corner is marked where it is the label." : "")
       + (this.exit ? ` The bar is where ${this.exit} lets the position leave.` : "");
-    drawScale();
+    drawScale(this, element("scale"));
     drawRouterMaps();
     this.drawCursor();
   },
 };
-
-function drawScale() {
-  const holder = element("scale");
-  holder.replaceChildren();
-  const entry = (colour, text) => {
-    const item = add(holder, "span"), swatch = add(item, "span");
-    swatch.className = "swatch";
-    swatch.style.background = colour;
-    add(item, "span", text);
-  };
-  if (page.quantity === "agrees") {
-    entry(KINDS[0], "same answer");
-    entry(KINDS[1], "another answer");
-  } else if (page.quantity === "answer") {
-    for (const [token, colour] of page.kinds) entry(colour, cut(page.text(token), 16));
-    entry(REST, "any other");
-  } else {
-    const [low, high] = page.limits, { log } = QUANTITIES[page.quantity];
-    const whole = page.quantity === "rank", told = new Set();
-    for (const step of [0, 0.25, 0.5, 0.75, 1]) {
-      let value = log ? low * (high / low) ** step : low + (high - low) * step;
-      if (whole) value = Math.round(value);
-      if (told.has(value)) continue;
-      told.add(value);
-      const t = share(value, page.limits, log);
-      entry(css(ramp(t)), (step === 0 && log && !whole ? "≤ " : "") + said(value));
-    }
-  }
-}
 
 function drawCell() {
   const holder = element("cell"), { run: index, row, column } = page.cursor, run = page.runs[index];
@@ -150,15 +117,11 @@ const meansOf = remembered((run, name, lens) => run.counts.map((_, row) => {
 }));
 
 function drawCurves() {
-  const holder = element("curves"), legend = element("legend"), labelled = page.runs.some((run) => run.labels.some((label) => label >= 0));
+  const holder = element("curves"), legend = element("legend");
   holder.replaceChildren();
   legend.replaceChildren();
   for (const { column, colour } of chosen()) {
-    const item = add(legend, "span"), swatch = add(item, "span");
-    swatch.className = "swatch";
-    swatch.style.background = colour;
-    const run = page.runs.find((each) => column < each.columns);
-    add(item, "span", `position ${column} `);
+    const run = page.runs.find((each) => column < each.columns), item = swatch(legend, colour, `position ${column} `);
     add(item, "code", run ? page.text(run.tokens[column]) : "");
   }
   add(legend, "span", `dotted: mean of all positions${page.runs.length > 1 ? ` of the first run; dashed: ${page.runs[1].name}` : ""}`);
@@ -217,7 +180,6 @@ function start() {
   element("title").textContent = data.title;
   for (const line of data.about) add(element("about"), "li", line);
   const { runs } = page, lenses = Object.keys(runs[0].answers), rules = Object.keys(runs[0].exits);
-  const labelled = runs.some((run) => run.labels.some((label) => label >= 0));
   const offered = Object.entries(QUANTITIES).filter(([name]) =>
     name === "agrees" ? runs.length > 1 : labelled || (name !== "truth" && name !== "rank"));
   page.lens = lenses[0];

@@ -18,7 +18,7 @@ class RunMap {
     this.canvas.setAttribute("role", "application");
     this.canvas.setAttribute(
       "aria-label",
-      `${this.run.name}: ${this.run.columns} positions by ${this.run.rows} iterations. Arrow keys move, Enter keeps a position.`,
+      `${this.run.name}: ${this.run.columns} positions by ${this.run.rows} iterations. ${this.page.keys}`,
     );
     this.picture = document.createElement("canvas");
     this.listen();

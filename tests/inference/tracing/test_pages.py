@@ -158,37 +158,6 @@ def test_tokens_are_data(hostile_folder: Path) -> None:
     assert text.count("<!--") == 0 and text.count("</script>") == 2 and "\u2028" not in text
 
 
-def test_a_browser_runs_our_script_alone(hostile_folder: Path, rendered: Callable[[str], str]) -> None:
-    """Guards the same where it counts, in a browser: the page is drawn to its end, no script of a token has run."""
-    model = mull.load(hostile_folder)
-    found = trace(model, [[0, 2, 4, 5, 6]], 3, top=8)
-    shown = rendered(page("title", [HOSTILE], [view(HOSTILE, found, model)], model.tokenizer))
-    assert 'data-ready="yes"' in shown
-    elements = Elements(shown)
-    assert ("title", {}, "title") in elements.texts and elements.tags.count("script") == 2
-    assert "img" not in elements.tags and "&lt;/script&gt;&lt;script&gt;document.title=" in shown
-
-
-def test_a_browser_shows_the_numbers_of_the_trace(parity: LanguageModel, rendered: Callable[[str], str]) -> None:
-    """Guards the script's decoding and the keys: the cell that is shown, before and after moves by keys, has the
-    residual, rank and answer of the trace. A script of the test presses the keys, for which the policy is left out."""
-    found, text = parity_page(parity)
-    keys = ["ArrowLeft", "ArrowUp", "ArrowUp", "Enter"]
-    press = """<script>const map = document.querySelector("#maps canvas[tabindex]"); map.focus();
-      for (const key of KEYS) map.dispatchEvent(new KeyboardEvent("keydown", { key }));</script></body>"""
-    free = re.sub(r"<meta http-equiv[^>]*>", "", text)
-    moved = rendered(free.replace("</body>", press.replace("KEYS", json.dumps(keys))))
-    for shown, row, column in ((rendered(text), 5, 4), (moved, 3, 3)):
-        cell = re.sub(r"<[^>]+>", " ", shown.split('id="cell"')[1].split("</section>")[0])
-        assert f"position {column}, iteration {row + 1}" in cell
-        residual = re.search(r"residual\s+([\d.e-]+)", cell)
-        assert residual and float(residual[1]) == pytest.approx(float(found.residual[0, row, column]), rel=0.05)
-        own = found.answers["coda"]
-        best = parity.tokenizer.id_to_token(int(own.tokens[0, row, column, 0]))
-        assert re.search(rf"answers\s+{best} ", cell) and f"rank {int(own.rank[0, row, column])}" in cell
-        assert f"leaves after {int(found.exits['latent:0.03'][0, column])}" in cell
-
-
 def test_a_long_trace_is_below_a_megabyte(make_model: Make) -> None:
     """Guards the size: 256 positions by 32 iterations through both lenses, with paths and exits; and that tokens of a
     vocabulary most of which is not on the page are still those of the trace."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import mull
 from mull.training.data import Addition, Maze, Parity, Sudoku, TaskData, TextData
-from mull.training.data.module import StreamData, check_order
+from mull.training.data.module import StreamData
+from mull.training.data.order import check_order
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""mull sweep: which runs it makes, that it goes on, what it gathers, and what it refuses."""
+
+import csv
+import json
+import re
+import shlex
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mull.cli import main
+from mull.training import sweep
+from mull.training.sweep import Run, axis, job_options, planned, submit
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def line(reliability: Any, tmp_path: Path) -> list[str]:
+    """A sweep of two settings and two seeds, of tiny runs."""
+    config = reliability.arguments(tmp_path, {"trainer": {"max_steps": 2, "val_check_interval": 2}})[1]
+    settings = ["--seeds", "0,1", "--set", "model.backprop_iterations=1,2"]
+    return ["sweep", "--config", config, *settings, "--output", str(tmp_path / "all")]
+
+
+def test_a_sweep_is_resumed_and_gathered(
+    line: list[str],
+    tmp_path: Path,
+    reliability: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Guards the whole: an interrupted sweep keeps its finished runs, and the table is that of their depth.json."""
+    trained: list[str] = []
+    ends = 3
+
+    def train(each: Run, **_: bool) -> None:
+        if len(trained) == ends:
+            raise KeyboardInterrupt
+        trained.append(each.line)
+        reliability.train(each.command[1:])
+
+    monkeypatch.setattr(sweep, "train", train)
+    assert main(line) == 130
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("all/*/model.safetensors")}
+    assert len(finished) == 3
+    assert main([*line, "--gather"]) == 0
+    assert "1 of 4 runs are unfinished" in capsys.readouterr().out
+    trained.clear()
+    ends = 4
+    assert main([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["runs"] == trained and found["unfinished"] == []
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert json.loads((tmp_path / "all" / "sweep.json").read_text()) == found
+    for row in found["rows"]:
+        window = row["settings"]["model.backprop_iterations"]
+        losses = []
+        for seed in (0, 1):
+            folder = tmp_path / "all" / f"backprop_iterations={window}-seed={seed}"
+            for measured in json.loads((folder / "depth.json").read_text())["rows"]:
+                if all(measured[name] == row[name] for name in ("iterations", "difficulty")):
+                    losses.append(measured["loss"])
+        assert row["n"] == len(losses) == 2 and losses[0] != losses[1]
+        assert row["loss"] == statistics.fmean(losses) and row["loss_sd"] == statistics.stdev(losses)
+    with open(tmp_path / "all" / "sweep.csv") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in table] == [row["loss"] for row in found["rows"]]
+    assert {row["model.backprop_iterations"] for row in table} == {"1", "2"}
+
+
+def test_a_trial_prints_the_lines_and_leaves_nothing(
+    line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*line, "--dry-run"]) == 0
+    said = [shlex.split(each) for each in capsys.readouterr().out.splitlines()]
+    assert len(said) == 4 and not (tmp_path / "all").exists()
+    field, place = "--model.backprop_iterations=2", str(tmp_path / "all" / "backprop_iterations=2-seed=1")
+    assert said[3] == ["mull", "train", *line[1:3], field, "--seed_everything=1", "--output", place]
+
+
+def test_values_may_have_commas_inside() -> None:
+    assert axis("model.validate_at=[1,2],[1,4]") == ("model.validate_at", ["[1,2]", "[1,4]"])
+    assert axis("data.init_args.curriculum={10:4},null") == ("data.init_args.curriculum", ["{10:4}", "null"])
+    runs = planned(["a.yaml"], [0], ["model.mean=1,2", "data.mean=3"], Path("all"), ["own"])
+    assert [each.folder.name for each in runs] == ["model.mean=1-data.mean=3-seed=0", "model.mean=2-data.mean=3-seed=0"]
+    assert runs[0].command[:3] == ["train", "--plugin", "own"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seeds", "0,x"], "no list of integers"),
+        (["--seeds", "1,1"], "a seed is there twice"),
+        (["--set", "model.nope=1"], "there is no option --model.nope"),
+        (["--set", "model.backprop_iterations=0"], "backprop_iterations must be at least 1, not 0"),
+        (["--set", "backprop"], "--set 'backprop' is not understood; write a field and its values as"),
+        (["--set", "seed_everything=1,2"], "give --seeds"),
+        (["--set", "model.warmup_steps=1,1"], "has a value twice"),
+        (["--set", "model.warmup_steps=1", "--set", "model.warmup_steps=2"], "a field is set twice"),
+        (["--slurm-option", "timeout_min=1"], "add --slurm"),
+        (["--slurm"], "the runs cannot be submitted"),
+        (["--gather"], "no run in .* is finished yet"),
+    ],
+)
+def test_a_mistake_is_one_line_and_trains_nothing(
+    line: list[str], tmp_path: Path, more: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("a run was begun"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # where no cluster is
+    if "--slurm" in more:
+        pytest.importorskip("submitit")
+    assert main([*line[:3], *line[-2:], *more]) == 2
+    errors = capsys.readouterr().err
+    assert re.search(said, errors), errors
+    assert errors.count("mull: error:") == 1 and not list(tmp_path.glob("all/*/*"))
+
+
+def test_jobs_are_submitted_as_an_array(tmp_path: Path) -> None:
+    """Guards what is handed to submitit, by its executor that runs a job where it is."""
+    submitit = pytest.importorskip("submitit")
+    runs = [Run({}, seed, tmp_path / str(seed), ["--version"]) for seed in (0, 1)]
+    options = job_options(["timeout_min=5", "slurm_partition=long"])
+    assert options == {"timeout_min": 5, "slurm_partition": "long"}
+    done: list[Any] = []
+    real = submitit.AutoExecutor.submit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(submitit.AutoExecutor, "submit", lambda *given: done.append(real(*given)) or done[-1])
+        assert len(submit(runs, tmp_path, options, cluster="debug")) == 2
+    assert [each.result() for each in done] == [0, 0]
+    for wrong in ("timeout_min", "0x=1"):
+        with pytest.raises(ValueError, match="write it as timeout_min=600"):
+            job_options([wrong])
+    with pytest.raises(ValueError, match=r"cannot be submitted.*nope"):
+        submit(runs, tmp_path, {"nope": 1}, cluster="debug")
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
+    each = Run({}, 0, tmp_path / "one", ["nothing"])
+    with pytest.raises(ValueError, match=r"one ended with status 2; the same line goes on there: mull nothing"):
+        sweep.train(each, quiet=True)

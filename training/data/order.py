@@ -1,0 +1,20 @@
+"""Whether a network sees what the data asks it about, and does not see what it is to say."""
+
+import warnings
+
+
+def check_order(network: object, data: object) -> None:
+    """Raise a ValueError where a network with `causal: false` would read the tokens that it is to predict; warn where a
+    causal one does not see what it is asked about. Of networks and data that do not say, nothing is known."""
+    causal = getattr(getattr(network, "config", None), "causal", None)
+    if causal is False and getattr(data, "answers_ahead", False):
+        raise ValueError(
+            f"causal: false does not go with {type(data).__name__} of this kind: the network would read the tokens "
+            "that it is to predict; set model.network.init_args.config.causal to true"
+        )
+    if causal is True and getattr(data, "in_place", False):
+        warnings.warn(
+            "each position of this task is answered where it stands, out of the whole row, but the network is causal "
+            "and does not see what comes later: set model.network.init_args.config.causal to false",
+            stacklevel=2,
+        )
