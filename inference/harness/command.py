@@ -17,6 +17,7 @@ from functools import partialmethod
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from mull.checkpoints.files import file_in_the_way
@@ -118,15 +119,27 @@ def evaluated(lm: MullLM, tasks: Any, options: Any) -> dict[str, Any]:
     """The harness's results at one count, with what `lm-eval run` would say of the run."""
     from lm_eval.evaluator import evaluate
 
-    from mull.inference.harness.tasks import seed_examples
+    from mull.inference.harness.tasks import seed_examples, told
 
     start = time.time()
     seed_examples(tasks, options.seed)
-    results: dict[str, Any] = dict(evaluate(lm=lm, task_dict=tasks, limit=options.limit, log_samples=False) or {})
+    try:
+        found = evaluate(lm=lm, task_dict=tasks, limit=options.limit, log_samples=False)
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) or went_through_mull(error):
+            raise
+        raise ValueError(f"lm-eval cannot run {options.tasks} ({told(error)}): mend the task's file") from error
+    results: dict[str, Any] = dict(found or {})
     about = {"batch_size": options.batch_size, "device": options.device, "limit": options.limit, "seed": options.seed}
     results["config"] = {**lm.get_model_info(), **about}
     results |= {"date": start, "max_length": lm.max_length, "eot_token_id": lm.eot_token_id}
     return results | {"lm_eval_version": version("lm_eval"), "mull_version": VERSION}
+
+
+def went_through_mull(error: Exception) -> bool:
+    """Whether mull was called by the harness when this was raised; if not, what was wrong is a task's file."""
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return any(name.startswith("mull.") for name in names[1:])  # the first is the caller of the harness
 
 
 @contextmanager

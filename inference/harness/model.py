@@ -81,7 +81,7 @@ class MullLM(LM):
         self.scorer = Scorer(
             self.model,
             counts,
-            at_least(1)(batch_size),
+            rows_at_once(batch_size),
             choose_exit(self.model, exit),
             capacity if capacity is None or isinstance(capacity, Sequence) else shares(capacity),
         )
@@ -109,6 +109,11 @@ class MullLM(LM):
     def eot_token_id(self) -> int | None:
         """The token that ends a document, if there is one."""
         return next(iter(self.encoder.end), None)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness asks for where it is to apply a chat template. Raises ValueError: there is none."""
+        raise ValueError("chat templates are refused: mull's folders have none; leave apply_chat_template out")
 
     @property
     def mean_iterations(self) -> float | None:
@@ -157,6 +162,14 @@ class MullLM(LM):
             "model_dtype": str(self.model.dtype),
             "mean_iterations": self.mean_iterations,
         }
+
+
+def rows_at_once(batch_size: int | str) -> int:
+    """The batch size, as a number or the text of one; raises ValueError for another, such as auto."""
+    try:
+        return at_least(1)(batch_size)
+    except ValueError as error:
+        raise ValueError(f"batch_size: {error}") from None
 
 
 def sums(scores: Sequence[Score], lengths: Sequence[int]) -> list[float]:

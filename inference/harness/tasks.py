@@ -96,7 +96,9 @@ def seed_examples(tasks: TaskDict, seed: int) -> None:
         task.set_fewshot_seed(seed=seed)
 
 
-def manager_of(places: Sequence[Path], defaults: bool) -> TaskManager:
+def manager_of(places: Sequence[Path | str], defaults: bool) -> TaskManager:
+    """The harness's finder of tasks in these folders, with lm-eval's own or without, which finds data files beside the
+    YAML that names them."""
     manager = TaskManager(include_path=list(places), include_defaults=defaults)
     manager._factory = Beside()
     return manager
@@ -138,10 +140,16 @@ def load(manager: TaskManager, name: str) -> TaskDict:
     try:
         return manager.load([name])
     except Exception as error:
-        said = one_line(f"{type(error).__name__}: {error}", 240)
+        said = told(error)
         if type(error).__name__ in ABSENT or "OfflineMode" in said:
             raise ValueError(
                 f"task {name} needs data that is neither here nor to be had ({said}): fetch it where there is a "
                 "network, or give the task files of yours (dataset_path: json, dataset_kwargs: data_files)"
             ) from error
         raise ValueError(f"task {name} cannot be loaded ({said}): mend its file") from error
+
+
+def told(error: Exception) -> str:
+    """What an error of the harness says, on one line, with its type: some say nothing else."""
+    name, said = type(error).__name__, str(error)
+    return one_line(f"{name}: {said}" if said else name, 240)

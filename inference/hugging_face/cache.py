@@ -115,3 +115,9 @@ class MullCache(TransformersCache):
         if self.held is not None:
             new.held = self.held.fork(list(range(self.held.batch_size)))
         return new
+
+
+def check_cache(cache: Any) -> None:
+    """Raise a ValueError for a cache that mull's models cannot fill."""
+    if cache is not None and not isinstance(cache, MullCache):
+        raise ValueError(f"cache must be a MullCache, not a {type(cache).__name__}; leave it out to get one")

@@ -9,15 +9,23 @@ and so for `exit` and `capacity`. Sampling, beams, streamers and stopping rules 
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from mull.inference.checks import check_prompt, routing_options
 from mull.inference.early_exit import choose_exit
-from mull.inference.hugging_face.cache import MullCache
+from mull.inference.hugging_face.cache import MullCache, check_cache
 from mull.inference.hugging_face.tokenizer import padding_token
 from mull.inference.mode import in_eval
 from mull.models import LanguageModel
@@ -67,6 +75,7 @@ class MullGeneration(GenerationMixin):
         self.mull.check_order()
         if "past_key_values" in kwargs:  # its name before
             kwargs["cache"] = kwargs.pop("past_key_values")
+        check_cache(kwargs.get("cache"))
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         if ids is not None and kwargs.get("cache") is None:
             kwargs["attention_mask"] = self.checked_mask(ids, kwargs.get("attention_mask"))
@@ -99,6 +108,11 @@ class MullGeneration(GenerationMixin):
             raise ValueError(
                 f"cache_implementation {config.cache_implementation!r} is refused: mull's cache is its own"
             )
+        if config.assistant_early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={config.assistant_early_exit} is refused: a loop has no layers to stop at; give "
+                "the folder, opened again, as assistant_model, with generation_config.iterations = 1"
+            )
         if not isinstance(others.get("iterations"), Tensor) or others["iterations"].dim() == 0:
             depth = self.mull.check_depth(others.get("iterations"))
             others |= {} if others.get("iterations") is None else {"iterations": depth}
@@ -114,6 +128,40 @@ class MullGeneration(GenerationMixin):
         else:
             own: Any = super()
             own._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        mask, limit = model_kwargs.get("attention_mask"), self.mull.config.max_length
+        if mask is not None:  # where the last row is full: drafts must not go beyond it
+            limit += int((mask == 0).sum(dim=1).max())
+        generation_config.max_length = min(generation_config.max_length, limit)
+
+    def _get_candidate_generator(  # type: ignore[override]
+        self, generation_config: Any, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """transformers', where an assistant thinks as long as its own configuration says, and not as long as this model
+        is asked to: it may be shallower, or have no depth at all."""
+        generation_config = deepcopy(generation_config)
+        for name in DEPTH:
+            if hasattr(generation_config, name):
+                delattr(generation_config, name)
+        model_kwargs = {name: value for name, value in model_kwargs.items() if name not in DEPTH}
+        own: Any = super()
+        return own._get_candidate_generator(generation_config, *args, model_kwargs=model_kwargs, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, model_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        """transformers', where guidance_scale, which has the model read a second prompt, has it read at the depth of
+        the call."""
+        model: Any = self
+        own: Any = super()
+        found = own._get_logits_processor(*args, model_kwargs=model_kwargs, **kwargs)
+        depth = {name: value for name, value in (model_kwargs or {}).items() if name in DEPTH}
+        for each in found:
+            if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+                each.model = partial(model, **depth)
+        return found
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: batches that requests enter and leave need the cache of transformers."""
+        del args, kwargs
+        raise ValueError("generate_batch is refused: mull's cache is its own; use generate, or mull serve")
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, cache: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
@@ -122,6 +170,7 @@ class MullGeneration(GenerationMixin):
         a cache what they are filled up with is hidden, and without one the columns that only they still fill are left
         out."""
         kwargs |= {"cache": cache, "attention_mask": attention_mask}
+        kwargs.pop("tokenizer", None)  # of stop_strings, which transformers hands over with the model's arguments
         prepared = super().prepare_inputs_for_generation(input_ids, **kwargs)
         new, limit = prepared["input_ids"], self.mull.config.max_length
         if cache is None and new.shape[1] > limit:

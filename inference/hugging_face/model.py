@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.hugging_face.cache import MullCache
+from mull.inference.hugging_face.cache import MullCache, check_cache
 from mull.inference.hugging_face.configuration import MullConfig
 from mull.inference.hugging_face.generation import MullGeneration
 from mull.inference.hugging_face.saving import open_folder, save_folder
@@ -152,6 +152,10 @@ class MullForCausalLM(MullGeneration, PreTrainedModel):
         if rule is not None:
             if self.training:
                 raise ValueError(f"exit {rule.name!r} ends thinking at inference; call model.eval() first")
+            if backprop_iterations is not None:
+                raise ValueError(
+                    f"backprop_iterations={backprop_iterations} is refused: an exit keeps no gradients; leave it out"
+                )
             out = think_until(self.mull, input_ids, iterations, rule, mask, held)
         else:
             out = self.mull(
@@ -192,8 +196,7 @@ class MullForCausalLM(MullGeneration, PreTrainedModel):
             if value is not None and value is not False:
                 why = REFUSED.get(name, "a mull model has no such argument; leave it out")
                 raise ValueError(f"{name} is refused: {why}")
-        if cache is not None and not isinstance(cache, MullCache):
-            raise ValueError(f"cache must be a MullCache, not a {type(cache).__name__}; leave it out to get one")
+        check_cache(cache)
         if self.training and labels is not None and (use_cache or cache is not None):
             raise ValueError("a cached call keeps no gradients: leave use_cache out in training")
         if labels is not None and not self.mull.config.causal:
@@ -208,6 +211,15 @@ class MullForCausalLM(MullGeneration, PreTrainedModel):
         super().train(mode)
         self.mull.training = mode
         return self
+
+    def _replicate_for_data_parallel(self) -> MullForCausalLM:
+        """A copy for another device, as the Trainer makes where a process sees several: a body of its own comes with
+        it, since the other one has the tensors of the first device."""
+        face: MullForCausalLM = super()._replicate_for_data_parallel()
+        face.__dict__["mull"] = body = self.mull._replicate_for_data_parallel()
+        for shared in ("_modules", "_parameters", "_buffers"):
+            body.__dict__[shared] = face.__dict__[shared]
+        return face
 
     def get_input_embeddings(self) -> nn.Module:
         return self.mull.embedding

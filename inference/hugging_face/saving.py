@@ -27,6 +27,9 @@ NOTHING_TO_DO = (  # how transformers would find or read files, which the store 
     "trust_remote_code", "code_revision", "low_cpu_mem_usage", "use_safetensors", "weights_only", "adapter_kwargs",
     "adapter_name", "disable_mmap", "tqdm_class", "max_memory", "attn_implementation",
 )  # fmt: skip
+WRITTEN_OTHERWISE = (  # how transformers would write files, which the store does its own way: one file of safetensors
+    "max_shard_size", "safe_serialization", "token", "save_peft_format", "save_original_format", "save_function",
+)  # fmt: skip
 
 
 def open_folder(
@@ -141,12 +144,16 @@ def save_folder(
         is_main_process: only this one writes.
         state_dict: weights to write in place of the model's own.
         push_to_hub: refused.
-        others: how transformers would write files, which mull's store does its own way.
+        others: how transformers would write files (`WRITTEN_OTHERWISE`), which mull's store does its own way.
 
     Raises:
-        ValueError: there are adapters, or the hub is asked for.
+        ValueError: there are adapters, the hub is asked for, or something else that cannot be followed.
     """
-    del others
+    for word, value in others.items():
+        if value is not None and not word.startswith("_") and word not in WRITTEN_OTHERWISE:
+            raise ValueError(f"{word} is refused: a mull folder is written by mull's own store; leave it out")
+    if others.get("safe_serialization") is False:
+        raise ValueError("safe_serialization=False is refused: weights are never written as a pickle; leave it out")
     if push_to_hub:
         raise ValueError("push_to_hub is refused: save the folder, and upload it with the tools of the hub")
     if not is_main_process:
@@ -162,6 +169,7 @@ def save_folder(
         )
     network.load_state_dict(weights, assign=True)
     network.tokenizer = model.mull.tokenizer
+    model.generation_config.validate(strict=True)  # before anything is written
     store.save(network, save_directory, **what_speaks_of(weights, getattr(model, "source", None)))
     model.generation_config.save_pretrained(save_directory)
 

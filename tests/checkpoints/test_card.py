@@ -72,8 +72,8 @@ def test_columns_are_those_of_an_evaluation() -> None:
     result: dict[str, Any] = dict.fromkeys((f.name for f in fields(Result)), 1)
     result |= {"capacity_asked": [0.9, 0.1], "capacity_met": [0.9, 0.1]}
     assert depth_table([result])[0] == (
-        "| difficulty | iterations | bits per byte | vs 1 | exact % | loss | asked % | met % | mean iterations | "
-        "FLOPs/token |"
+        "| difficulty | iterations | bits per byte | vs 1 | exact % | verified % | loss | asked % | met % | "
+        "mean iterations | FLOPs/token |"
     )
 
 

@@ -70,7 +70,8 @@ def configurations() -> Iterator[tuple[str, ModelConfig]]:
         shape = {name: value for name, value in SHAPE.items() if name in hints}
         for name, hint in hints.items():
             for value in values_of(name, hint):
-                yield f"{family}-{name}={value}", config_class(**shape | {name: value})
+                others = {"causal": False} if (name, value) == ("board", True) else {}
+                yield f"{family}-{name}={value}", config_class(**shape | others | {name: value})
 
 
 CONFIGS = dict(configurations())

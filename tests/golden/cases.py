@@ -86,7 +86,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "temperature": {"router_temperature": 3.0, "step_start": 0.2, "step_encoding": False},
         "three-passes": {"n_layers": 2, "thinking_layers": (0, 1), "mean_iterations": 3},
     },
-    "transformer": {"plain": {}, **COMMON, "pre-norm": {"wiring": "pre_norm"}, "both-ways": {"causal": False}, **NEAR},
+    "transformer": {
+        "plain": {},
+        **COMMON,
+        "pre-norm": {"wiring": "pre_norm"},
+        "both-ways": {"causal": False},
+        "board": {"causal": False, "board": True, "window": 2, "window_heads": 3},
+        **NEAR,
+    },
 }
 DECODING = {  # untied, so that greedy text is not one token for ever
     "recurrent/decoding": {"tie_embeddings": False, "exit_gate": True, "mean_iterations": 8},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,42 @@ def test_a_mistake_is_one_line(
     (folder / "field.yaml").write_text(text.replace("lost", "field").replace("doc_to_text:", "doc_to_texts:"))
     (folder / "far.yaml").write_text(text.replace("task: lost", "task: far").replace("path: json", "path: no/such"))
     assert says in fails(["parity", "--include-path", "tasks", *arguments], capsys)
+
+
+def test_what_a_task_does_wrong_when_it_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards mistakes of a task's file that its loading does not show: one line, and none for a mistake of mull's own,
+    which is to be seen whole."""
+    from mull.inference.harness.scoring import Scorer
+
+    (folder / "bare.jsonl").write_text('{"text": "a"}\n')
+    (folder / "bare.yaml").write_text(TASK.format(name="bare", data="bare.jsonl", kind="multiple_choice", more=""))
+    asked = ["text", "--include-path", "tasks", "--iterations", "1", "--tasks"]
+    assert main(["lm-eval", *asked, "bare"]) == 2
+    warning, error = capsys.readouterr().err.strip().splitlines()
+    assert "doc_to_choice was called but not set" in warning
+    assert error == "mull: error: lm-eval cannot run bare (TypeError): mend the task's file"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TypeError, match="of mull"):
+        patch.setattr(Scorer, "score", broken)
+        main(["lm-eval", *asked[:1], "--tasks", "parity_choice", "--limit", "1"])
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise TypeError("of mull")
+
+
+def test_the_python_of_the_page_runs(folder: Path) -> None:
+    """Guards docs/lm-eval.md: its task and its Python, as they stand, at depths of their own."""
+    page = (ROOT / "docs" / "lm-eval.md").read_text()
+    (task,), (code,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("yaml", "python"))
+    (folder / "mine.yaml").write_text(task)
+    rows = [{"question": "Tom has 3", "choices": [" apples", " clips and"], "answer": at} for at in (0, 1)]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/lm-eval.md", "exec"), found)
+    values = {count: results["results"]["mine"]["acc,none"] for count, results in found["results"].items()}
+    assert values == {1: 0.5, 4: 0.5, 16: 0.5}
+    first, second, third = (results["samples"]["mine"][0]["filtered_resps"] for results in found["results"].values())
+    assert first != second != third
 
 
 def test_folders_that_are_no_model_for_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

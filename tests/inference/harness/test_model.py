@@ -199,13 +199,15 @@ def test_what_is_no_model_for_it_is_refused(tmp_path: Path) -> None:
     for arguments, says in [
         ({"iterations": 0}, "iterations must be at least 1, not 0"),
         ({"iterations": 2.5}, r"iterations must be an integer of at least 1, not 2\.5"),
-        ({"batch_size": "auto"}, "'auto' is no integer"),
+        ({"batch_size": "auto"}, "batch_size: 'auto' is no integer"),
         ({"dtype": "float8"}, "dtype 'float8' is none of"),
         ({"exit": "boredom:1"}, "boredom"),
         ({"capacity": 0.5}, "no routed passes"),
     ]:
         with pytest.raises(ValueError, match=says):
             MullLM(bare, **arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="chat templates are refused"):
+        _ = MullLM(bare).tokenizer_name  # which the harness asks for where it is to apply one
     with pytest.raises(ValueError, match="unknown symbol 'two'"):
         MullLM(bare).loglikelihood(requests("loglikelihood", ("1 two", " odd")))
 

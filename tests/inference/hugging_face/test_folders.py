@@ -105,8 +105,17 @@ def test_written_folders_are_mull_folders(opened: Callable[[str], Any], tmp_path
         model.mull.final_norm.weight += 1
     model.save_pretrained(tmp_path / "b")
     assert not (tmp_path / "b" / "depth.json").exists() and not (tmp_path / "b" / "training.yaml").exists()
-    with pytest.raises(ValueError, match="push_to_hub is refused"):
-        model.save_pretrained(tmp_path / "c", push_to_hub=True)
+    model.save_pretrained(tmp_path / "b", safe_serialization=True, max_shard_size="1GB")
+    for options, words in (
+        ({"push_to_hub": True}, "push_to_hub is refused"),
+        ({"variant": "fp16"}, "variant is refused"),
+        ({"safe_serialization": False}, "safe_serialization=False is refused"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            model.save_pretrained(tmp_path / "c", **options)
+    model.generation_config = GenerationConfig(temperature=0.5)  # which needs do_sample
+    with pytest.raises(ValueError, match="GenerationConfig is invalid"):
+        model.save_pretrained(tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 

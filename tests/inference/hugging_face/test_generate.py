@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, pipeline
+from transformers import DynamicCache, GenerationConfig, pipeline
 
 import mull
 from mull.inference.hugging_face import MullCache
@@ -185,13 +185,62 @@ def test_rows_end_at_the_length_of_the_model(wrapped: Callable[..., Any]) -> Non
 
 
 def test_drafts_are_taken_back(wrapped: Callable[..., Any]) -> None:
-    """Guards crop, and an assistant that thinks less: prompt lookup and drafts write what plain decoding writes."""
-    model, small = wrapped("recurrent"), wrapped("recurrent")
+    """Guards crop and assistants: prompt lookup and drafts write what plain decoding writes, an assistant thinks as
+    long as its own configuration says, whatever the call says, or has no depth at all."""
+    model, small, flat = wrapped("recurrent"), wrapped("recurrent"), wrapped("transformer")
     small.generation_config.iterations = 1
+    asked, forward = [], small.mull.forward
+    small.mull.forward = lambda ids, n=None, **kw: [asked.append(n), forward(ids, n, **kw)][1]
     prompt = IDS[2:3].repeat(1, 2)
+    deep = GenerationConfig(iterations=4, max_new_tokens=12)
     plain = model.generate(prompt, iterations=4, max_new_tokens=12)
     assert torch.equal(plain, model.generate(prompt, iterations=4, max_new_tokens=12, prompt_lookup_num_tokens=3))
-    assert torch.equal(plain, model.generate(prompt, iterations=4, max_new_tokens=12, assistant_model=small))
+    for helper in (small, flat):
+        assert torch.equal(plain, model.generate(prompt, iterations=4, max_new_tokens=12, assistant_model=helper))
+    assert torch.equal(plain, model.generate(prompt, generation_config=deep, assistant_model=small))
+    assert set(asked) == {1} and deep.iterations == 4
+
+
+def test_drafts_end_at_the_length_of_the_model(wrapped: Callable[..., Any]) -> None:
+    """Guards the last tokens of a full row: a draft goes no further than plain decoding, padding not counted. The head
+    is made to write one token for ever, so that every draft is right and the last one would go beyond."""
+    model = wrapped("recurrent", max_length=13, tie_embeddings=False)
+    with torch.no_grad():
+        model.mull.head.weight.zero_()  # all logits are equal: the first token, always
+    for row in (1, 2):
+        asked: dict[str, Any] = {"attention_mask": MASK[row : row + 1], "iterations": 2, "max_new_tokens": 30}
+        plain = model.generate(IDS[row : row + 1], **asked)
+        assert plain.shape == (1, 13 + int((MASK[row] == 0).sum()))
+        for drafts in ({"prompt_lookup_num_tokens": 5}, {"assistant_model": copy.deepcopy(model)}):
+            assert torch.equal(model.generate(IDS[row : row + 1], **asked, **drafts), plain)
+
+
+def test_guidance_thinks_as_long_as_the_call(wrapped: Callable[..., Any]) -> None:
+    """Guards guidance_scale, by hand: the prompt that is to be avoided is read at the same depth as the other."""
+    model = wrapped("recurrent")
+    prompt, avoided = IDS[2:3], IDS[1:2, 1:]
+    asked = {"iterations": 5, "max_new_tokens": 2, "guidance_scale": 1.5, "negative_prompt_ids": avoided}
+    found = model.generate(prompt, **asked, output_scores=True, return_dict_in_generate=True)
+    for number, scores in enumerate(found.scores):
+        new = found.sequences[:, 5 : 5 + number]
+        with torch.no_grad():
+            p, q = (
+                model(torch.cat([ids, new], 1), iterations=5).logits[0, -1].float().log_softmax(-1)
+                for ids in (prompt, avoided)
+            )
+        assert torch.allclose(scores[0].float(), q + 1.5 * (p - q), atol=1e-5)
+
+
+def test_stop_strings(opened: Callable[[str], Any]) -> None:
+    """Guards texts that end a row, which need the tokenizer beside them: as the stop of mull.generate, by row."""
+    model, tokenizer = opened("text")
+    rows = tokenizer(PROMPTS["text"], return_tensors="pt", padding=True)
+    stops = {"stop_strings": ["e"], "tokenizer": tokenizer, "iterations": 2, "max_new_tokens": 16, "do_sample": False}
+    wanted = mull.generate(model.mull, PROMPTS["text"], iterations=2, max_new_tokens=16, stop=["e"])
+    for use_cache in (True, False):
+        found = model.generate(**rows, **stops, use_cache=use_cache)[:, rows["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(found, skip_special_tokens=True)
+        assert texts == [text + "e" for text in wanted.text or []]
 
 
 def test_a_cache_goes_on(wrapped: Callable[..., Any]) -> None:
@@ -212,6 +261,8 @@ def test_a_cache_goes_on(wrapped: Callable[..., Any]) -> None:
     assert kept.batch_size == 2 and torch.allclose(out.logits[1], model(whole[2:3, :10], iterations=3).logits[:, -1])
     with pytest.raises(ValueError, match="an exit rule needs a cache of policy deepest"):
         model(whole[[2, 2], 10:11], cache=kept, iterations=3, exit="latent:0.1")
+    with pytest.raises(ValueError, match="generate_batch is refused: mull's cache is its own"):
+        model.generate_batch([[1, 2]])
 
 
 @pytest.mark.parametrize(
@@ -223,6 +274,8 @@ def test_a_cache_goes_on(wrapped: Callable[..., Any]) -> None:
         ({"exit": "latnt:1"}, "exit 'latnt' is not known; known are latent"),
         ({"capacity": 0.5}, "has no routed passes: capacity=0.5 is refused"),
         ({"cache_implementation": "static"}, "cache_implementation 'static' is refused"),
+        ({"cache": DynamicCache()}, "cache must be a MullCache, not a DynamicCache"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit=1 is refused: a loop has no layers to stop at"),
         ({"inputs_embeds": torch.zeros(3, 5, 24)}, "inputs_embeds is refused: a mull model reads token ids"),
         ({"attention_mask": MASK.flip(1)}, "padded on the right; generate needs padding_side='left'"),
         ({"generation_config": GenerationConfig(exit="latent:x")}, "latent"),

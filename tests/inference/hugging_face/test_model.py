@@ -158,6 +158,7 @@ def test_outputs(wrapped: Callable[..., Any]) -> None:
         ({"attention_mask": MASK[:, None, None]}, r"attention_mask has shape \(3, 1, 1, 5\); it must be \(3, 5\)"),
         ({"labels": IDS[:, 1:]}, r"labels have shape \(3, 4\), input_ids \(3, 5\)"),
         ({"cache": 3}, "cache must be a MullCache, not a int"),
+        ({"exit": "latent:0.1", "backprop_iterations": 2}, "backprop_iterations=2 is refused: an exit keeps no"),
         ({"backprop_iterations": 0}, "backprop_iterations must be at least 1, not 0"),
         ({"input_ids": None}, "a mull model reads token ids; give input_ids"),
     ],

@@ -1,6 +1,7 @@
 """transformers' Trainer and PEFT on mull's models: the loss falls, runs go on, merged is unmerged at every depth."""
 
 import copy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,31 @@ def test_trainer(family: str, tmp_path: Path) -> None:
     if family == "recurrent_depth":
         trainer(second, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
         assert all(torch.equal(p, q) for p, q in zip(second.parameters(), first.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["recurrent", "inner_thinking"])
+def test_copies_for_several_devices(wrapped: Callable[..., Any], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards DataParallel, which the Trainer uses by itself where there are several devices: each copy computes with
+    its own tensors, and its gradient reaches the model. torch copies to devices of CUDA; here it copies in memory."""
+    module = sys.modules["torch.nn.parallel.replicate"]
+    monkeypatch.setattr(module, "_get_device_index", lambda device, _: device)
+    doubled = "_broadcast_coalesced_reshape"  # its name is of copies, which are told apart from the original here
+    monkeypatch.setattr(module, doubled, lambda tensors, devices, *_, **__: [[2 * t for t in tensors] for _ in devices])
+    model = wrapped(family).train()
+    copies = module.replicate(model, ["one", "two"])
+    twice = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twice.parameters():
+            parameter *= 2
+    wanted = twice(IDS, labels=IDS, iterations=3)
+    for each in copies:
+        found = each(IDS, labels=IDS, iterations=3)
+        assert torch.allclose(found.logits, wanted.logits)
+    found.loss.backward()
+    wanted.loss.backward()
+    for parameter, other in zip(model.parameters(), twice.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        assert parameter.grad is None or torch.allclose(parameter.grad, 2 * other.grad)
 
 
 def iterations_seen(model: Any) -> list[Any]:
