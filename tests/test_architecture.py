@@ -154,6 +154,19 @@ def test_third_party_imports() -> None:
     assert wrong == []
 
 
+def test_rooms_that_need_an_extra_are_imported_by_the_command_line_alone() -> None:
+    """Guards the rooms of inference against each other: who lacks an extra misses its room, and nothing else."""
+    rooms = [folder for folder in EXTRAS if folder.startswith("inference/")]
+    found = [
+        (room, layer_of(module_name(path)))
+        for path in PACKAGE
+        for _, name in imports(path)
+        for room in rooms
+        if f"{name}.".startswith(f"mull.{room.replace('/', '.')}.") and not path.is_relative_to(ROOT / room)
+    ]
+    assert {layer for _, layer in found} == {"cli"} and {room for room, _ in found} >= {"inference/serve"}
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a fresh process sees: the modules after `import mull`, after `mull.load`, and torch after every module."""
