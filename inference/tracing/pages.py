@@ -5,7 +5,8 @@ there, and nothing but data: in JSON no `<` is left that could end the block, th
 text, and the document's own policy runs no script but ours, by its hash, and loads nothing.
 
 Numbers are whole numbers of two bytes between the limits of their quantity, 1 / 65534 of the range apart (logarithmic
-where small ones matter), which is finer than any screen and keeps 256 positions by 32 iterations below a megabyte.
+where small ones matter), which is finer than any screen; ranks and places in a vocabulary of at most 256 tokens are of
+one byte. So two runs of 256 positions by 32 iterations are below a megabyte.
 """
 
 from __future__ import annotations
@@ -134,8 +135,10 @@ def packed_view(shown: dict[str, Any], place: dict[int, int]) -> dict[str, Any]:
 
 
 def whole(values: Tensor) -> dict[str, Any]:
-    """Whole numbers from 0 to 65534; larger ones are as large as that."""
-    return {"scale": "whole", "data": two_bytes(values.clamp(max=UNKNOWN - 1))}
+    """Whole numbers from 0 to 65534, in one byte where that holds them; larger ones are as large as that."""
+    if values.numel() and int(values.max()) < 256:
+        return {"scale": "whole", "bytes": 1, "data": packed_bytes(values, "<u1")}
+    return {"scale": "whole", "bytes": 2, "data": packed_bytes(values.clamp(max=UNKNOWN - 1), "<u2")}
 
 
 def packed_numbers(name: str, values: Tensor) -> dict[str, Any]:
@@ -152,9 +155,9 @@ def packed_numbers(name: str, values: Tensor) -> dict[str, Any]:
     high = max(high, low + 1e-9)
     codes = ((values - low) / (high - low) * (UNKNOWN - 1)).round()
     codes = torch.where(values.isfinite(), codes, float(UNKNOWN))
-    return {"scale": scale, "low": low, "high": high, "data": two_bytes(codes.long())}
+    return {"scale": scale, "low": low, "high": high, "bytes": 2, "data": packed_bytes(codes.long(), "<u2")}
 
 
-def two_bytes(codes: Tensor) -> str:
-    """Little-endian, in base 64."""
-    return b64encode(codes.contiguous().flatten().numpy().astype("<u2").tobytes()).decode()
+def packed_bytes(codes: Tensor, kind: str) -> str:
+    """Whole numbers of so many bytes, little-endian, in base 64."""
+    return b64encode(codes.contiguous().flatten().numpy().astype(kind).tobytes()).decode()

@@ -29,7 +29,8 @@ def test_what_is_no_name_is_refused(asked: str, tmp_path: Path, monkeypatch: pyt
     """Only a bare word is a name, and no part of the code beside the shipped folders is one; the names are listed."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        FileNotFoundError, match=r"no checkpoint folder .*(parity, sudoku, text ship|called parity, without)"
+        FileNotFoundError,
+        match=r"no checkpoint folder .*(parity, state_tracking, sudoku, text ship|called parity, without)",
     ):
         folder_of(asked)
 

@@ -523,6 +523,8 @@ def every_case() -> dict[str, Case]:
         tolerance = ORTHOGONAL if arguments.get("optimizer") is MUON else FITTED
         cases[f"training/{name}"] = Case(partial(trained, model, data, arguments), **tolerance)
     cases["shipped/parity"] = Case(partial(shipped, "parity", iterations=16))
+    cases["shipped/state_tracking"] = Case(partial(shipped, "state_tracking", iterations=16))
+    cases["shipped/sudoku"] = Case(partial(shipped, "sudoku", iterations=16))
     cases["shipped/text"] = Case(partial(shipped, "text", iterations=8))
     cases["shipped/inner-thinking"] = Case(partial(shipped, "inner-thinking", capacity=0.5))
     return cases

@@ -1,12 +1,12 @@
-// Numbers as inference/tracing/pages.py packed them: two bytes each, 65535 where there is none.
+// Numbers as inference/tracing/pages.py packed them: one byte each, or two, 65535 where there is none.
 
 const UNKNOWN = 65535;
 
 function unpacked(packed) {
   const bytes = atob(packed.data);
-  const codes = new Uint16Array(bytes.length / 2);
-  for (let i = 0; i < codes.length; i++) {
-    codes[i] = bytes.charCodeAt(2 * i) | (bytes.charCodeAt(2 * i + 1) << 8);
+  const codes = new Uint16Array(bytes.length / packed.bytes);
+  for (let i = 0; i < bytes.length; i++) {
+    codes[Math.floor(i / packed.bytes)] |= bytes.charCodeAt(i) << (8 * (i % packed.bytes));
   }
   if (packed.scale === "whole") return codes;
   const step = (packed.high - packed.low) / (UNKNOWN - 1);

@@ -65,7 +65,7 @@ def data_of(text: str) -> Any:
 
 def unpacked(packed: dict[str, Any]) -> np.ndarray:
     """What page/numbers.js does."""
-    codes = np.frombuffer(b64decode(packed["data"]), dtype="<u2")
+    codes = np.frombuffer(b64decode(packed["data"]), dtype=f"<u{packed['bytes']}")
     if packed["scale"] == "whole":
         return codes
     values = packed["low"] + codes * (packed["high"] - packed["low"]) / 65534
@@ -159,13 +159,18 @@ def test_tokens_are_data(hostile_folder: Path) -> None:
 
 
 def test_a_long_trace_is_below_a_megabyte(make_model: Make) -> None:
-    """Guards the size: 256 positions by 32 iterations through both lenses, with paths and exits; and that tokens of a
-    vocabulary most of which is not on the page are still those of the trace."""
+    """Guards the size: 256 positions by 32 iterations through both lenses, with paths and exits, once and beside
+    another run; and that tokens of a vocabulary most of which is not on the page are still those of the trace, in one
+    byte and in two."""
     model = make_model("recurrent", max_length=256, vocab_size=300)
     ids = torch.randint(100, (1, 256), generator=torch.Generator().manual_seed(0)) * 3
     found = trace(model, ids, 32, lenses=("coda", "logit"), keep_states=True, exits=["latent:0.03"])
     text = page("long", [], [view("run", found, model, common_plane([found]))], None)
     assert 300_000 < len(text.encode()) < 1_000_000
+    few = make_model("recurrent", max_length=256, vocab_size=250)
+    traces = [trace(few, ids % 250, 32, lenses=("coda", "logit"), keep_states=True) for _ in range(2)]
+    both = [view("run", run, few, common_plane(traces)) for run in traces]
+    assert 500_000 < len(page("two", [], both, None).encode()) < 1_000_000
     data = data_of(text)
     words, packed = data["vocabulary"], data["runs"][0]["answers"]["logit"]["tokens"]
     own = found.answers["logit"].tokens
