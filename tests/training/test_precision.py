@@ -62,9 +62,8 @@ def family(word: str) -> LanguageModel:
 
 
 def test_every_sampler_is_among_them() -> None:
-    assert {type(sampler) for sampler in SAMPLERS} == {
-        each for base in (IterationSampler, LogNormalPoisson) for each in base.__subclasses__()
-    }
+    known = [each for base in (IterationSampler, LogNormalPoisson) for each in base.__subclasses__()]
+    assert {type(sampler) for sampler in SAMPLERS} == {each for each in known if each.__module__.startswith("mull.")}
 
 
 @pytest.mark.parametrize(
