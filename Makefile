@@ -1,4 +1,5 @@
 # make demo: install, train a small model on this machine, measure it, ask it.   make test: lint, types and tests.
+# Types are checked beside the tests, which keep one core busy each; a file's tests share what the file sets up.
 # make data: fetch the public text that configs/ name.   make docs: the site of the documents, in site/.
 PYTHON ?= python3
 VENV := .venv
@@ -21,8 +22,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy -p mull
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/mypy -p mull & types=$$!; \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile; tests=$$?; \
+		wait $$types && exit $$tests
 
 data: $(INSTALLED)
 	$(BIN)/mull data all

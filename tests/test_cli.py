@@ -312,7 +312,7 @@ def test_a_folder_may_be_called_null(
         assert read_configuration(["--config", str(demo), "--output", name]).folder == Path(name)
 
 
-@pytest.mark.parametrize("extra", [[], ["--json"], ["--exit", "fixed:1", "--tokens"]], ids=" ".join)
+@pytest.mark.parametrize("extra", [["--json"], ["--exit", "fixed:1", "--tokens"]], ids=" ".join)
 def test_a_reader_who_has_gone_costs_no_results(extra: list[str], folder: Path, tmp_path: Path) -> None:
     """`mull evaluate ... --output DIR | head -0`: what was measured is written before it is printed."""
     reading, writing = os.pipe()

@@ -67,7 +67,7 @@ def test_a_row_is_the_same_alone_and_among_others(
             assert len(text) == 32 - lengths[row]
 
 
-@pytest.mark.parametrize(("n_new", "stop"), [(9, STOP), (99, [])], ids=["stopping", "to the limit"])
+@pytest.mark.parametrize(("n_new", "stop"), [(9, STOP)], ids=["stopping"])  # greedy rows go to the limit, above
 def test_a_drawn_row_is_the_same_alone_and_among_others(
     model: LanguageModel, way: Decoder, n_new: int, stop: list[int]
 ) -> None:
