@@ -57,7 +57,6 @@ class ReasoningGym(StreamData):
     """
 
     answers_ahead = True
-    chance = None
 
     def __init__(
         self,
