@@ -73,6 +73,7 @@ def small(config: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("short_cards")
 def test_configuration_trains_saves_loads_and_generates(config: Path, tmp_path: Path) -> None:
     """A configuration that no longer runs is noticed here and not by the newcomer."""
     folder = train([*command(config), *small(config, tmp_path)])
