@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mull.checkpoints.card import About
-from mull.training.data.batches import Batch, EndlessBatches, next_token_batch, require_positive, to_batch
+from mull.training.data.batches import Batch, check_workers, loader_of, next_token_batch, require_positive, to_batch
 from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.curriculum import ReachedAccuracy
 from mull.training.data.streams import STREAMS, Stream
@@ -63,6 +63,7 @@ class StreamData(pl.LightningDataModule, ABC):
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
     repeat: int = 1  # how often in a row each training batch comes
+    workers: int = 0  # processes that make training batches ahead of time
 
     @property
     def vocab_size(self) -> int:
@@ -87,8 +88,7 @@ class StreamData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = EndlessBatches(lambda number: self.training_batch(number, rank, world_size), self._batches_done)
-        return DataLoader(batches, batch_size=None)  # no workers: a batch costs less than handing it over
+        return loader_of(lambda number: self.training_batch(number, rank, world_size), self._batches_done, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         # A list of whole batches: with several ranks the trainer deals them out.
@@ -116,6 +116,7 @@ class TaskData(StreamData):
         validation_examples: Items of the validation split, the same ones at every validation, different from each
             other: fewer if there are not so many.
         seed: Names the streams of items; the splits are the same for every seed.
+        workers: Processes that make the same batches ahead of time; 0: none, best where a batch is quickly made.
     """
 
     def __init__(
@@ -128,13 +129,15 @@ class TaskData(StreamData):
         batch_size: int = 64,
         validation_examples: int = 256,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
         super().__init__()
         mixed = difficulty if isinstance(difficulty, list) else [difficulty]
         if not mixed:
             raise ValueError("difficulty is an empty list: name at least one difficulty")
         require_positive(repeat=repeat, batch_size=batch_size, validation_examples=validation_examples)
-        self.repeat = repeat
+        check_workers(workers, advance is not None)
+        self.repeat, self.workers, self.validation_examples = repeat, workers, validation_examples
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
@@ -143,15 +146,15 @@ class TaskData(StreamData):
             raise ValueError(f"advance takes the place of a curriculum, and there is one: leave {curriculum} out")
         if advance is not None and len(self.ladder) == 1:
             raise ValueError(f"advance has nothing to let in: name at least two difficulties, not {difficulty}")
-        self.validation_examples = validation_examples
         self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
-        self.difficulty_name = task.difficulty_name
-        self.in_place = task.in_place
+        self.difficulty_name, self.in_place = task.difficulty_name, task.in_place
         self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
     def setup(self, stage: str) -> None:
-        if self.advance is not None and stage == "fit":  # a saved state is loaded after it
-            self.advance.begin()
+        if stage == "fit":
+            self.task.prepare(self.seed, {*self.difficulties, *self.curriculum.values()})
+            if self.advance is not None:
+                self.advance.begin()  # a saved state is loaded after it
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
