@@ -202,9 +202,9 @@ class TrainingModule(pl.LightningModule):
         that the step is skipped.
         """
         index = self.batch_index(batch_idx)
+        count = total = int(scored(batch["labels"]).sum())  # asked first: later a device would have to finish before
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss(output, batch["labels"])
-        count = total = int(scored(batch["labels"]).sum())
         told = loss.detach()
         devices = 1 if self._trainer is None else self.trainer.world_size
         if devices > 1:  # the loss and the number of all of them, so that they all decide alike
