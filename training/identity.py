@@ -35,7 +35,7 @@ DECIDES = (
     "reload_dataloaders_every_n_epochs",
 )
 VALIDATES = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # decide where callbacks listen
-PLACES = ("paths", "tokenizer", "cache")  # where data lies; the key of its content says what it is
+PLACES = ("paths", "tokenizer", "cache", "workers")  # where data lies, and who makes it; its key says what it is
 REMEDY = "pass another --output, or remove the folder"
 
 Identity = dict[str, Any]
