@@ -168,5 +168,4 @@ def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:
     """What the reward head says at each position, (B, T) from 0 to 1; None without a head."""
-    value: Tensor | None = getattr(out, "value", None)
-    return None if value is None else torch.sigmoid(value.double()).tolist()
+    return None if out.value is None else torch.sigmoid(out.value.double()).tolist()
