@@ -105,8 +105,7 @@ class Reader:
         """Read the rest of each behind what the session, whose rows they are, holds of it."""
         starts = session.lengths
         tokens, mask = padded([list(memory.ids[start:]) for memory, start in zip(memories, starts, strict=True)])
-        whole = mask is None or bool(mask.all())
-        out, residual = self.think(session, tokens, None if whole else mask)
+        out, residual = self.think(session, tokens, None if mask is None or bool(mask.all()) else mask)
         used, rewards = out.iterations[:, -1].tolist(), rewards_of(out)
         for row, (memory, start) in enumerate(zip(memories, starts, strict=True)):
             moved = None if residual is None else float(residual[row, -1])
@@ -120,6 +119,7 @@ class Reader:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
         (B, T), where that is known."""
         before, tokens = session.lengths, tokens.to(self.model.device)
+        mask = None if mask is None else mask.to(self.model.device)
         if session.exit is None:
             out = session.think(tokens, mask)
             residual = out.residual
