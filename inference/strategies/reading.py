@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -85,6 +86,7 @@ class Reader:
 
     def __init__(self, model: LanguageModel, meter: Meter, batch_size: int) -> None:
         self.model, self.meter, self.batch_size = model, meter, batch_size
+        self.flops = cache(model.config.flops_per_token)  # the same few counts and lengths, at every token
 
     @torch.inference_mode()
     def read(self, memories: Sequence[Memory], depth: Depth) -> None:
@@ -137,12 +139,19 @@ class Reader:
 
     def count(self, out: ModelOutput, before: list[int], after: list[int]) -> None:
         """Add a call to the meter, each row at its own length."""
-        flops, iterations, read = 0.0, 0, 0
+        flops, spent, read = 0.0, out.iterations.tolist(), sum(after) - sum(before)
+        looks = None if out.looks is None else out.looks.tolist()
+        iterations = 0
         for row, (start, end) in enumerate(zip(before, after, strict=True)):
             new = end - start
-            flops += new * self.model.executed_flops_per_token(last_of(out, row, new), end)
-            iterations += int(out.iterations[row, -new:].sum())
-            read += new
+            used = sum(spent[row][-new:])
+            if out.selected is not None:  # which tokens took which pass
+                flops += new * self.model.executed_flops_per_token(last_of(out, row, new), end)
+            else:
+                flops += new * self.flops(used / new, end)
+            if looks is not None:
+                flops += sum(looks[row][-new:]) * self.model.config.reading().flops(end)
+            iterations += used
         looped = self.model.config.default_iterations is not None
         self.meter.add(flops=flops, iterations=iterations if looped else 0, read=read)
 
@@ -156,14 +165,9 @@ def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
 
 
 def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
-    """Of a call what says how much was executed, at the last positions of one row."""
-
-    def mine(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part[row : row + 1, -count:]
-
-    return replace(
-        out, iterations=out.iterations[row : row + 1, -count:], looks=mine(out.looks), selected=mine(out.selected)
-    )
+    """Which routed passes the last positions of one row took."""
+    selected = None if out.selected is None else out.selected[row : row + 1, -count:]
+    return replace(out, iterations=out.iterations[row : row + 1, -count:], selected=selected)
 
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:
