@@ -3,7 +3,7 @@
     extend   when the end of the thinking has been drawn: it is taken back, `wait` stands in its place, and the model
              goes on with what is left of its budget; at most `waits` times
     cap      when the thinking has `cap` tokens: its last step is closed, the end of the thinking is put there, and the
-             model answers
+             model answers; if it thinks on instead and ends its thinking once more, it is stopped there
 
 Both act after a token has been drawn. To forbid the end of the thinking before the draw would be another method: the
 mass of the forbidden token would go to all the others, and not to the wait.
@@ -71,7 +71,9 @@ class BudgetForcing(Strategy):
             for mark in [marks.end_of_thinking] if branch.at(marks.step) else [marks.step, marks.end_of_thinking]:
                 [branch] = solver.append([branch], mark)
             trace.append(Event("cap", branch.text))
-        [branch] = solver.write([branch], manner)
+            branch = self.answered(solver, branch, manner)
+        else:
+            [branch] = solver.write([branch], manner)
         last = Event("sample", branch.text, answer_of(marks, branch, self.style), chosen=True)
         return Found(branch, self.style, [*trace, last])
 
@@ -82,6 +84,15 @@ class BudgetForcing(Strategy):
             return open_again.again(key[-1])
         [longer] = solver.append([open_again], solver.marks.wait if self.put == "wait" else solver.random_text(key))
         return longer
+
+    def answered(self, solver: Solver, branch: Branch, manner: Manner) -> Branch:
+        """The text with an answer behind a forced end, up to where the thinking is ended once more."""
+        mark = solver.marks.end_of_thinking
+        [branch] = solver.write([branch], manner, until=[mark])
+        length = len(branch.tokens)
+        while solver.cut(branch, length).text.count(mark) > 1:
+            length -= 1
+        return solver.cut(branch, length)
 
     def thinking(self, manner: Manner, room: int) -> int:
         """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""

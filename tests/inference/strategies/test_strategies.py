@@ -322,13 +322,13 @@ def test_budget_forcing_is_its_token_hook(make_writer: Make) -> None:
 
 def by_hook(solver: FolderSolver, seed: int, waits: int, cap: int, end: int, wait: int) -> str:
     """The same text by one call with a hook."""
-    left, over, step = [waits], [False], solver.spelling.ids["<step>"]
+    left, over, forced, step = [waits], [False], [False], solver.spelling.ids["<step>"]
 
     def after(line: Line, token: int) -> int:
         if over[0]:
             return token
         if len(line.tokens) >= cap:
-            token = end if line.tokens[-1].id == step else step
+            forced[0], token = True, end if line.tokens[-1].id == step else step
         elif token == end and left[0]:
             left[0] -= 1
             return wait
@@ -336,7 +336,9 @@ def by_hook(solver: FolderSolver, seed: int, waits: int, cap: int, end: int, wai
         return token
 
     root = solver.begin("1 + 2 <correct>", (seed,))
-    return solver.write([root], Manner(1, temperature=1.0, limit=12), after=after)[0].text
+    text = solver.write([root], Manner(1, temperature=1.0, limit=12), after=after)[0].text
+    thought, mark, rest = text.partition("</think>")
+    return f"{thought}{mark}{rest.partition('</think>')[0]}".strip() if forced[0] else text
 
 
 def test_the_controls_of_budget_forcing(make_writer: Make) -> None:
