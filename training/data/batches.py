@@ -31,14 +31,23 @@ class EndlessBatches(IterableDataset[Batch]):
             number += 1 if worker is None else worker.num_workers
 
 
-def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:
-    """A batch from two integer arrays (B, T)."""
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+def to_batch(input_ids: np.ndarray, labels: np.ndarray, **more: np.ndarray) -> Batch:
+    """A batch from two integer arrays (B, T), and more by name."""
+    columns = {"input_ids": input_ids, "labels": labels, **more}
+    return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
 def next_token_batch(windows: np.ndarray) -> Batch:
     """A batch from windows (B, T + 1): position t reads token t and predicts token t + 1."""
     return to_batch(windows[:, :-1].copy(), windows[:, 1:].copy())
+
+
+def check_workers(workers: int, waits: bool) -> None:
+    """Raises ValueError where so many processes cannot make batches ahead; `waits`: each batch depends on answers."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: it must be 0 or more")
+    if workers and waits:
+        raise ValueError(f"advance waits for the answers to each batch before another: leave workers {workers} out")
 
 
 def require_positive(**values: int) -> None:
