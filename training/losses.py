@@ -244,7 +244,8 @@ class ProcessReward(Loss):
         raise ValueError("ProcessReward needs judgements of steps, which labels do not hold: take of_batch")
 
     def of_batch(self, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
-        values, judged = batch["values"], self.judged(batch)
+        judged = self.judged(batch)
+        values = batch["values"]
         if output.value is None:
             raise ValueError("ProcessReward needs a network whose answers hold a value: read value=self.value(x) out")
         said = output.value if output.value.dtype == torch.float64 else output.value.float()
