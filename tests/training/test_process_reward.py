@@ -50,6 +50,15 @@ def test_it_is_what_is_written_by_hand() -> None:
     joined, alone = ProcessReward(0.3), ProcessReward(alone=True)
     assert joined.of_batch(out, batch).item() == pytest.approx(plain + 0.3 * sum(terms) / scored, rel=1e-5)
     assert alone.of_batch(out, batch).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    rows = []
+    for b in range(6):
+        alike = {name: column[b : b + 1] for name, column in batch.items()}
+        one = model(alike["input_ids"], 2)
+        reward = ProcessReward(alone=True).of_batch(one, alike).item()  # 0 for a direct answer: no step is judged
+        rows.append(LastIteration()(one, alike["labels"]).item() + 0.3 * reward)
+    by_row = ProcessReward(0.3, by_row=True)
+    assert by_row.of_batch(out, batch).item() == pytest.approx(sum(rows) / 6, rel=1e-5)
+    assert int(by_row.counted(batch).sum()) == 6
     assert (int(joined.counted(batch).sum()), int(alone.counted(batch).sum())) == (scored, len(terms))
 
 
@@ -76,6 +85,8 @@ def test_what_has_no_reward_or_no_judgements_is_refused() -> None:
         ProcessReward().of_batch(model(batch["input_ids"], 1), batch)
     with pytest.raises(ValueError, match="weight must be a number above 0, not 0"):
         ProcessReward(0)
+    with pytest.raises(ValueError, match="by_row weighs cross entropies, which alone leaves out"):
+        ProcessReward(by_row=True, alone=True)
 
 
 def test_other_losses_do_not_ask_for_it() -> None:
