@@ -159,6 +159,7 @@ def evaluate(args: list[str]) -> None:
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
     )
+    parser.add_argument("--alignment", action="store_true", help="cosine of the states that two random starts come to")
     parser.add_argument("--verify", action="store_true", help="also write the answers, and have them checked")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
