@@ -26,7 +26,7 @@ from mull.inference.early_exit import choose_exit, run_until
 from mull.inference.exits import Exit
 from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
-from mull.models.cache import Policy
+from mull.models.cache import Cache, Policy
 from mull.models.config import Capacity
 from mull.models.loop import Iterations, check_count, deepest
 from mull.models.selection import check_capacity
@@ -179,6 +179,24 @@ class Session:
             new.residual = self.residual[there]
         if isinstance(self.iterations, Tensor):
             new.iterations = self.iterations[there]
+        return new
+
+    @staticmethod
+    def gathered(rows: Sequence[tuple[Session, int]]) -> Session:
+        """A session of its own with copies of rows of several sessions, (session, row) each, in this order; a row may
+        be named more than once. They must hold something. Raises ValueError where they differ in model, depth or exit
+        rule, where they start warm, and where their caches cannot be joined (models/cache.py)."""
+        first = rows[0][0]
+        ways = {(id(session.model), str(session.iterations), session.exit) for session, _ in rows}
+        if len(ways) > 1:
+            raise ValueError("rows of sessions that differ in model, depth or exit rule cannot be joined")
+        if any(session.warm_start for session, _ in rows):
+            raise ValueError("rows of sessions with warm_start cannot be joined")
+        if all(session is first for session, _ in rows):
+            return first.fork([row for _, row in rows])
+        new = copy(first)
+        new.cache = Cache.gathered([(session.cache, row) for session, row in rows])
+        new.state = None  # of a warm start only
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:
