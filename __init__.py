@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mull.checkpoints.store import load, save
     from mull.inference.generate import generate
+    from mull.inference.strategies.solving import solve
     from mull.inference.tracing.trace import trace
     from mull.models import (
         InnerThinkingConfig,
@@ -29,6 +30,7 @@ HOMES = {
     "load": "mull.checkpoints.store",
     "save": "mull.checkpoints.store",
     "generate": "mull.inference.generate",
+    "solve": "mull.inference.strategies.solving",
     "trace": "mull.inference.tracing.trace",
     "InnerThinkingConfig": "mull.models",
     "InnerThinkingTransformer": "mull.models",
@@ -53,6 +55,7 @@ __all__ = [
     "generate",
     "load",
     "save",
+    "solve",
     "trace",
 ]
 

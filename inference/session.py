@@ -26,7 +26,7 @@ from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
-from mull.models.cache import Policy
+from mull.models.cache import Cache, Policy
 from mull.models.config import Capacity
 from mull.models.loop import Iterations, check_count, deepest
 from mull.models.selection import check_capacity
@@ -161,6 +161,21 @@ class Session:
             new.state = self.state[there]
         if isinstance(self.iterations, Tensor):
             new.iterations = self.iterations[there]
+        return new
+
+    @staticmethod
+    def gathered(rows: Sequence[tuple[Session, int]]) -> Session:
+        """A session of its own with copies of rows of several sessions, (session, row) each, in this order; a row may
+        be named more than once. They must be of one model and depth, hold something, and not start warm. Raises
+        ValueError where their caches cannot be joined (models/cache.py)."""
+        first = rows[0][0]
+        if any(session.warm_start for session, _ in rows):
+            raise ValueError("rows of sessions with warm_start cannot be joined")
+        if all(session is first for session, _ in rows):
+            return first.fork([row for _, row in rows])
+        new = copy(first)
+        new.cache = Cache.gathered([(session.cache, row) for session, row in rows])
+        new.state = None  # of a warm start only
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:

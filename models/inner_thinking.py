@@ -156,10 +156,10 @@ class InnerThinkingTransformer(LanguageModel):
             valid=valid,
         )
 
-    def executed_flops_per_token(self, output: ModelOutput) -> float:
+    def executed_flops_per_token(self, output: ModelOutput, length: int | None = None) -> float:
         assert output.selected is not None  # (B, T, layers, passes)
         shares = output.selected.double().mean(dim=(0, 1))
-        return self.config.flops_at_shares(shares.tolist(), output.selected.shape[1])
+        return self.config.flops_at_shares(shares.tolist(), output.selected.shape[1] if length is None else length)
 
     def compile_decoding(self) -> None:
         raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")

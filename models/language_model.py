@@ -106,10 +106,11 @@ class LanguageModel(nn.Module):
     def calibrate(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
         """Set what inference needs to know of held-out text (B, T); nothing in a family without routed passes."""
 
-    def executed_flops_per_token(self, output: ModelOutput) -> float:
+    def executed_flops_per_token(self, output: ModelOutput, length: int | None = None) -> float:
         """Forward FLOPs per token of the call that gave this output: with the iterations that its positions used, and
-        the answers that an exit rule read out on the way."""
-        length, used = output.iterations.shape[1], output.iterations.double().mean().item()
+        the answers that an exit rule read out on the way. Behind a cache, `length` is that of what it holds now."""
+        length = output.iterations.shape[1] if length is None else length
+        used = output.iterations.double().mean().item()
         looks = 0.0 if output.looks is None else output.looks.double().mean().item()
         return self.config.flops_per_token(used, length) + looks * self.config.reading().flops(length)
 

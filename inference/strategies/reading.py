@@ -1,0 +1,170 @@
+"""What a model has read of a branch, kept so that nothing is read twice, and counted as it is executed.
+
+What a branch has read is a row of a session, up to a length. Branches that have read something are gathered into a
+session of their own (copies: the rows stay as they were), and what is not read yet is read there. A branch that is to
+be thought about at another depth is read anew, since keys of one depth are of no use at another.
+
+Shapes: B rows, T tokens of a row in a call, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mull.inference.early_exit import step_by_step
+from mull.inference.exits import Exit
+from mull.inference.mode import in_eval
+from mull.inference.prompts import padded
+from mull.inference.session import Session
+from mull.inference.strategies.meter import Meter
+from mull.models import LanguageModel, ModelOutput
+
+Depth = tuple[int | None, Exit | None]
+
+
+@dataclass
+class Held:
+    """The first `length` tokens of a row of a session, at a depth.
+
+    Attributes:
+        logits: (V,), of what comes behind them; None where they were not kept.
+        used: iterations that these logits took.
+        residual: how far the last of them moved the state.
+    """
+
+    session: Session
+    row: int
+    length: int
+    depth: Depth
+    logits: Tensor | None = None
+    used: int = 0
+    residual: float | None = None
+
+
+@dataclass
+class Memory:
+    """What is kept of a branch.
+
+    Attributes:
+        ids: of the prompt and of what stands behind it.
+        held: what was read of them.
+        rewards: at each of the first ids, where the model has a reward head.
+        rewarded: the depth that they are of.
+    """
+
+    ids: tuple[int, ...]
+    held: Held | None = None
+    rewards: tuple[float, ...] = ()
+    rewarded: Depth | None = None
+
+    def is_read(self, depth: Depth) -> bool:
+        """Whether the logits behind all of it are at hand."""
+        held = self.held
+        return held is not None and held.depth == depth and held.logits is not None and held.length == len(self.ids)
+
+    def is_scored(self, depth: Depth) -> bool:
+        """Whether the reward at its last token is known."""
+        return self.rewarded == depth and len(self.rewards) >= len(self.ids)
+
+    def cut(self, length: int) -> Memory:
+        """What is kept of the first tokens. The last of them is read again when something is written behind it: its
+        logits were not kept."""
+        held = self.held
+        if held is not None and held.length >= length:
+            held = replace(held, length=length - 1, logits=None) if length > 1 else None
+        return Memory(self.ids[:length], held, self.rewards[:length], self.rewarded)
+
+
+class Reader:
+    """A model that reads, and counts what it reads."""
+
+    def __init__(self, model: LanguageModel, meter: Meter, batch_size: int) -> None:
+        self.model, self.meter, self.batch_size = model, meter, batch_size
+
+    @torch.inference_mode()
+    def read(self, memories: Sequence[Memory], depth: Depth) -> None:
+        """Read what is not read yet, so that the logits behind all of them are at hand."""
+        unread = {id(memory): memory for memory in memories if not memory.is_read(depth)}
+        begun = {name: each for name, each in unread.items() if each.held is not None and each.held.depth == depth}
+        for batch in self.batches([memory for name, memory in unread.items() if name not in begun]):
+            session = Session(self.model, len(batch), self.model.config.max_length, *depth)
+            self.read_rows(session, batch, depth)
+        for batch in self.batches(list(begun.values())):
+            self.read_rows(gathered(batch), batch, depth)
+
+    def batches(self, memories: Sequence[Memory]) -> Iterator[Sequence[Memory]]:
+        for first in range(0, len(memories), self.batch_size):
+            yield memories[first : first + self.batch_size]
+
+    def read_rows(self, session: Session, memories: Sequence[Memory], depth: Depth) -> None:
+        """Read the rest of each behind what the session, whose rows they are, holds of it."""
+        starts = session.lengths
+        tokens, mask = padded([list(memory.ids[start:]) for memory, start in zip(memories, starts, strict=True)])
+        whole = mask is None or bool(mask.all())
+        out, residual = self.think(session, tokens, None if whole else mask)
+        used, rewards = out.iterations[:, -1].tolist(), rewards_of(out)
+        for row, (memory, start) in enumerate(zip(memories, starts, strict=True)):
+            moved = None if residual is None else float(residual[row, -1])
+            memory.held = Held(session, row, len(memory.ids), depth, out.logits[row, -1], used[row], moved)
+            if rewards is not None:
+                new = rewards[row][tokens.shape[1] - (len(memory.ids) - start) :]
+                memory.rewards, memory.rewarded = (*(memory.rewards[:start] if start else ()), *new), depth
+
+    def think(self, session: Session, tokens: Tensor, mask: Tensor | None = None) -> tuple[ModelOutput, Tensor | None]:
+        """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
+        (B, T), where that is known."""
+        before, tokens = session.lengths, tokens.to(self.model.device)
+        if session.exit is None:
+            out = session.think(tokens, mask)
+            residual = out.residual
+        else:
+            steps = step_by_step(self.model, tokens, session.iterations, session.exit, mask, session.cache)
+            with in_eval(self.model):
+                while True:
+                    try:
+                        next(steps)
+                    except StopIteration as ended:
+                        out, residual = ended.value
+                        break
+        self.count(out, before, session.lengths)
+        return out, residual
+
+    def count(self, out: ModelOutput, before: list[int], after: list[int]) -> None:
+        """Add a call to the meter, each row at its own length."""
+        flops, iterations, read = 0.0, 0, 0
+        for row, (start, end) in enumerate(zip(before, after, strict=True)):
+            new = end - start
+            flops += new * self.model.executed_flops_per_token(last_of(out, row, new), end)
+            iterations += int(out.iterations[row, -new:].sum())
+            read += new
+        looped = self.model.config.default_iterations is not None
+        self.meter.add(flops=flops, iterations=iterations if looped else 0, read=read)
+
+
+def gathered(memories: Sequence[Memory]) -> Session:
+    """A session with copies of what these hold."""
+    held = [memory.held for memory in memories if memory.held is not None]
+    session = Session.gathered([(each.session, each.row) for each in held])
+    session.cut([each.length for each in held])
+    return session
+
+
+def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
+    """Of a call what says how much was executed, at the last positions of one row."""
+
+    def mine(part: Tensor | None) -> Tensor | None:
+        return None if part is None else part[row : row + 1, -count:]
+
+    return replace(
+        out, iterations=out.iterations[row : row + 1, -count:], looks=mine(out.looks), selected=mine(out.selected)
+    )
+
+
+def rewards_of(out: ModelOutput) -> list[list[float]] | None:
+    """What the reward head says at each position, (B, T) from 0 to 1; None without a head."""
+    value: Tensor | None = getattr(out, "value", None)
+    return None if value is None else torch.sigmoid(value.double()).tolist()

@@ -1,0 +1,92 @@
+"""mull.solve: one answer by a strategy, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from mull.inference.exits import Exit
+from mull.inference.strategies.contract import Solution, Strategy, answer_of, choose_strategy
+from mull.inference.strategies.folder import FolderSolver
+from mull.inference.strategies.solver import Manner, Marks, Problem, Solver
+from mull.models import LanguageModel
+
+
+def solver_of(writer: Solver | LanguageModel, marks: Marks | None = None, batch_size: int = 64) -> Solver:
+    """A solver as it is, or one of a model.
+
+    Args:
+        writer: a model with a tokenizer, as `mull.load` gives it, or a solver.
+        marks: of a model: the texts that structure its answers; the control words of mull's tasks by default.
+        batch_size: of a model: rows that are written at once.
+
+    Raises:
+        ValueError: neither, or a model that was trained without traces.
+    """
+    if isinstance(writer, LanguageModel):
+        return FolderSolver(writer, marks, batch_size)
+    if not isinstance(writer, Solver):
+        raise ValueError(f"solve takes a model, as mull.load gives it, or a Solver, not {type(writer).__name__}")
+    return writer
+
+
+def solve(
+    writer: Solver | LanguageModel,
+    text: str | Problem,
+    strategy: str | Strategy = "chain",
+    *,
+    generator: int | torch.Generator = 0,
+    iterations: int | None = None,
+    exit: str | Exit | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    max_new_tokens: int = 256,
+    check: Callable[[str], bool] | None = None,
+    steps: Callable[[str], list[bool]] | None = None,
+) -> Solution:
+    """One answer by a strategy, and what it cost.
+
+    Args:
+        writer: a model with a tokenizer, as `mull.load` gives it, or a `Solver`.
+        text: the problem without a style, which the strategy puts behind it; or a `Problem`.
+        strategy: `majority:16`, or a `Strategy`.
+        generator: a seed, or a generator, of which one number is taken. The answer depends on it and on nothing that
+            is solved beside it.
+        iterations: how long to think about every token; None is the model's own count.
+        exit: a rule that ends thinking early, `latent:0.03`; `iterations` is then the most.
+        temperature: 0 takes the likeliest token; None is what the strategy draws at.
+        top_k, top_p, min_p: filters of the draws; see `mull.inference.Draw`.
+        max_new_tokens: most tokens of one branch, its thinking included.
+        check: the exact checker of answers; nobody but the scorer `oracle` asks it.
+        steps: of a written text, whether the answer can still be reached after each of its steps; likewise.
+
+    Raises:
+        ValueError: an unknown strategy, option or scorer, or a model that lacks what the strategy needs.
+    """
+    chosen, solver = choose_strategy(strategy), solver_of(writer)
+    problem = text if isinstance(text, Problem) else Problem(text, check, steps)
+    if isinstance(generator, torch.Generator):
+        generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    drawn = chosen.temperature if temperature is None else temperature
+    manner = Manner(iterations, exit, drawn, top_k, top_p, min_p, max_new_tokens)
+    before, start = solver.meter.spent, time.perf_counter()
+    found = chosen.solve(problem, solver, manner, (int(generator),))
+    cost = replace(solver.meter.spent - before, seconds=time.perf_counter() - start)
+    by = written_out(chosen) + (f" -> {found.by}" if found.by else "")
+    answer = answer_of(solver.marks, found.branch, found.style)
+    return Solution(answer, found.branch.text, cost, found.trace, by, found.scorer)
+
+
+def written_out(strategy: Strategy) -> str:
+    """A strategy as text, its options by name where they are not the usual ones."""
+    values: dict[str, Any] = {
+        f.name: getattr(strategy, f.name) for f in fields(strategy) if getattr(strategy, f.name) != f.default
+    }
+    said = ",".join(f"{name}={value}" for name, value in values.items())
+    return f"{strategy.name},{said}" if said else strategy.name
