@@ -17,13 +17,9 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-
-if TYPE_CHECKING:
-    from mull.models import LanguageModel
-
 
 FOLDER = (
     "checkpoint folder, or the name of one: what is there as a path is a path, then checkpoints/NAME, then the folder "
@@ -131,125 +127,30 @@ def train(args: list[str]) -> None:
 
 def evaluate(args: list[str]) -> None:
     """Measure accuracy or loss by iteration count: mull evaluate FOLDER --iterations 1,2,4,8"""
-    from mull.inference.arguments import at_least, counts, shares
-    from mull.models.selection import Selection
-    from mull.training.measuring import measure_folder
+    from mull.training.measuring import add_options, measure_folder
 
     parser = new_parser("evaluate")
-    parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
-    parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
-    parser.add_argument(
-        "--selection",
-        type=Selection | None,
-        help="how routed tokens are chosen, top_k or threshold (default: threshold)",
-    )
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
-    parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
-    parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
-    parser.add_argument("--seed", type=at_least(0), help="of the test items (0); text has windows, and draws none")
-    parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
-    parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
-    parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
-    parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument(
-        "--restarts", type=at_least(1), default=1, help="random starts; the one that moves least at the end answers"
-    )
-    parser.add_argument(
-        "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
-    )
-    parser.add_argument("--verify", action="store_true", help="also write the answers, and have them checked")
-    parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_options(parser)
     command = shlex.join(["mull", "evaluate", *(word for word in args if word != "--record")])
     measure_folder(parse(parser, args, ["exit"]), command)
 
 
 def generate(args: list[str]) -> int:
     """Continue a prompt: mull generate FOLDER --prompt "1 0 1 1" --iterations 32"""
-    from mull.inference.arguments import at_least
+    from mull.inference.commands import add_generating, generate
 
     parser = new_parser("generate")
-    add_writing(parser)
-    parser.add_argument("--prompt", type=str, help="text to continue; the answer is streamed")
-    parser.add_argument(
-        "--prompts",
-        type=str,
-        help='file of prompts, one a line or {"prompt": ...} a line in .jsonl (- is standard input): one JSON line per '
-        "answer as it is finished, with the number of its line",
-    )
-    parser.add_argument("--batch-size", type=at_least(1), default=16, help="prompts of a file answered at once")
-    options = parse(parser, args, ["exit", "decode"])
-    if (options.prompt is None) == (options.prompts is None):
-        raise ValueError('give either --prompt "text" or --prompts FILE')
-
-    from mull.inference.console import call_of, write_answer, write_answers
-    from mull.inference.prompts import read_prompts
-
-    lines = None if options.prompts is None else read_prompts(options.prompts)
-    model, call = load_writer(options), call_of(options)
-    if lines is not None:
-        return write_answers(model, lines, options.prompts, options.batch_size, call)
-    write_answer(model, options.prompt, call)
-    return 0
+    add_generating(parser)
+    return generate(parse(parser, args, ["exit", "decode"]))
 
 
 def chat(args: list[str]) -> None:
     """Talk with a model that remembers what was said: mull chat FOLDER --iterations 32"""
+    from mull.inference.commands import add_writing, chat
+
     parser = new_parser("chat")
     add_writing(parser)
-    options = parse(parser, args, ["exit", "decode"])
-
-    from mull.inference.chat import converse
-    from mull.inference.console import call_of
-
-    converse(load_writer(options), call_of(options))
-
-
-def add_writing(parser: ArgumentParser) -> None:
-    """The options of commands that write text."""
-    from mull.inference.arguments import MAX_COUNT, CacheDtype, Dtype, at_least, shares
-
-    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
-    parser.add_argument(
-        "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
-    )
-    parser.add_argument(
-        "--exit", type=str, help="rule that ends thinking early, as latent:0.03; --iterations is then the most"
-    )
-    parser.add_argument(
-        "--decode",
-        type=str,
-        help="way of writing (plain): speculate:4:16 drafts 16 tokens at 4 iterations, same text, sooner; "
-        "wavefront:4:32 thinks about up to 32 tokens at once, 4 iterations a round, sooner still, but lossy",
-    )
-    parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
-    parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
-    parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
-    parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
-    parser.add_argument(
-        "--stop", type=str, action="append", help=r"text that ends an answer, \n is a line end; repeatable"
-    )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
-
-
-def load_writer(options: Any) -> LanguageModel:
-    """The model of the folder, with the tokenizer that text needs."""
-    from mull.checkpoints import load_tokenizer
-
-    model = load(options)
-    if model.tokenizer is None:
-        model.tokenizer = load_tokenizer(options.folder)  # says what is missing
-    if options.compile:
-        model.compile_decoding()
-    return model
+    chat(parse(parser, args, ["exit", "decode"]))
 
 
 def trace(args: list[str]) -> None:
@@ -384,10 +285,3 @@ def parse(parser: ArgumentParser, args: list[str], words: Sequence[str] = ()) ->
     if "folder" in options:
         options.folder = str(folder_of(options.folder))
     return options
-
-
-def load(options: Any) -> LanguageModel:
-    import mull
-    from mull.inference.console import dtype_of
-
-    return mull.load(options.folder, options.device, dtype_of(options.get("dtype", "same")))

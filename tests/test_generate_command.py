@@ -286,7 +286,8 @@ def test_a_chat_forgets_its_oldest_turns_at_the_limit(folder: Path) -> None:
 
 
 def chat_call(folder: Path) -> dict[str, Any]:
-    from mull.cli import add_writing, new_parser
+    from mull.cli import new_parser
+    from mull.inference.commands import add_writing
 
     parser = new_parser("chat")
     add_writing(parser)

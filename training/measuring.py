@@ -5,6 +5,7 @@ from typing import Any
 
 from mull.checkpoints import load
 from mull.checkpoints.files import file_in_the_way
+from mull.inference.arguments import at_least, counts, shares
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
@@ -14,15 +15,46 @@ from mull.inference.measure.tokens import show
 from mull.inference.measure.verified import verified
 from mull.models import LanguageModel
 from mull.models.loop import counts_around
+from mull.models.selection import Selection
 from mull.training.evaluation import data_of
 from mull.training.export import check_keeping, keep_results, picture_of, trained_on
+
+
+def add_options(parser: Any) -> None:
+    """The options of the command."""
+    parser.add_argument("--iterations", type=counts, help="counts, 1,2,4 (default: 1, r/2, r, 2r, 4r of training)")
+    parser.add_argument("--capacity", type=shares, help="share of tokens in routed passes, 0.5 or one each: 0.9,0,0.9")
+    parser.add_argument(
+        "--selection",
+        type=Selection | None,
+        help="how routed tokens are chosen, top_k or threshold (default: threshold)",
+    )
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
+    parser.add_argument("--difficulty", type=counts, help="task difficulties, 8,16,32 (default: those of training)")
+    parser.add_argument("--examples", type=at_least(1), default=512, help="items or windows of text per difficulty")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="items or windows per batch")
+    parser.add_argument("--seed", type=at_least(0), help="of the test items (0); text has windows, and draws none")
+    parser.add_argument("--paths", nargs="+", help="text files or folders to measure on instead of the run's own")
+    parser.add_argument("--trust", action="store_true", help="let the folder's training.yaml say which texts are read")
+    parser.add_argument("--output", type=str, help="folder for evaluation.json, .csv and .png")
+    parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--restarts", type=at_least(1), default=1, help="random starts; the one that moves least at the end answers"
+    )
+    parser.add_argument(
+        "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
+    )
+    parser.add_argument("--verify", action="store_true", help="also write the answers, and have them checked")
+    parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
 
 
 def measure_folder(options: Any, command: str) -> None:
     """Measure the model of a folder.
 
     Args:
-        options: of `mull evaluate`, as cli.py names them.
+        options: of `mull evaluate`, as `add_options` names them.
         command: the command line, which is recorded beside results that the folder keeps.
 
     Raises:
