@@ -115,6 +115,22 @@ class EndpointSolver(Solver):
         self.client: Any = OpenAI(base_url=address, api_key=secret, timeout=timeout, max_retries=retries)
         self.tells_tokens = self.tells_stops = True  # until it shows that it does not
 
+    def mean_iterations(self) -> int | None:
+        """The count that the model was trained at, of which servers of mull tell; None of others. Raises EndpointError
+        where nobody answers."""
+        import openai
+
+        try:
+            said = self.client.models.retrieve(self.model)
+        except (openai.APIConnectionError, openai.APITimeoutError) as error:
+            why = error.__cause__ or error
+            raise EndpointError(f"{self.address} cannot be reached ({why}); is the server up?") from None
+        except (openai.OpenAIError, ValueError, TypeError):  # it lists no models
+            return None
+        own = (getattr(said, "model_extra", None) or {}).get("mull")
+        count = own.get("iterations") if isinstance(own, dict) else None
+        return count if isinstance(count, int) and count > 0 else None
+
     # Branches -----------------------------------------------------------------------------------------------------
 
     def begin(self, prompt: str, key: Key = ()) -> Branch:

@@ -58,7 +58,8 @@ class Place:
 
     def __str__(self) -> str:
         said = f"{self.folder}, {self.strategy}"
-        said += "" if self.iterations is None else f", {self.iterations} iterations"
+        plural = "" if self.iterations == 1 else "s"
+        said += "" if self.iterations is None else f", {self.iterations} iteration{plural}"
         return said if self.difficulty is None else f"{said}, difficulty {self.difficulty}"
 
 

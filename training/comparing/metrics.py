@@ -7,7 +7,7 @@
 
 s1: with f(a) the accuracy at the budget a, and A the budgets that were measured,
 
-    control     = share of runs whose tokens lie within the limits that they were given
+    control     = share of runs whose thinking is as long as they were told (a cap, of budget forcing)
     scaling     = mean over a < b in A of (f(b) - f(a)) / (b - a)
     performance = max over A of f
 
@@ -23,15 +23,17 @@ strategies that are compared by it: give `majority:16` or more as a strategy of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from mull.inference.measure.intervals import clustered_mean, paired_share, wilson
+from mull.inference.strategies import Marks
 from mull.training.comparing.cells import Cell, family_of
 
 Numbers = dict[str, Any]
+ByFolder = Mapping[str, Marks]  # the texts by which each folder's writer structures what it writes
 BINS = {"easy": 0.5, "medium": 0.1, "hard": 0.0}  # the least Pass@1 of each
 FEWEST = 4  # samples by which a Pass@1 is told
 
@@ -58,7 +60,7 @@ def scaling(budgets: Sequence[float], accuracies: Sequence[float]) -> float | No
     return fmean(slopes) if slopes else None
 
 
-def s1(cells: Sequence[Cell]) -> Iterator[Numbers]:
+def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
     """The numbers of every knob with at least two budgets: over tokens that of each family of strategies, and over
     iterations, its twin in depth, that of each strategy."""
     curves: dict[tuple[Any, ...], list[Cell]] = {}
@@ -73,7 +75,9 @@ def s1(cells: Sequence[Cell]) -> Iterator[Numbers]:
         slope = scaling(budgets, [float(cell.right.mean()) for cell in own])
         if slope is None:
             continue
-        held = [control(cell.tokens.tolist(), *cell.limits) for cell in own] if knob == "tokens" else []
+        ending = marks[folder].end_of_thinking
+        thought = [[words(each.text.partition(ending)[0]) for each in cell.answered] for cell in own]
+        held = [control(t, *cell.limits) for t, cell in zip(thought, own, strict=True)] if knob == "tokens" else []
         limited = [each for each in held if each is not None]
         yield {
             "metric": "s1", "folder": folder, "difficulty": difficulty, "strategy": strategy, "iterations": iterations,
@@ -85,15 +89,10 @@ def s1(cells: Sequence[Cell]) -> Iterator[Numbers]:
 # Underthinking --------------------------------------------------------------------------------------------------------
 
 
-def underthinking(cells: Sequence[Cell], marks: Callable[[Cell], tuple[str, str]]) -> Iterator[Numbers]:
-    """The score of every cell whose steps have exact labels, over its wrong answers.
-
-    Args:
-        cells: of the comparison.
-        marks: the texts that begin another attempt and end a step, of the model of a cell.
-    """
+def underthinking(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
+    """The score of every cell whose steps have exact labels, over its wrong answers."""
     for cell in cells:
-        switch, step = marks(cell)
+        switch, step = marks[cell.place.folder].switch, marks[cell.place.folder].step
         scores = [
             1 - right_thought(each.text, each.labels, switch, step)
             for each in cell.answered
@@ -138,7 +137,7 @@ def right_thought(text: str, labels: Sequence[bool], switch: str, step: str) -> 
 # Bins -----------------------------------------------------------------------------------------------------------------
 
 
-def bins(cells: Sequence[Cell]) -> Iterator[Numbers]:
+def bins(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: ARG001 (as every metric)
     """Accuracy of every cell on the problems of each bin, for folders with a cell of at least `FEWEST` samples.
 
     Problems are binned once for a folder and difficulty, by its cell with the most samples and then the most
@@ -176,7 +175,7 @@ def bin_of(pass_at_1: float) -> str:
 # Drafts ---------------------------------------------------------------------------------------------------------------
 
 
-def drafts(cells: Sequence[Cell]) -> Iterator[Numbers]:
+def drafts(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: ARG001 (as every metric)
     """Drafts against chains of the same folder, difficulty and depth: tokens, and the paired difference in accuracy."""
     at = {
         (cell.place.folder, cell.place.difficulty, cell.place.iterations, cell.place.strategy): cell for cell in cells
@@ -194,3 +193,8 @@ def drafts(cells: Sequence[Cell]) -> Iterator[Numbers]:
             "share_of_tokens": float(draft.tokens.mean() / chain.tokens.mean()),
             "difference": float(difference.mean()), "low": low, "high": high,
         }  # fmt: skip
+
+
+METRICS: dict[str, Callable[[Sequence[Cell], ByFolder], Iterator[Numbers]]] = {
+    "s1": s1, "underthinking": underthinking, "bins": bins, "drafts": drafts,
+}  # fmt: skip
