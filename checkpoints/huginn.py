@@ -80,6 +80,7 @@ OURS = {  # fields of ours that the layout has no word for, at the values it imp
     "rotary_layout": "interleaved",
     "qk_norm": False,
     "exit_gate": False,
+    "value_head": False,
     "causal": True,
     "board": False,
     "window": 0,

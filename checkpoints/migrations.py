@@ -12,6 +12,7 @@ LATER: tuple[dict[str, Any], ...] = (  # options that came later, together, at t
     {"window": 0, "window_heads": 0, "convolution": "none", "kernel": 4, "residual_scale": 1.0},  # of every family
     {"causal": True},
     {"board": False},
+    {"value_head": False},
 )
 LATER_OF: dict[str, tuple[dict[str, Any], ...]] = {  # the same, of one family
     "recurrent_depth": ({"state_noise": 0.0},),

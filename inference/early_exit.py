@@ -99,6 +99,7 @@ def step_by_step(
     output = ModelOutput(
         logits=reading.logits,
         exit_logit=reading.exit_logit,
+        value=reading.value,
         state=state,
         iterations=used.view(input_ids.shape),
         looks=looks.view(input_ids.shape) if exit.reads_logits else None,

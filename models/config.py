@@ -49,6 +49,8 @@ class ModelConfig:
             (models/convolution.py).
         kernel: positions that the convolution joins, its own included.
         residual_scale: what attention and MLP are multiplied by before they join the residual stream.
+        value_head: a process reward, w . norm(h) + b, read out beside the logits of every position: how likely the
+            answer can still be reached from what is written so far. `training.losses.ProcessReward` trains it.
         stop_tokens: token ids that end a generated text.
     """
 
@@ -77,6 +79,7 @@ class ModelConfig:
     convolution: Convolution = "none"
     kernel: int = 4
     residual_scale: float = 1.0
+    value_head: bool = False
     stop_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -150,13 +153,14 @@ class ModelConfig:
 
     def reading(self) -> Cost:
         """What it costs to read one more answer out of a state: the head, and what a family has before it."""
-        return Cost(weights=self.vocab_size * self.d_model)
+        return Cost(weights=self.vocab_size * self.d_model) + Cost(weights=self.d_model if self.value_head else 0)
 
     def ends(self) -> Cost:
         """Embedding, final norm and head: looking a token up costs nothing, the head is a product."""
         table = self.vocab_size * self.d_model
         parameters = table * (1 if self.tie_embeddings else 2)
-        return Cost(parameters=parameters, weights=table) + vector(self.d_model)
+        head = Cost(parameters=self.d_model + 1, weights=self.d_model) if self.value_head else Cost()
+        return Cost(parameters=parameters, weights=table) + vector(self.d_model) + head
 
     def layer(self) -> Cost:
         """One layer: attention, gated MLP, norms. A window hides scores that are computed all the same, and counted."""

@@ -104,11 +104,12 @@ class InnerThinkingTransformer(LanguageModel):
             x, made = self.run_layers(self.embed(input_ids), context, plan)
             shallower = [count for count in dict.fromkeys(read_at) if count != depth]
             readings = dict(self.sweep(input_ids, shallower, capacity, selection, attention_mask))
-            logits = self.logits(x)
+            logits, value = self.logits(x), self.value(x)
             if cache is not None:
                 context.commit(None)
         output = ModelOutput(
             logits=logits,
+            value=value,
             state=x,
             iterations=1 + made.selected.sum(dim=-1).amax(dim=-1),
             selected=made.selected,

@@ -141,6 +141,7 @@ class IteratedModel(LanguageModel, ABC):
             logits=last.logits,
             exit_logit=last.exit_logit,
             last_two=last.last_two,
+            value=last.value,
             state=thought,
             iterations=used.expand(input_ids.shape).to(torch.int64),
             readings=readings,

@@ -1,6 +1,7 @@
 """What every family does around its layers: embed tokens, place them, read answers out, and start the weights.
 
     x = sqrt(D) E[tokens];   logits = E . norm(h)   (or an untied head)
+    value = w . norm(h) + b                         where there is a process reward
 
 Every family's `forward` takes
 
@@ -53,7 +54,7 @@ class LanguageModel(nn.Module):
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
     tokenizer: Any = None  # of the checkpoint folder, where it has one: `mull.load` puts it here
-    roles: ClassVar[dict[str, Role]] = {"head.weight": "table"}
+    roles: ClassVar[dict[str, Role]] = {"head.weight": "table", "value_head.weight": "table"}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -63,6 +64,7 @@ class LanguageModel(nn.Module):
         self.compiled: Callable[..., Tensor] | None = None  # see `compile_decoding`
         self.compiled_training: TrainingBlocks | None = None  # see `compile_training`
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.value_head = nn.Linear(config.d_model, 1) if config.value_head else None
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +93,14 @@ class LanguageModel(nn.Module):
         if self.head is not None:
             return self.head(self.final_norm(x))
         return F.linear(self.final_norm(x), self.table())
+
+    def value(self, x: Tensor) -> Tensor | None:
+        """(B, T, D) -> (B, T), the process reward before its sigmoid; None for a model without one."""
+        return None if self.value_head is None else self.value_head(self.final_norm(x)).squeeze(-1)
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the process reward; none without one."""
+        return [] if self.value_head is None else list(self.value_head.parameters())
 
     def table(self) -> Tensor:
         """E, (V, D). Of what stands in the embedding's place and is more than a table (an adapter, say): what it makes
@@ -273,3 +283,5 @@ def initialize(model: LanguageModel) -> None:
         if role != "vector":
             own_std = std_output if role == "output" else std
             nn.init.trunc_normal_(parameter, std=own_std, a=-3 * own_std, b=3 * own_std)
+    if model.value_head is not None:
+        nn.init.zeros_(model.value_head.bias)

@@ -24,11 +24,14 @@ class Reading:
         last_two: the state that was read and the one an iteration before it, (B, T, D) each; None without a loop, after
             the first iteration, and where positions stopped one by one. Of a row with a count of its own, of 1, the
             one before is where it began.
+        value: (B, T), the process reward before its sigmoid: how likely the answer can still be reached from what is
+            written up to a position, of models that were trained to say it; None without `value_head`.
     """
 
     logits: Tensor
     exit_logit: Tensor | None = None
     last_two: tuple[Tensor, Tensor] | None = None
+    value: Tensor | None = None
 
     @property
     def residual(self) -> Tensor | None:

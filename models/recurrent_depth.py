@@ -134,7 +134,8 @@ class RecurrentDepthTransformer(IteratedModel):
     def read(self, state: Tensor, context: Context) -> Reading:
         first = len(self.prelude) + len(self.core)
         x = self.through(self.coda, self.final_norm(state), context, first)
-        return Reading(logits=self.logits(x), exit_logit=self.halt(state) if self.can_halt else None)
+        gate = self.halt(state) if self.can_halt else None
+        return Reading(logits=self.logits(x), exit_logit=gate, value=self.value(x))
 
     @property
     def starts_at_random(self) -> bool:

@@ -69,10 +69,11 @@ class Transformer(LanguageModel):
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.context(input_ids, attention_mask, cache)
             x = self.through(self.layers, self.embed(input_ids), context, first=0)
-            logits = self.logits(x)
+            logits, value = self.logits(x), self.value(x)
             if cache is not None:
                 context.commit(None)
-        return ModelOutput(logits=logits, state=x, iterations=torch.ones_like(input_ids, dtype=torch.int64))
+        used = torch.ones_like(input_ids, dtype=torch.int64)
+        return ModelOutput(logits=logits, value=value, state=x, iterations=used)
 
     def sweep(self, input_ids: Tensor, counts: Sequence[int | None]) -> Iterator[tuple[int | None, Reading]]:
         for count in counts:

@@ -12,6 +12,8 @@ optimizer step is the mean over all of its scored positions, as if they were one
     several           L = sum_j w_j L_{ceil(x_j R)} / sum_j w_j, at shares x_j of the depth
     consistency       L = L_R + w KL(p_R || p_{ceil(x R)}), at a share x of the depth, p_R without gradient
     fixed point       L = L_R + w |s_R - s_{R-1}|^2 / |s_R|^2, by position       (Think Shallow, arXiv 2608.18222)
+    process reward    L = L_R + w B, B the binary cross entropy between the process reward after R iterations and
+                      whether the answer can still be reached, at the ends of steps; or the mean of B alone
 
 Shapes: B batch, T positions, V vocabulary, R iterations.
 """
@@ -27,7 +29,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models import IteratedModel, ModelOutput
+from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.training.data.task import IGNORE
 
@@ -47,9 +49,22 @@ class Loss(ABC):
         """
         return None
 
+    @property
+    def asks_value(self) -> bool:
+        """Whether it trains the process reward."""
+        return False
+
     @abstractmethod
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         """Scalar loss of an output for labels (B, T)."""
+
+    def of_batch(self, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
+        """The same for a training batch, which may hold more than labels."""
+        return self(output, batch["labels"])
+
+    def counted(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T) bool: the positions of a training batch whose mean the loss is."""
+        return scored(batch["labels"])
 
 
 class LastIteration(Loss):
@@ -195,6 +210,60 @@ class HaltOnImprovement(Loss):
         stay = -exit_logits[1:].float()  # the logit of 1 - lambda
         terms = F.binary_cross_entropy_with_logits(stay, wish, reduction="none").sum(dim=0) / max(1, len(wish))
         return (terms * scored(labels)).sum() / number_scored(labels)
+
+
+class ProcessReward(Loss):
+    """Cross entropy after the last iteration, and a term that teaches the process reward whether the answer can still
+    be reached; both by scored token. The judgements are those of a task with traces, which must hold wrong steps.
+
+    Args:
+        weight: w, of the term.
+        alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, as for
+            `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one.
+    """
+
+    def __init__(self, weight: float = 0.5, alone: bool = False) -> None:
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weight must be a number above 0, not {weight}")
+        self.weight, self.alone = weight, alone
+
+    def trained(self, network: nn.Module) -> list[nn.Parameter] | None:
+        found = network.value_parameters() if isinstance(network, LanguageModel) else []
+        if not found:
+            raise ValueError(
+                f"ProcessReward trains the process reward, and this {type(network).__name__} has none: set "
+                "model.network.init_args.config.value_head to true"
+            )
+        return found if self.alone else None
+
+    @property
+    def asks_value(self) -> bool:
+        return True
+
+    def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:  # noqa: ARG002
+        raise ValueError("ProcessReward needs judgements of steps, which labels do not hold: take of_batch")
+
+    def of_batch(self, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
+        values, judged = batch["values"], self.judged(batch)
+        if output.value is None:
+            raise ValueError("ProcessReward needs a network whose answers hold a value: read value=self.value(x) out")
+        said = output.value if output.value.dtype == torch.float64 else output.value.float()
+        terms = F.binary_cross_entropy_with_logits(said, values.to(said.dtype).clamp(0, 1), reduction="none") * judged
+        if self.alone:
+            return terms.sum() / judged.sum().clamp(min=1)
+        losses = token_losses(output.logits, batch["labels"])
+        return (losses.sum() + self.weight * terms.sum()) / number_scored(batch["labels"])
+
+    def counted(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.judged(batch) if self.alone else super().counted(batch)
+
+    def judged(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T) bool: where a step ends that is judged."""
+        if "values" not in batch:
+            raise ValueError(
+                "ProcessReward needs data whose steps are judged: a task with traces, as in styles: {search: 1}"
+            )
+        return batch["values"] >= 0
 
 
 def one_count(iterations: Iterations | None, who: str) -> int:

@@ -31,7 +31,7 @@ from mull.training.capacities import CapacitySampler
 from mull.training.carrying import Carried, check_carry
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import ExpectedOverIterations, LastIteration, Loss, scored
+from mull.training.losses import ExpectedOverIterations, LastIteration, Loss
 from mull.training.optimizers import AdamW, MuonAdamW, OptimizerRecipe, warmup_stable_decay
 from mull.training.ranks import over_ranks
 from mull.training.sharding import check_known, shard, whole
@@ -189,9 +189,10 @@ class TrainingModule(pl.LightningModule):
     @property
     def may_leave_out(self) -> bool:
         """Whether a batch may leave parameters of the network without a gradient: routers where nothing is routed, and
-        an exit gate that the loss does not ask."""
+        an exit gate or a process reward that the loss does not ask."""
         gate = getattr(self.network, "can_halt", False) and not isinstance(self.loss, ExpectedOverIterations)
-        return gate or "capacity" in self.accepted
+        value = getattr(self.network, "value_head", None) is not None and not self.loss.asks_value
+        return gate or value or "capacity" in self.accepted
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The scalar that is minimised on one batch: the loss, in nats for each scored token, and the auxiliary loss,
@@ -203,8 +204,8 @@ class TrainingModule(pl.LightningModule):
         """
         index = self.batch_index(batch_idx)
         output = self.output_for(batch["input_ids"], index)
-        loss = self.loss(output, batch["labels"])
-        count = total = int(scored(batch["labels"]).sum())
+        loss = self.loss.of_batch(output, batch)
+        count = total = int(self.loss.counted(batch).sum())
         told = loss.detach()
         devices = 1 if self._trainer is None else self.trainer.world_size
         if devices > 1:  # the loss and the number of all of them, so that they all decide alike

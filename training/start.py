@@ -24,7 +24,8 @@ from mull.training.module import TrainingModule
 
 OF_THE_DATA = ("vocab_size", "stop_tokens")  # fields of the architecture that the data module decides
 TRAINING_ONLY = ("state_noise",)  # fields that no weight and no answer depends on: a run may set them anew
-GAINED = {"exit_gate": (False, True)}  # what a run may have that the folder has not: in the folder, in the run
+# What a run may have that the folder has not: in the folder, in the run.
+GAINED = {"exit_gate": (False, True), "value_head": (False, True)}
 
 
 class Start(NamedTuple):
@@ -97,7 +98,7 @@ def check_architecture(start: Start, network: dict[str, Any]) -> None:
 def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
     """Give the network of a run the weights of the folder; its shapes become those of the folder.
 
-    An exit gate that the folder lacks keeps the weights that it starts with.
+    An exit gate and a process reward that the folder lacks keep the weights that they start with.
 
     Raises:
         ValueError: the tokens of the data are not those of the folder, or its weights are damaged.
@@ -109,10 +110,11 @@ def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
         assert isinstance(config, ModelConfig)
         module.network = start.network(replace(config, vocab_size=start.config.vocab_size))
     network = module.network
-    if isinstance(network, IteratedModel):
-        fresh = {id(parameter) for parameter in network.gate_parameters()}
-        gate = {name: value for name, value in network.state_dict(keep_vars=True).items() if id(value) in fresh}
-        weights = {**{name: value.detach() for name, value in gate.items()}, **weights}
+    gained = [*network.value_parameters()] if isinstance(network, LanguageModel) else []
+    gained += network.gate_parameters() if isinstance(network, IteratedModel) else []
+    own = network.state_dict(keep_vars=True).items()
+    fresh = {name: value.detach() for name, value in own if any(value is each for each in gained)}
+    weights = {**fresh, **weights}
     network.load_state_dict(weights)
 
 

@@ -48,6 +48,7 @@ COMMON: dict[str, dict[str, Any]] = {
     "rotary-half": {"rotary_layout": "half"},
     "qk-norm": {"qk_norm": True},
     "no-qk-bias": {"qk_bias": False},
+    "value": {"value_head": True},
 }
 NEAR: dict[str, dict[str, Any]] = {  # what reaches a few tokens back
     "convolved": {"convolution": "mlp", "kernel": 3, "window": 4, "window_heads": 3},
@@ -207,7 +208,7 @@ def called(name: str, asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 def output(out: Any, mask: Tensor | None) -> Answer:
     """Everything that a ModelOutput says, with zeros where there is padding."""
     keep = torch.ones_like(IDS) if mask is None else mask
-    names = ("logits", "state", "iterations", "exit_logit", "selected", "router_logits")
+    names = ("logits", "state", "iterations", "exit_logit", "value", "selected", "router_logits")
     found = {name: getattr(out, name, None) for name in names}
     found |= {f"logits@{count}": reading.logits for count, reading in out.readings.items()}
     found |= {f"exit_logit@{count}": reading.exit_logit for count, reading in out.readings.items()}
@@ -233,6 +234,8 @@ def gradients(name: str, asked: dict[str, Any]) -> Answer:
             loss = loss + 0.1 * out.auxiliary_loss
         if out.exit_logit is not None:
             loss = loss + 0.1 * out.exit_logit.square().mean()
+        if out.value is not None:
+            loss = loss + 0.1 * out.value.square().mean()
         loss.backward()
         named = sorted(model.named_parameters())
         rows = [numbers(torch.zeros_like(p) if p.grad is None else p.grad) for _, p in named]

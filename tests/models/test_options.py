@@ -29,7 +29,8 @@ def arguments(model: LanguageModel, iterations: int | Tensor = 5) -> Fields:
 def run(model: LanguageModel, ids: Tensor) -> ModelOutput:
     """Forward at 5 iterations, and backward from what is read out."""
     out = model(ids, **arguments(model))
-    read = out.logits.float().square().mean() + (0 if out.exit_logit is None else out.exit_logit.float().mean())
+    beside = [said.float().mean() for said in (out.exit_logit, out.value) if said is not None]
+    read = out.logits.float().square().mean() + sum(beside)
     read.backward()
     return out
 

@@ -25,6 +25,7 @@ EXPECTED: dict[str, Role] = {  # by the end of a name
     "injection.raw_dt": "vector",
     "injection.write": "vector",
     "exit_gate.weight": "table",
+    "value_head.bias": "vector",
     "exit_gate.bias": "vector",
     "router": "table",
     "step_encoding": "vector",
@@ -120,13 +121,13 @@ def test_every_parameter_of_the_library_has_its_role(config: ModelConfig) -> Non
 def test_no_declared_name_is_a_slip() -> None:
     """Each leads to a parameter in some configuration of small models: a misspelt one would be ignored."""
     options = [
-        {"exit_gate": True, "tie_embeddings": False},
+        {"exit_gate": True, "value_head": True, "tie_embeddings": False},
         *({"injection": word} for word in RecurrentDepthConfig.choices["injection"]),
     ]
     declared, found = set[tuple[type, str]](), set[tuple[type, str]]()
     for model_class in FAMILIES.values():
         config_class = model_class.config_class
-        for changes in options if config_class is RecurrentDepthConfig else [{}]:
+        for changes in options if config_class is RecurrentDepthConfig else [{"value_head": True}]:
             for module in model_class(config_class(vocab_size=3, d_model=8, n_heads=2, **changes)).modules():
                 said = [(kind, name) for kind in type(module).__mro__ for name in vars(kind).get("roles", {})]
                 declared |= set(said)

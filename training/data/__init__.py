@@ -13,10 +13,13 @@ from mull.training.data.maze import Maze
 from mull.training.data.mod_chain import ModChain
 from mull.training.data.p_hop import PHop
 from mull.training.data.parity import Parity
+from mull.training.data.shortest_path import ShortestPath
 from mull.training.data.state_tracking import StateTracking
 from mull.training.data.sudoku import Sudoku
 from mull.training.data.task import IGNORE, Example, Split, Task
 from mull.training.data.text import Corpus
+from mull.training.data.traced import Problem, TracedTask
+from mull.training.data.traces import Traces
 
 if TYPE_CHECKING:
     from mull.training.data.module import TaskData, TextData
@@ -32,14 +35,18 @@ __all__ = [
     "ModChain",
     "PHop",
     "Parity",
+    "Problem",
     "ReachedAccuracy",
     "ReasoningGym",
+    "ShortestPath",
     "Split",
     "StateTracking",
     "Sudoku",
     "Task",
     "TaskData",
     "TextData",
+    "TracedTask",
+    "Traces",
 ]
 
 

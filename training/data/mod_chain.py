@@ -11,19 +11,23 @@ The question stands at the end: a causal model reads all statements before it, a
 """
 
 import math
+from collections.abc import Callable
 from string import ascii_lowercase
 from typing import ClassVar
 
 import numpy as np
 
-from mull.training.data.task import IGNORE, Task
+from mull.training.data.task import IGNORE, Split
+from mull.training.data.traced import Lengths, TracedTask
+from mull.training.data.traces import Derivation, Draws, Step, Traces
 
 OPERATORS = "+-*"
 PLACE, TARGET, SOURCE, OPERATOR, CONSTANT = range(5)  # columns of an item; its rows are the statements
 MAX_MODULUS = 1000
+LEAST_TRACED = 2  # operations of the shortest chain that has a trace
 
 
-class ModChain(Task):
+class ModChain(TracedTask):
     """One number modulo `modulus` is the answer; a guess is right 1/modulus of the time.
 
     Difficulty is the number of operations that lead from a number to the answer: sums, differences, and products with a
@@ -40,6 +44,10 @@ class ModChain(Task):
         distractors: Statements that the answer does not need.
         variables: Number of variable names, up to 702, of which an item takes some at random. It fixes the vocabulary:
             an item needs operations + 1 + distractors of them.
+        styles: How traces are written, by weight, as in {"direct": 1, "chain": 2} (traces.py); None writes the answer
+            alone. A step in full is "c = 9 - 5 = 4", and its result "4". A chain needs 2 operations or more; the number
+            and the first two decide the split.
+        traces: What goes astray in them; None means the usual shares.
     """
 
     name: ClassVar[str] = "mod_chain"
@@ -49,7 +57,15 @@ class ModChain(Task):
         "seeing how many iterations a chain of operations takes."
     )
 
-    def __init__(self, operations: int = 8, modulus: int = 23, distractors: int = 4, variables: int = 52) -> None:
+    def __init__(
+        self,
+        operations: int = 8,
+        modulus: int = 23,
+        distractors: int = 4,
+        variables: int = 52,
+        styles: dict[str, float] | None = None,
+        traces: Traces | None = None,
+    ) -> None:
         if not 2 <= modulus <= MAX_MODULUS:
             raise ValueError(f"modulus is {modulus}: it must be between 2 and {MAX_MODULUS}")
         if distractors < 0:
@@ -60,14 +76,20 @@ class ModChain(Task):
         self.modulus, self.distractors, self.names = modulus, distractors, tuple(names[:variables])
         self.factors = np.array([k for k in range(1, modulus) if math.gcd(k, modulus) == 1])
         self.default_difficulty = operations
+        self.trace(styles, traces)
         self.resolve(operations)
 
     @property
-    def symbols(self) -> tuple[str, ...]:
-        return (*self.stop_symbols, *self.names, *OPERATORS, "=", ";", "?")
+    def equals(self) -> int:
+        """The token of "="."""
+        return self.modulus + len(self.names) + len(OPERATORS)
 
     @property
-    def stop_symbols(self) -> tuple[str, ...]:
+    def own_symbols(self) -> tuple[str, ...]:
+        return (*self.own_stop_symbols, *self.names, *OPERATORS, "=", ";", "?")
+
+    @property
+    def own_stop_symbols(self) -> tuple[str, ...]:
         return tuple(map(str, range(self.modulus)))  # the answer to a prompt is one number
 
     def options(self) -> tuple[object, ...]:
@@ -81,6 +103,8 @@ class ModChain(Task):
                 f"{operations} operations and {self.distractors} distractors need {needed} variables, "
                 f"not {len(self.names)}: raise variables"
             )
+        if self.mixture is not None and operations < LEAST_TRACED:
+            raise ValueError(f"a chain of {operations} operation has no trace: use {LEAST_TRACED} operations or more")
         return operations
 
     def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
@@ -105,7 +129,10 @@ class ModChain(Task):
         ordered = chain[chain[:, PLACE].argsort()]
         return ordered[:, [OPERATOR, CONSTANT]].astype("<i2").tobytes()
 
-    def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
+    def own_answer_length(self, difficulty: int) -> int:  # noqa: ARG002
+        return 1
+
+    def lay_out_plainly(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:
         equals, stop, ask = (self.symbols.index(symbol) for symbol in "=;?")
         first_name, first_operator = self.modulus, self.modulus + len(self.names)
         sources, constants = items[..., SOURCE], items[..., CONSTANT]
@@ -135,39 +162,163 @@ class ModChain(Task):
             value = np.choose(operator, [value + constant, value - constant, value * constant]) % self.modulus
         return value
 
-    def check(self, prompt: str, answer: str) -> bool:
-        statements, question, asked = prompt.rpartition("?")
+    def judge(self, question: str, answer: str) -> bool:
+        return answer.split() == [self.told(question)[-1][-1]]
+
+    def told(self, question: str) -> list[list[str]]:
+        """The steps of a question in full, each a list of words; the last word of each is its result.
+
+        Raises ValueError for a text that is no question.
+        """
+        statements, mark, asked = question.rpartition("?")
         given: dict[str, list[str]] = {}
         for words in map(str.split, statements.split(";")[:-1]):
             if len(words) not in (3, 5) or words[1] != "=" or words[0] in given:
-                raise self.no_prompt(prompt)
+                raise self.no_prompt(question)
             given[words[0]] = words[2:]
         known = set(self.names) >= given.keys() and asked.strip() in given
-        if not question or statements.split(";")[-1].strip() or not known:
-            raise self.no_prompt(prompt)
-        chain, name = list[list[str]](), asked.strip()
+        if not mark or statements.split(";")[-1].strip() or not known:
+            raise self.no_prompt(question)
+        chain, name = list[tuple[str, list[str]]](), asked.strip()
         while len(chain) <= len(given):
             first, *operation = given[name]
-            chain.append(operation)
+            chain.append((name, operation))
             if not operation:
                 break
             if first not in given:
-                raise self.no_prompt(prompt)
+                raise self.no_prompt(question)
             name = first
         else:
-            raise self.no_prompt(prompt)  # a circle
-        numbers = [first, *(constant for _, constant in chain[:-1])]
-        operators = {operator for operator, _ in chain[:-1]}
-        if not set(self.stop_symbols).issuperset(numbers) or not set(OPERATORS) >= operators:
-            raise self.no_prompt(prompt)
-        value = int(first)
-        for operator, constant in reversed(chain[:-1]):
-            change = {"+": value + int(constant), "-": value - int(constant), "*": value * int(constant)}
-            value = change[operator] % self.modulus
-        return answer.split() == [str(value)]
+            raise self.no_prompt(question)  # a circle
+        numbers = [first, *(operation[1] for _, operation in chain[:-1])]
+        operators = {operation[0] for _, operation in chain[:-1]}
+        if not set(self.own_stop_symbols).issuperset(numbers) or not set(OPERATORS) >= operators:
+            raise self.no_prompt(question)
+        steps = [[name, "=", first]]
+        for name, (operator, constant) in reversed(chain[:-1]):
+            before = steps[-1][-1]
+            result = self.result(int(before), OPERATORS.index(operator), int(constant))
+            steps.append([name, "=", before, operator, constant, "=", str(result)])
+        return steps
+
+    def result(self, value: int, operator: int, constant: int) -> int:
+        """What an operation makes of a value."""
+        return (value + constant, value - constant, value * constant)[operator] % self.modulus
+
+    # Traces ---------------------------------------------------------------------------------------------------------
+
+    def lengths(self, difficulty: int) -> Lengths:
+        further = self.distractors
+        question = 6 * (difficulty + further) + (4 if further else 6)
+        return Lengths(question, (3, *(7,) * difficulty), 7, (1,) * (difficulty + 1), 1)
+
+    def derivations(self, items: np.ndarray, difficulty: int) -> list[Derivation]:  # noqa: ARG002
+        order = items[..., PLACE].argsort(axis=1, kind="stable")  # off the chain is -1, and comes first
+        ordered = np.take_along_axis(items, order[..., None], axis=1)
+        aside = ordered[:, : self.distractors].tolist()
+        return [
+            ChainDerivation(self, chain, others)
+            for chain, others in zip(ordered[:, self.distractors :].tolist(), aside, strict=True)
+        ]
+
+    def follower(self, question: str) -> Callable[[list[list[str]]], bool]:
+        """A step in full must be true, and a result alone that of its place. Which step is next is not asked: what is
+        true of another variable leads nowhere, and forbids nothing."""
+        steps = self.told(question)
+        results = [step[-1] for step in steps]
+        true = self.all_told(question)
+
+        def follows(written: list[list[str]]) -> bool:
+            if all(len(step) == 1 for step in written):
+                return [step[0] for step in written] == results[: len(written)]
+            return all(step == true.get(step[0]) for step in written if step) and all(written)
+
+        return follows
+
+    def all_told(self, question: str) -> dict[str, list[str]]:
+        """The true step in full of each variable of a question that leads to a number."""
+        statements, _, _ = question.rpartition("?")
+        names = [words[0] for words in map(str.split, statements.split(";")[:-1])]
+        found: dict[str, list[str]] = {}
+        for name in names:
+            found |= {step[0]: step for step in self.told(f"{statements}? {name}")}
+        return found
+
+    def split_of(self, item: np.ndarray) -> Split:
+        """With traces a chain shows the results on the way: so the number and the first operations decide, as many as
+        the shortest chain has, and a question of a test is the beginning of no chain of training."""
+        if self.mixture is None:
+            return super().split_of(item)
+        return super().split_of(item[(item[:, PLACE] >= 0) & (item[:, PLACE] <= LEAST_TRACED)])
 
     def no_prompt(self, prompt: str) -> ValueError:
         return ValueError(
             f"not a mod_chain prompt: {prompt!r} (expected statements that give each variable once, then one of them, "
             f"with blanks between all symbols: b = a + 1 ; a = {self.modulus - 1} ; ? b)"
         )
+
+
+class ChainDerivation(Derivation):
+    """The chain of an item: "a = 9", "c = 9 - 5 = 4", ... up to the variable that is asked for.
+
+    Args:
+        task: the task.
+        chain: the statements of the chain in order, as rows of an item.
+        others: the statements that lead elsewhere.
+    """
+
+    def __init__(self, task: ModChain, chain: list[list[int]], others: list[list[int]]) -> None:
+        self.task, self.chain, self.others = task, chain, others
+        self.values = [chain[0][CONSTANT]]
+        self.steps = [self.number(self.values[0])]
+        for statement in chain[1:]:
+            self.steps.append(self.step(statement, self.values[-1]))
+            self.values.append(self.steps[-1].short[0])
+        self.answer = [self.values[-1]]
+
+    def number(self, value: int) -> Step:
+        """The first step, which says a number."""
+        return Step([self.task.modulus + self.chain[0][TARGET], self.task.equals, value], [value])
+
+    def step(self, statement: list[int], before: int, result: int | None = None) -> Step:
+        """The step that a statement makes of a value; another result may be said."""
+        task = self.task
+        _, target, _, operator, constant = statement
+        if result is None:
+            result = task.result(before, operator, constant)
+        name, sign = task.modulus + target, task.modulus + len(task.names) + operator
+        return Step([name, task.equals, before, sign, constant, task.equals, result], [result])
+
+    def astray(self, place: int, most: int, draws: Draws) -> list[Step]:
+        """A wrong result, or the statement of another variable with the value at hand; then on with what that gave."""
+        modulus, before = self.task.modulus, self.values[place - 1]
+        wrong = (self.values[place] + 1 + draws.below(modulus - 1)) % modulus
+        if place == 0:
+            gone = [self.number(wrong)]
+        else:
+            found = self.misread(place) if draws.chance(0.5) else []
+            if found:
+                gone = [self.step(found[draws.below(len(found))], before)]
+            else:
+                gone = [self.step(self.chain[place], before, wrong)]
+        for statement in self.chain[place + 1 : place + most]:
+            gone.append(self.step(statement, gone[-1].short[0]))
+        return gone
+
+    def misread(self, place: int) -> list[list[int]]:
+        """Statements that could be taken for the one at a place, whose own variable has another value."""
+        known = dict(zip((statement[TARGET] for statement in self.chain), self.values, strict=True))
+        known |= {statement[TARGET]: statement[CONSTANT] for statement in self.others if statement[SOURCE] < 0}
+        aside = [statement for statement in self.others if statement[SOURCE] >= 0]
+        while True:  # the values of the other variables, each from the one before it
+            new = [each for each in aside if each[TARGET] not in known and each[SOURCE] in known]
+            if not new:
+                break
+            for statement in new:
+                known[statement[TARGET]] = self.step(statement, known[statement[SOURCE]]).short[0]
+        before = self.values[place - 1]
+        return [
+            statement
+            for statement in self.chain[1:] + aside
+            if statement is not self.chain[place] and known.get(statement[SOURCE], -1) != before
+        ]

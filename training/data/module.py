@@ -35,6 +35,7 @@ from typing import Any, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -63,6 +64,7 @@ class StreamData(pl.LightningDataModule, ABC):
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
     repeat: int = 1  # how often in a row each training batch comes
+    workers: int = 0  # processes that make training batches ahead; 0: the one that trains makes them
 
     @property
     def vocab_size(self) -> int:
@@ -88,7 +90,10 @@ class StreamData(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = EndlessBatches(lambda number: self.training_batch(number, rank, world_size), self._batches_done)
-        return DataLoader(batches, batch_size=None)  # no workers: a batch costs less than handing it over
+        if not self.workers:
+            return DataLoader(batches, batch_size=None)
+        # Forked, so that they know how far the run has come; they never touch the device.
+        return DataLoader(batches, batch_size=None, num_workers=self.workers, multiprocessing_context="fork")
 
     def val_dataloader(self) -> DataLoader[Batch]:
         # A list of whole batches: with several ranks the trainer deals them out.
@@ -115,6 +120,9 @@ class TaskData(StreamData):
         batch_size: Items per batch and rank.
         validation_examples: Items of the validation split, the same ones at every validation, different from each
             other: fewer if there are not so many.
+        workers: Processes that make training batches while the model trains, for devices that are faster than one core
+            makes them. The batches are the same for every number, and a run may go on with another; 0 makes them as
+            they are needed.
         seed: Names the streams of items; the splits are the same for every seed.
     """
 
@@ -127,6 +135,7 @@ class TaskData(StreamData):
         repeat: int = 1,
         batch_size: int = 64,
         validation_examples: int = 256,
+        workers: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -134,7 +143,13 @@ class TaskData(StreamData):
         if not mixed:
             raise ValueError("difficulty is an empty list: name at least one difficulty")
         require_positive(repeat=repeat, batch_size=batch_size, validation_examples=validation_examples)
-        self.repeat = repeat
+        if workers < 0:
+            raise ValueError(f"workers is {workers}: it must be 0 or more")
+        if workers and advance is not None:
+            raise ValueError(
+                f"advance waits for the answers to each batch before it makes another: leave workers {workers} out"
+            )
+        self.repeat, self.workers = repeat, workers
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
@@ -156,7 +171,8 @@ class TaskData(StreamData):
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
         start = (number // self.repeat * world_size + rank) * self.batch_size
-        return to_batch(*self.task.batch("train", self.seed, range(start, start + self.batch_size), difficulty))
+        rows = self.task.columns("train", self.seed, range(start, start + self.batch_size), difficulty)
+        return {name: torch.from_numpy(column) for name, column in rows.items()}
 
     def training_difficulty(self, number: int) -> int:
         """The difficulty of training batch `number`. It is the same on every rank, since ranks wait for each other."""

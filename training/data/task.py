@@ -15,7 +15,7 @@ not occur in training with the same answer scored:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b
 from typing import ClassVar, Literal, NamedTuple, get_args
@@ -168,24 +168,34 @@ class Task(ABC):
         Raises ValueError for an unknown split, for a difficulty that the task does not have, and for held-out items
         that are not there.
         """
-        difficulty = self.resolve(difficulty)
+        difficulty, indices = self.resolve(difficulty), list(indices)
+        items = self.items(split, seed, indices, difficulty)
+        input_ids, labels = self.lay_out(items, difficulty)
+        if self.decided_by is not None and split != "train":
+            labels[:, : min(self.decided_by, items.shape[1])] = IGNORE  # the beginning may occur in training
+        return input_ids, labels
+
+    def columns(
+        self, split: Split, seed: int, indices: Iterable[int], difficulty: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """`batch` by name, and what else training may use of it."""
+        input_ids, labels = self.batch(split, seed, indices, difficulty)
+        return {"input_ids": input_ids, "labels": labels}
+
+    def items(self, split: Split, seed: int, indices: Sequence[int], difficulty: int) -> np.ndarray:
+        """The items at `indices` of a stream, (B, ...). Raises what `batch` does."""
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
         if split == "train":
             stream = self._stream(split, seed, difficulty)
-            return self.lay_out(np.stack([self._item(stream.at(i), split, difficulty) for i in indices]), difficulty)
-        indices = list(indices)
+            return np.stack([self._item(stream.at(i), split, difficulty) for i in indices])
         held_out = self._held_out(split, seed, difficulty, max(indices) + 1)
         if len(held_out) <= max(indices):
             raise ValueError(
                 f"the {self.name} task has {len(held_out)} different {split} items of {self.difficulty_name} "
                 f"{difficulty}, so there is no item {max(indices)}: ask for fewer"
             )
-        items = np.stack([held_out[index] for index in indices])
-        input_ids, labels = self.lay_out(items, difficulty)
-        if self.decided_by is not None:
-            labels[:, : min(self.decided_by, items.shape[1])] = IGNORE  # the beginning may occur in training
-        return input_ids, labels
+        return np.stack([held_out[index] for index in indices])
 
     def available(self, split: Split, seed: int, wanted: int, difficulty: int | None = None) -> int:
         """How many of `wanted` validation or test items there are, all different; at least 1.

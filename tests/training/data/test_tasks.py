@@ -18,6 +18,7 @@ from mull.training.data import (
     ModChain,
     Parity,
     PHop,
+    ShortestPath,
     Split,
     StateTracking,
     Sudoku,
@@ -35,6 +36,7 @@ TASKS = [
     Sudoku(12, side=6),
     Maze(9),
     Countdown(3, largest=20),
+    ShortestPath(3, nodes=12, extra=3),
 ]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 every_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -69,6 +71,7 @@ GOLDEN = {
     "sudoku": "f898a11c8752",
     "maze": "ffbc81a102ad",
     "countdown": "dc0713f58c11",
+    "shortest_path": "ef34cca59e91",
 }
 
 
@@ -279,10 +282,18 @@ def derives(prompt: str, words: list[str]) -> bool:
     return true and not Counter(second) - Counter(there) and steps[1][1] == target
 
 
+def leads(prompt: str, words: list[str]) -> bool:
+    """Whether a way as long as a shortest one goes over edges of the prompt, from its start to its goal."""
+    edges, ends = prompt.split(" ? ")
+    there = {frozenset(edge.split()) for edge in edges.split(" , ")}
+    over = all(frozenset(pair) in there for pair in itertools.pairwise(words))
+    return over and [words[0], words[-1]] == ends.split()
+
+
 @every_task
 def test_the_checker_accepts_the_answer_and_nothing_else(task: Task) -> None:
     """Every one-symbol change, deletion and insertion of a right answer is wrong; in a derivation it may make another
-    one that is right, as Python's own arithmetic finds it."""
+    one that is right, as Python's own arithmetic finds it, and in a shortest way another over edges that are there."""
     for index in range(20):
         prompt, answer = task.prompt("test", 0, index)
         words = answer.split()
@@ -290,6 +301,7 @@ def test_the_checker_accepts_the_answer_and_nothing_else(task: Task) -> None:
         for place, symbol in itertools.product(range(len(words)), task.symbols):
             changed = [*words[:place], symbol, *words[place + 1 :]]
             also = isinstance(task, Countdown) and derives(prompt, changed)
+            also |= isinstance(task, ShortestPath) and leads(prompt, changed)
             assert task.check(prompt, " ".join(changed)) == (changed == words or also)
             assert not task.check(prompt, " ".join([*words[:place], symbol, *words[place:]]))
         for place in range(len(words)):
