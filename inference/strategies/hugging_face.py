@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -58,9 +59,11 @@ class Memory:
         ids: of the prompt and of what stands behind it.
         past: of the first of them; None where nothing is kept.
         logits: (V,), behind all of them; None where they are not at hand.
+        meter: that is billed for what is read and written of it.
     """
 
     ids: tuple[int, ...]
+    meter: Meter
     past: Past | None = None
     logits: Tensor | None = None
 
@@ -114,6 +117,12 @@ class HuggingFaceSolver(Solver):
         self.costs = Costs.of(model)
         self.keeps = self.copies_are_right()
 
+    def billed(self, meter: Meter) -> HuggingFaceSolver:
+        """The same solver with another meter, which the branches bill that it begins; see together.py."""
+        found = copy(self)
+        found.meter = meter
+        return found
+
     # Text ---------------------------------------------------------------------------------------------------------
 
     def encoded(self, text: str) -> list[int]:
@@ -135,7 +144,7 @@ class HuggingFaceSolver(Solver):
                 f"the prompt has {len(ids)} tokens, and the model has room for {self.max_length}, answer included: "
                 "shorten it"
             )
-        return Branch(prompt, key, memory=Memory(tuple(ids)))
+        return Branch(prompt, key, memory=Memory(tuple(ids), self.meter))
 
     def room(self, branch: Branch) -> int:
         return self.max_length - len(branch.memory.ids)
@@ -171,7 +180,8 @@ class HuggingFaceSolver(Solver):
                 text_of_it = self.piece(ids, start, shown)
                 shown += text_of_it
                 tokens.append(Token(text_of_it, token, drawn=False))
-            memory = Memory(tuple(ids), branch.memory.past, None if new else branch.memory.logits)
+            held = branch.memory
+            memory = Memory(tuple(ids), held.meter, held.past, None if new else held.logits)
             found.append(replace(branch, tokens=tuple(tokens), ended=len(ids) >= self.max_length, memory=memory))
         return found
 
@@ -186,7 +196,9 @@ class HuggingFaceSolver(Solver):
         past = None
         if memory.past is not None and kept > 0:
             past = tuple((keys[..., :kept, :], values[..., :kept, :]) for keys, values in memory.past)
-        return replace(branch, tokens=branch.tokens[:tokens], ended=False, memory=Memory(memory.ids[:length], past))
+        return replace(
+            branch, tokens=branch.tokens[:tokens], ended=False, memory=Memory(memory.ids[:length], memory.meter, past)
+        )
 
     def first_tokens(self, text: str) -> list[int]:
         """Those that begin it behind a line, a blank or nothing."""
@@ -200,9 +212,11 @@ class HuggingFaceSolver(Solver):
     # Reading ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def forward(self, ids: Tensor, past: list[Past] | None) -> tuple[Tensor, list[Past] | None]:
+    def forward(
+        self, ids: Tensor, past: list[Past] | None, meters: Sequence[Meter]
+    ) -> tuple[Tensor, list[Past] | None]:
         """The logits (B, V) behind ids (B, T), which stand behind what is kept of each row; what is kept then, or None
-        where nothing is; counted."""
+        where nothing is. Each row is billed to its meter."""
         held = past[0][0][0].shape[-2] if past and past[0] else 0
         cache = None
         if past is not None:
@@ -216,7 +230,8 @@ class HuggingFaceSolver(Solver):
         with in_eval(self.model):
             out = self.model(input_ids=ids, use_cache=cache is not None, **kept, **self.last_only)
         rows, new = ids.shape
-        self.meter.add(flops=rows * self.costs.flops(new, held + new, out.logits.shape[1]), read=rows * new)
+        for meter in meters:
+            meter.add(flops=self.costs.flops(new, held + new, out.logits.shape[1]), read=new)
         if cache is None:
             return out.logits[:, -1], None
         layers = [(layer.keys, layer.values) for layer in cache.layers]
@@ -226,19 +241,16 @@ class HuggingFaceSolver(Solver):
 
     def copies_are_right(self) -> bool:
         """Whether keys and values, copied into a batch of two, go on as the whole text does; not counted."""
-        meter, self.meter = self.meter, Meter()
         try:
             ids = torch.arange(TRIAL)[None] % min(TRIAL, self.model.config.get_text_config().vocab_size)
-            whole, _ = self.forward(ids, None)
-            _, past = self.forward(ids[:, :-1], [()])
+            whole, _ = self.forward(ids, None, [])
+            _, past = self.forward(ids[:, :-1], [()], [])
             if not past or not past[0] or {keys.shape[-2] for keys, _ in past[0]} != {TRIAL - 1}:
                 return False
-            copied, _ = self.forward(ids[:, -1:].expand(2, -1), [past[0], past[0]])
+            copied, _ = self.forward(ids[:, -1:].expand(2, -1), [past[0], past[0]], [])
             return bool(((copied - whole).abs() <= CLOSE * whole.abs().max()).all())
         except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError):
             return False  # it keeps something that is no list of keys and values
-        finally:
-            self.meter = meter
 
     def read(self, memories: Iterable[Memory]) -> None:
         """Read what is not read yet, so that the logits behind all of them are at hand; one that several branches
@@ -250,7 +262,9 @@ class HuggingFaceSolver(Solver):
         for (_, start), group in groups.items():
             for batch in batches(list(group.values()), self.batch_size):
                 past = [memory.past or () for memory in batch] if self.keeps else None
-                logits, kept = self.forward(torch.tensor([memory.ids[start:] for memory in batch]), past)
+                logits, kept = self.forward(
+                    torch.tensor([memory.ids[start:] for memory in batch]), past, [memory.meter for memory in batch]
+                )
                 for row, memory in enumerate(batch):
                     memory.logits, memory.past = logits[row], None if kept is None else kept[row]
 
@@ -281,7 +295,8 @@ class HuggingFaceSolver(Solver):
                 written = self.write_rows([row for _, row in batch], Asked(manner, tuple(until), before, after))
                 for (place, _), branch in zip(batch, written, strict=True):
                     found[place] = branch
-            self.meter.add(calls=len(group))
+            for _, row in group:
+                row.line.branch.memory.meter.add(calls=1)
         return [branch if self.room(branch) else replace(branch, ended=True) for branch in found]
 
     def write_rows(self, rows: Sequence[Row], asked: Asked) -> list[Branch]:
@@ -302,19 +317,20 @@ class HuggingFaceSolver(Solver):
                 row.text += text
                 row.line.new.append(Token(text, token, float(log_p[at, token])))
                 if ended or met(row.line, text, asked.until) or len(row.line.new) >= row.left:
-                    memory = Memory(tuple(row.ids), past[at] if past is not None else None)
+                    memory = Memory(tuple(row.ids), memories[place].meter, past[at] if past is not None else None)
                     done[place] = replace(row.line.branch, tokens=tuple(row.line.tokens), ended=ended, memory=memory)
                 else:
                     stays.append(at)
-            self.meter.add(tokens=len(writing))
+                memories[place].meter.add(tokens=1)
             if not stays:
                 return [done[place] for place in range(len(rows))]
             writing = [writing[at] for at in stays]
+            meters = [memories[place].meter for place in writing]
             if past is not None:
                 last = torch.tensor([[rows[place].ids[-1]] for place in writing])
-                logits, past = self.forward(last, [past[at] for at in stays])
+                logits, past = self.forward(last, [past[at] for at in stays], meters)
             else:
-                logits, _ = self.forward(torch.tensor([rows[place].ids for place in writing]), None)
+                logits, _ = self.forward(torch.tensor([rows[place].ids for place in writing]), None, meters)
 
     def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
         """The next token of each line."""

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mull.checkpoints.files import file_in_the_way, printable
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import lock_of
@@ -60,6 +62,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
     parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of a mull folder's weights; same: as stored")
+    parser.add_argument("--threads", type=at_least(1, 1024), help="of the processor (default: torch's own number)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
 
 
@@ -89,6 +92,8 @@ def run(options: Any, command: str) -> None:
     }  # fmt: skip
     cells = Cells(output, settings)
     wanted = places(writers, strategies, options.iterations, asked)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     output.mkdir(parents=True, exist_ok=True)
     manner = {name: options[name] for name in WRITING}
     with lock_of(output) as free:

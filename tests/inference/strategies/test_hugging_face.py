@@ -91,7 +91,7 @@ def test_forked_cut_and_put_is_read_anew(solver: HuggingFaceSolver) -> None:
     assert [ids(branch) for branch in found[9:]] == [ids(branch) for branch in found[4:8]]  # as if never taken back
     for branch in found[:5]:
         if not branch.ended:
-            plain = solver.write([Branch("", memory=Memory(branch.memory.ids))], Manner(limit=8))[0]
+            plain = solver.write([Branch("", memory=Memory(branch.memory.ids, solver.meter))], Manner(limit=8))[0]
             further = solver.write([branch], Manner(limit=len(branch.tokens) + 8))[0]
             assert ids(further)[len(branch.tokens) :] == ids(plain)
 
