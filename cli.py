@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, sweep, lm-eval, serve, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, solve, sweep, lm-eval, serve, inspect, convert, data.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -162,6 +162,15 @@ def trace(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def solve(args: list[str]) -> None:
+    """One answer by a strategy, and what it cost: mull solve FOLDER --prompt "..." --strategy majority:16"""
+    from mull.inference.strategies.command import add_options, run
+
+    parser = new_parser("solve")
+    add_options(parser)
+    run(parse(parser, args, ["strategy", "scorer", "exit"]))
+
+
 def lm_eval(args: list[str]) -> None:
     """Tasks of lm-evaluation-harness at several depths: mull lm-eval FOLDER --tasks a,b --iterations 1,4,16"""
     from mull.inference.harness.command import add_options, run
@@ -247,6 +256,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "generate": generate,
     "chat": chat,
     "trace": trace,
+    "solve": solve,
     "lm-eval": lm_eval,
     "serve": serve,
     "sweep": sweep,

@@ -166,9 +166,12 @@ class Session:
     @staticmethod
     def gathered(rows: Sequence[tuple[Session, int]]) -> Session:
         """A session of its own with copies of rows of several sessions, (session, row) each, in this order; a row may
-        be named more than once. They must be of one model and depth, hold something, and not start warm. Raises
-        ValueError where their caches cannot be joined (models/cache.py)."""
+        be named more than once. They must hold something. Raises ValueError where they differ in model, depth or exit
+        rule, where they start warm, and where their caches cannot be joined (models/cache.py)."""
         first = rows[0][0]
+        ways = {(id(session.model), str(session.iterations), session.exit) for session, _ in rows}
+        if len(ways) > 1:
+            raise ValueError("rows of sessions that differ in model, depth or exit rule cannot be joined")
         if any(session.warm_start for session, _ in rows):
             raise ValueError("rows of sessions with warm_start cannot be joined")
         if all(session is first for session, _ in rows):

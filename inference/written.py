@@ -9,7 +9,7 @@ behind colons are its first fields, in their order; every field can be given by 
 
 import sys
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mull.models.registry import Registry
 
@@ -85,8 +85,12 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
     return kind(**values)
 
 
-def number(hint: type, what: str, text: str, example: str) -> Any:
-    """The text as a value of the annotated type, int, float or str."""
+def number(hint: Any, what: str, text: str, example: str) -> Any:
+    """The text as a value of the annotated type, int, float, str or one of the words of a Literal."""
+    if get_origin(hint) is Literal:
+        if text not in get_args(hint):
+            raise ValueError(f"{what} must be one of {', '.join(get_args(hint))}, not {text!r}; write {example}")
+        return text
     try:
         return hint(text)
     except ValueError:

@@ -311,6 +311,7 @@ def test_no_error_is_swallowed() -> None:
 def test_closed_options_are_literals() -> None:
     """Guards options: a choice of words is a Literal, so that parser, type checker and tests know them all."""
     openly = {"path", "cache", "difficulty_name"}  # free text: paths and names
+    openly |= {"scorer"}  # words of a registry: strategies
     openly |= {field for model in FAMILIES.values() for field in model.config_class.choices}  # words of a registry
     wrong = []
     for path in PACKAGE:

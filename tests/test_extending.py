@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+import mull
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
@@ -72,7 +77,7 @@ def mine(tmp_path: Path) -> Path:
 
 def test_there_is_an_example_of_each_and_none_is_long() -> None:
     """Guards the promise: every kind of addition has a whole example, of at most 40 lines of code."""
-    assert {*EXAMPLES} == {"looped", "gated", "turning", "patient", "maximum", "schedule"}
+    assert {*EXAMPLES} == {"looped", "gated", "turning", "patient", "agreeing", "maximum", "schedule"}
     long = {name: n for name, code in EXAMPLES.items() if (n := len([x for x in code.splitlines() if x.strip()])) > 40}
     assert long == {}
 
@@ -91,6 +96,22 @@ def test_injection_task_sampler_loss_exit_and_decoder(mine: Path) -> None:
     assert json.loads((mine / "run" / "config.json").read_text())["injection"] == "gated"
     assert {row["difficulty"] for row in json.loads((mine / "run" / "depth.json").read_text())["rows"]} == {12}
     assert (mine / "run" / "README.md").is_file()
+
+
+def test_a_strategy(mine: Path) -> None:
+    """Guards an own strategy: known to the command by its module, and stopped by agreement: of a
+    model that always answers alike it draws `lead` texts and no more."""
+    words = ["<chain>", "</think>", "1", "<end>", "<unk>"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    config = mull.TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1, max_length=16, stop_tokens=(3,))
+    mull.save(mull.Transformer(config), mine / "tiny", tokenizer=tokenizer)
+    command = "solve tiny --plugin agreeing --prompt 1 --strategy agreeing:9:2 --temperature 0 --json"
+    line = json.dumps([shlex.split(command)])
+    done = subprocess.run([sys.executable, "-c", RUN, line], cwd=mine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, statuses = map(json.loads, done.stdout.splitlines())
+    assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
 def test_a_family(mine: Path) -> None:

@@ -16,6 +16,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mull.inference.decoders import DECODERS
 from mull.inference.exits import EXITS
+from mull.inference.strategies import STRATEGIES
+from mull.inference.strategies.scorers import SCORERS
 from mull.inference.written import described
 from mull.models.families import FAMILIES
 from mull.models.injection import INJECTIONS
@@ -84,10 +86,12 @@ def listed(options: Iterable[str]) -> str:
     """What stands in the registries of some options, for the end of a page; what plugins add is among it.
 
     Args:
-        options: of `exit` and `decode`.
+        options: of `exit`, `decode`, `strategy` and `scorer`, which is an option of strategies.
     """
-    registries = {each.kind: each for each in (EXITS, DECODERS)}
-    return "\n\n".join(listing(f"--{name} takes one of", described(registries[name])) for name in options)
+    registries = {each.kind: each for each in (EXITS, DECODERS, STRATEGIES, SCORERS)}
+    written = {"scorer": "scorer="}
+    said = [(written.get(name, f"--{name}"), described(registries[name])) for name in options]
+    return "\n\n".join(listing(f"{name} takes one of", lines) for name, lines in said)
 
 
 def listing(title: str, lines: Iterable[str]) -> str:

@@ -10,7 +10,9 @@ from mull.inference.strategies.contract import (
     Found,
     Solution,
     Strategy,
+    answer_of,
     choose_strategy,
+    samples,
     strategy,
 )
 from mull.inference.strategies.meter import Cost, Meter
@@ -34,6 +36,8 @@ __all__ = [
     "Solver",
     "Strategy",
     "Token",
+    "answer_of",
     "choose_strategy",
+    "samples",
     "strategy",
 ]

@@ -100,12 +100,12 @@ class Strategy(ABC):
     Attributes:
         name: the word that it is registered and written by.
         example: how it is written.
-        temperature: that it draws at where nobody says another.
+        temperature: that it draws at where nobody says another; None leaves it to the strategies that it uses.
     """
 
     name: ClassVar[str]
     example: ClassVar[str]
-    temperature: ClassVar[float] = 0.0
+    temperature: ClassVar[float | None] = 0.0
 
     @classmethod
     def from_text(cls, text: str) -> Strategy:
@@ -126,11 +126,15 @@ class Strategy(ABC):
             ValueError: what it needs is not there: a mark, a reward head, a checker.
         """
 
-    def at_least(self, least: int, **values: int) -> None:
+    def follow(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
+        """`solve`, at the temperature of this strategy where the manner says none."""
+        return self.solve(problem, solver, manner.at(self.temperature), key)
+
+    def at_least(self, limit: int, /, **values: int) -> None:
         """Raise a ValueError for an option below a limit."""
         for name, value in values.items():
-            if value < least:
-                raise ValueError(f"strategy {self.name}: {name} must be at least {least}, not {value}")
+            if value < limit:
+                raise ValueError(f"strategy {self.name}: {name} must be at least {limit}, not {value}")
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")

@@ -19,7 +19,6 @@ from mull.inference.early_exit import choose_exit
 from mull.inference.generate import stop_ids
 from mull.inference.prompts import integers
 from mull.inference.sampling import Draw
-from mull.inference.session import Session
 from mull.inference.strategies.meter import Meter
 from mull.inference.strategies.reading import Depth, Held, Memory, Reader, gathered, rewards_of
 from mull.inference.strategies.solver import (
@@ -108,7 +107,7 @@ class FolderSolver(Solver):
             for token in new:
                 tokens.append(Token(self.spelling.piece(ids, token), token, drawn=False))
                 ids.append(token)
-            memory = replace(branch.memory, ids=tuple(ids))
+            memory = branch.memory.grown(ids)
             found.append(replace(branch, tokens=tuple(tokens), ended=len(ids) >= limit, memory=memory))
         return found
 
@@ -162,11 +161,12 @@ class FolderSolver(Solver):
     def write_rows(self, rows: Sequence[Row], asked: Asked) -> list[Branch]:
         """Write on behind branches that have been read."""
         memories = [row.line.branch.memory for row in rows]
-        for row, memory in zip(rows, memories, strict=True):
-            row.ids, row.rewards = list(memory.ids), list(memory.rewards)
-        session = gathered(memories)
-        logits = torch.stack([memory.held.logits for memory in memories])
-        used, moved = [memory.held.used for memory in memories], [memory.held.residual for memory in memories]
+        held = [memory.held[asked.depth] for memory in memories]
+        for row, memory, read in zip(rows, memories, held, strict=True):
+            row.ids, row.rewards = list(memory.ids), list(read.rewards)
+        session = gathered(memories, asked.depth)
+        logits = torch.stack([read.logits for read in held if read.logits is not None])
+        used, moved = [read.used for read in held], [read.residual for read in held]
         writing, done = list(range(len(rows))), dict[int, Branch]()
         while True:
             tokens = self.draw([rows[place].line for place in writing], logits, asked)
@@ -180,7 +180,9 @@ class FolderSolver(Solver):
                 ended = token in self.stops
                 if ended or token in asked.ends or len(row.line.new) >= row.left:
                     alone = session if session.batch_size == 1 else session.fork([at])
-                    done[place] = self.stopped(row, alone, asked.depth, ended)
+                    rewards = tuple(row.rewards)
+                    read = Held(alone, 0, len(row.ids) - 1, logits[at], used[at], moved[at], rewards)
+                    done[place] = self.stopped(row, read, asked.depth, ended)
                 else:
                     stays.append(at)
             self.meter.add(tokens=len(writing))
@@ -195,9 +197,10 @@ class FolderSolver(Solver):
             for place, reward in zip(writing, rewards_of(out) or [], strict=False):
                 rows[place].rewards += reward
 
-    def stopped(self, row: Row, session: Session, depth: Depth, ended: bool) -> Branch:
-        """The branch of a row that stops; its last token is not read yet."""
-        memory = Memory(tuple(row.ids), Held(session, 0, len(row.ids) - 1, depth), tuple(row.rewards), depth)
+    def stopped(self, row: Row, held: Held, depth: Depth, ended: bool) -> Branch:
+        """The branch of a row that stops, its last token not read yet."""
+        memory = row.line.branch.memory.grown(row.ids)
+        memory.held[depth] = held
         return replace(row.line.branch, tokens=tuple(row.line.tokens), ended=ended, memory=memory)
 
     def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
@@ -222,5 +225,5 @@ class FolderSolver(Solver):
         depth = self.depth(manner)
         unread = [branch.memory for branch in branches if not branch.memory.is_scored(depth)]
         self.reader.read(unread, depth)
-        self.meter.add(calls=len(branches))
-        return [branch.memory.rewards[len(branch.memory.ids) - 1] for branch in branches]
+        self.meter.add(calls=len(unread))
+        return [branch.memory.held[depth].rewards[len(branch.memory.ids) - 1] for branch in branches]

@@ -10,7 +10,7 @@ Shapes: B rows, T tokens of a row in a call, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -28,55 +28,56 @@ Depth = tuple[int | None, Exit | None]
 
 @dataclass
 class Held:
-    """The first `length` tokens of a row of a session, at a depth.
+    """The first `length` tokens of a row of a session.
 
     Attributes:
         logits: (V,), of what comes behind them; None where they were not kept.
         used: iterations that these logits took.
         residual: how far the last of them moved the state.
+        rewards: at each of the first tokens, where the model has a reward head.
     """
 
     session: Session
     row: int
     length: int
-    depth: Depth
     logits: Tensor | None = None
     used: int = 0
     residual: float | None = None
+    rewards: tuple[float, ...] = ()
 
 
 @dataclass
 class Memory:
-    """What is kept of a branch.
-
-    Attributes:
-        ids: of the prompt and of what stands behind it.
-        held: what was read of them.
-        rewards: at each of the first ids, where the model has a reward head.
-        rewarded: the depth that they are of.
-    """
+    """What is kept of a branch: the `ids` of its prompt and of what stands behind it, and what was read of them, by
+    depth."""
 
     ids: tuple[int, ...]
-    held: Held | None = None
-    rewards: tuple[float, ...] = ()
-    rewarded: Depth | None = None
+    held: dict[Depth, Held] = field(default_factory=dict)
 
     def is_read(self, depth: Depth) -> bool:
         """Whether the logits behind all of it are at hand."""
-        held = self.held
-        return held is not None and held.depth == depth and held.logits is not None and held.length == len(self.ids)
+        held = self.held.get(depth)
+        return held is not None and held.logits is not None and held.length == len(self.ids)
 
     def is_scored(self, depth: Depth) -> bool:
         """Whether the reward at its last token is known."""
-        return self.rewarded == depth and len(self.rewards) >= len(self.ids)
+        held = self.held.get(depth)
+        return held is not None and len(held.rewards) >= len(self.ids)
 
     def cut(self, length: int) -> Memory:
-        """What is kept of the first tokens. The last of them is read again when something is written behind it: its
-        logits were not kept."""
-        held = self.held
-        if held is not None and held.length >= length:
-            held = replace(held, length=length - 1, logits=None) if length > 1 else None
-        return Memory(self.ids[:length], held, self.rewards[:length], self.rewarded)
+        """What is kept of the first tokens. The last of them is read again when something is written behind it, since
+        its logits were not kept, but where only what was drawn last is cut off."""
+        return Memory(self.ids[:length], {depth: shortened(held, length) for depth, held in self.held.items()})
+
+    def grown(self, ids: Sequence[int]) -> Memory:
+        """What is kept of the same tokens with others behind them."""
+        return Memory(tuple(ids), dict(self.held))
+
+
+def shortened(held: Held, length: int) -> Held:
+    if held.length < length or (held.length == length and held.logits is not None):
+        return held
+    return replace(held, length=length - 1, logits=None, rewards=held.rewards[:length])
 
 
 class Reader:
@@ -89,12 +90,12 @@ class Reader:
     def read(self, memories: Sequence[Memory], depth: Depth) -> None:
         """Read what is not read yet, so that the logits behind all of them are at hand."""
         unread = {id(memory): memory for memory in memories if not memory.is_read(depth)}
-        begun = {name: each for name, each in unread.items() if each.held is not None and each.held.depth == depth}
+        begun = {name: memory for name, memory in unread.items() if depth in memory.held and memory.held[depth].length}
         for batch in self.batches([memory for name, memory in unread.items() if name not in begun]):
             session = Session(self.model, len(batch), self.model.config.max_length, *depth)
             self.read_rows(session, batch, depth)
         for batch in self.batches(list(begun.values())):
-            self.read_rows(gathered(batch), batch, depth)
+            self.read_rows(gathered(batch, depth), batch, depth)
 
     def batches(self, memories: Sequence[Memory]) -> Iterator[Sequence[Memory]]:
         for first in range(0, len(memories), self.batch_size):
@@ -109,10 +110,11 @@ class Reader:
         used, rewards = out.iterations[:, -1].tolist(), rewards_of(out)
         for row, (memory, start) in enumerate(zip(memories, starts, strict=True)):
             moved = None if residual is None else float(residual[row, -1])
-            memory.held = Held(session, row, len(memory.ids), depth, out.logits[row, -1], used[row], moved)
+            known: tuple[float, ...] = ()
             if rewards is not None:
-                new = rewards[row][tokens.shape[1] - (len(memory.ids) - start) :]
-                memory.rewards, memory.rewarded = (*(memory.rewards[:start] if start else ()), *new), depth
+                before = memory.held[depth].rewards[:start] if start else ()
+                known = (*before, *rewards[row][tokens.shape[1] - (len(memory.ids) - start) :])
+            memory.held[depth] = Held(session, row, len(memory.ids), out.logits[row, -1], used[row], moved, known)
 
     def think(self, session: Session, tokens: Tensor, mask: Tensor | None = None) -> tuple[ModelOutput, Tensor | None]:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
@@ -145,9 +147,9 @@ class Reader:
         self.meter.add(flops=flops, iterations=iterations if looped else 0, read=read)
 
 
-def gathered(memories: Sequence[Memory]) -> Session:
-    """A session with copies of what these hold."""
-    held = [memory.held for memory in memories if memory.held is not None]
+def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
+    """A session with copies of what these hold at a depth."""
+    held = [memory.held[depth] for memory in memories]
     session = Session.gathered([(each.session, each.row) for each in held])
     session.cut([each.length for each in held])
     return session

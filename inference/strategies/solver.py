@@ -184,6 +184,7 @@ class Manner:
         temperature: 0 takes the likeliest token.
         top_k, top_p, min_p: see `mull.inference.Draw`.
         limit: most tokens behind a prompt, drawn or put there.
+        usual: whether nobody said a temperature, so that a strategy takes its own.
     """
 
     iterations: int | None = None
@@ -193,10 +194,15 @@ class Manner:
     top_p: float | None = None
     min_p: float | None = None
     limit: int = 256
+    usual: bool = False
 
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise ValueError(f"a limit of {self.limit} tokens leaves no room for an answer; give 1 or more")
+
+    def at(self, temperature: float | None) -> Manner:
+        """The same at a temperature, where nobody said one."""
+        return self if temperature is None or not self.usual else replace(self, temperature=temperature, usual=False)
 
     def greedy(self) -> Manner:
         """The same without chance."""
@@ -276,15 +282,15 @@ class Solver(ABC):
         """Why there is no process reward, in one line; None where there is."""
         return "no process reward: the model has no reward head; train one with value_head: true, or use another scorer"
 
-    def score(self, branches: Sequence[Branch], manner: Manner) -> list[float]:  # noqa: ARG002
+    def score(self, branches: Sequence[Branch], manner: Manner) -> list[float]:
         """The process reward at the last token of each branch, from 0 to 1. Raises ValueError where there is none."""
         raise ValueError(self.refuses_score)
 
-    def first_tokens(self, text: str) -> list[int]:  # noqa: ARG002
+    def first_tokens(self, text: str) -> list[int]:
         """The ids of tokens that begin a text, as hooks need them."""
         raise ValueError(f"a {type(self).__name__} does not show its logits: use another strategy")
 
-    def random_text(self, key: Key) -> str:  # noqa: ARG002
+    def random_text(self, key: Key) -> str:
         """A token drawn from all, as text."""
         raise ValueError(f"a {type(self).__name__} has no vocabulary to draw from: name the text instead")
 

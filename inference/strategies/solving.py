@@ -73,10 +73,10 @@ def solve(
     problem = text if isinstance(text, Problem) else Problem(text, check, steps)
     if isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    drawn = chosen.temperature if temperature is None else temperature
-    manner = Manner(iterations, exit, drawn, top_k, top_p, min_p, max_new_tokens)
+    drawn = 0.0 if temperature is None else temperature
+    manner = Manner(iterations, exit, drawn, top_k, top_p, min_p, max_new_tokens, usual=temperature is None)
     before, start = solver.meter.spent, time.perf_counter()
-    found = chosen.solve(problem, solver, manner, (int(generator),))
+    found = chosen.follow(problem, solver, manner, (int(generator),))
     cost = replace(solver.meter.spent - before, seconds=time.perf_counter() - start)
     by = written_out(chosen) + (f" -> {found.by}" if found.by else "")
     answer = answer_of(solver.marks, found.branch, found.style)

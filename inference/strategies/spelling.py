@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from mull.inference.strategies.solver import Key, Marks, seed_of
-from mull.inference.text import control_tokens, decode, encode, minus, unknown_token
+from mull.inference.text import UNDECIDED, control_tokens, decode, encode, minus, unknown_token
 
 
 class Spelling:
@@ -52,7 +52,8 @@ class Spelling:
         if self.words:
             return f" {self.tokenizer.id_to_token(token)}"
         plain = [each for each in before if each not in self.names]
-        return minus(decode(self.tokenizer, [*plain, token]), decode(self.tokenizer, plain))
+        whole, start = (decode(self.tokenizer, ids).rstrip(UNDECIDED) for ids in ([*plain, token], plain))
+        return minus(whole, start)  # what has begun of a character comes with its last byte
 
     def mark(self, text: str) -> int:
         """The token that a mark is. Raises ValueError where it is none."""

@@ -293,3 +293,36 @@ def test_rows_that_are_not_there_are_named(
     session.read(ids_of(2, 5))
     with pytest.raises(ValueError, match=message):
         wrong(session)
+
+
+@pytest.mark.parametrize("how", [{}, {"exit": "latent:0.3"}, {"policy": "deepest"}], ids=str)
+def test_rows_of_several_sessions_go_on_as_each_would(model: LanguageModel, how: dict[str, Any]) -> None:
+    """Guards texts that were written apart and go on together, cut to any lengths, while the sessions that they come
+    from stay as they were."""
+    first, second = Session(model, 2, 32, LIMIT, **how), Session(model, 1, 32, LIMIT, **how)
+    long, short, more = ids_of(2, 9), ids_of(1, 5, seed=1), ids_of(4, 3, seed=2)
+    first.read(long)
+    second.read(short)
+    joined = Session.gathered([(second, 0), (first, 1), (first, 0), (second, 0)])
+    joined.cut([5, 4, 9, 2])
+    rows = [short[0], long[1, :4], long[0], short[0, :2]]
+    together = joined.read(more)
+    for row, begun in enumerate(rows):
+        alone = anew(model, begun[None], more[row : row + 1], **how)
+        same(Answer(*(part[row : row + 1] for part in together)), alone)
+    same(first.read(more[:2]), anew(model, long, more[:2], **how))
+
+
+def test_rows_of_sessions_that_differ_are_not_joined(model: LanguageModel) -> None:
+    """Guards against keys of one depth that would answer for another."""
+    sessions = [
+        Session(model, 1, 32, LIMIT),
+        Session(model, 1, 32, LIMIT + 1),
+        Session(model, 1, 32, LIMIT, "latent:0.3"),
+    ]
+    sessions.append(Session(model, 1, 32, LIMIT, warm_start=True))
+    for session in sessions:
+        session.read(ids_of(1, 3))
+    for other in sessions[1:]:
+        with pytest.raises(ValueError, match=r"sessions that differ in model, depth or exit rule|warm_start"):
+            Session.gathered([(sessions[0], 0), (other, 0)])

@@ -1,0 +1,102 @@
+"""Budget forcing: thinking is made longer or cut off (Muennighoff et al., arXiv 2501.19393, "s1").
+
+    extend   when the end of the thinking has been drawn: it is taken back, `wait` stands in its place, and the model
+             goes on with what is left of its budget; at most `waits` times
+    cap      when the thinking has `cap` tokens: the end of the thinking is put there, and the model answers
+
+Both act after a token has been drawn. To forbid the end of the thinking before the draw would be another method: the
+mass of the forbidden token would go to all the others, and not to the wait.
+
+The controls of the paper: another token in place of the wait (`put=random`), or nothing (`put=empty`: the end is taken
+back, and the model draws afresh). To them belongs a majority vote at equal FLOPs.
+
+The twin on depth: `least` and `most` are the least and the most iterations of the exit rule, the same two rules for how
+long one token is thought about: an early exit is not let through, and a late one is forced.
+
+Deviations: the wait of a model from scratch is a word that it was trained on, in traces with errors that are put right
+(the style `correct`). The paper also puts "Final Answer:" behind a forced end; here the end of the thinking says it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mull.inference.exits import parse as parse_exit
+from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
+from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
+
+
+@strategy
+@dataclass(frozen=True)
+class BudgetForcing(Strategy):
+    """See the head of this file.
+
+    Args:
+        waits: how often the end of the thinking is taken back.
+        cap: most tokens of thinking; 0 for no cap.
+        put: what stands in its place: the mark `wait`, a random token, or nothing.
+        least: iterations before which the exit rule lets no token go; 0 leaves it as it is.
+        most: iterations after which every token goes; 0 leaves it as it is.
+        style: of the text.
+    """
+
+    waits: int = 1
+    cap: int = 0
+    put: Literal["wait", "random", "empty"] = "wait"
+    least: int = 0
+    most: int = 0
+    style: Style = "correct"
+
+    name, example = "budget_forcing", "budget_forcing:2,cap=32"
+
+    def __post_init__(self) -> None:
+        self.at_least(0, waits=self.waits, cap=self.cap, least=self.least, most=self.most)
+        if 0 < self.most < self.least:
+            raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")
+
+    def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
+        marks, manner = solver.marks, self.deepened(manner)
+        branch = solver.begin(marks.prompt(problem.text, self.style), key)
+        limit = self.thinking(manner, solver.room(branch))
+        trace: list[Event] = []
+        for number in range(self.waits + 1):
+            [branch] = solver.write([branch], manner, until=[marks.end_of_thinking], limit=limit)
+            if number == self.waits or not branch.at(marks.end_of_thinking):
+                break
+            branch = self.extended(solver, branch, (*key, number))
+            trace.append(Event("wait", branch.text))
+        if self.cap and len(branch.tokens) >= limit and not branch.ended and not marks.thought(branch.text):
+            [branch] = solver.append([branch], marks.end_of_thinking)
+            trace.append(Event("cap", branch.text))
+        [branch] = solver.write([branch], manner)
+        last = Event("sample", branch.text, answer_of(marks, branch, self.style), chosen=True)
+        return Found(branch, self.style, [*trace, last])
+
+    def extended(self, solver: Solver, branch: Branch, key: Key) -> Branch:
+        """The text with something else in place of the end of its thinking."""
+        open_again = solver.cut(branch, len(branch.tokens) - 1)
+        if self.put == "empty":
+            return open_again.again(key[-1])
+        [longer] = solver.append([open_again], solver.marks.wait if self.put == "wait" else solver.random_text(key))
+        return longer
+
+    def thinking(self, manner: Manner, room: int) -> int:
+        """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""
+        if not self.cap:
+            return manner.limit
+        if self.cap + 2 > manner.limit:
+            raise ValueError(
+                f"strategy {self.name}: cap={self.cap} leaves no room for an answer within {manner.limit} new tokens; "
+                f"allow {self.cap + 2} or more, or cap earlier"
+            )
+        if room < 3:
+            raise ValueError(f"strategy {self.name}: behind this prompt there is room for {room} tokens: too few")
+        return min(self.cap, room - 2)  # as the paper keeps some tokens free for the answer
+
+    def deepened(self, manner: Manner) -> Manner:
+        """The manner with the budget of iterations."""
+        if self.least and manner.exit is None:
+            raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
+        rule = parse_exit(manner.exit) if isinstance(manner.exit, str) else manner.exit
+        if self.least and rule is not None:
+            rule = replace(rule, minimum=max(self.least, rule.minimum))
+        return replace(manner, exit=rule, iterations=self.most or manner.iterations)

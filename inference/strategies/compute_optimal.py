@@ -1,0 +1,169 @@
+"""Compute-optimal: of the given strategies the one that measured best on such problems at such a budget (Snell et al.,
+arXiv 2408.03314; Liu et al., arXiv 2502.06703).
+
+    theta*(N, bin) = argmax over theta with cost(theta) <= N of  accuracy(theta | bin)
+
+theta is a strategy and an iteration count, and the table is what `mull compare` wrote, on problems that are held out:
+its rows say strategy, iterations, difficulty, accuracy and FLOPs a problem. Bins are absolute, by the share of problems
+that one text solves (Pass@1), which is that of the strategy `reference` (chain, say) at its best iteration count:
+
+    easy 50 % to 100 %     medium 10 % to 50 %     hard 0 % to 10 %
+
+The difficulties of a bin share a choice, by their mean accuracy. A problem of a difficulty that was not measured is of
+the bin of the nearest one that was; where the difficulty is not known, all bins share one choice. Ties go to the
+cheaper.
+
+Deviations: the papers estimate Pass@1 of each problem from many samples, which costs more than it saves here; a task
+knows the difficulty of its problems.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mull.inference.strategies.contract import Event, Found, Strategy, choose_strategy, strategy
+from mull.inference.strategies.solver import Key, Manner, Problem, Solver
+
+BINS = {"easy": 0.5, "medium": 0.1, "hard": 0.0}  # -> the least Pass@1 of it
+NEEDED: dict[str, tuple[type, ...]] = {"strategy": (str,), "accuracy": (int, float), "flops_per_problem": (int, float)}
+
+
+class Measured(NamedTuple):
+    """A row of the table: what a strategy at an iteration count reached at a difficulty, and for how many FLOPs."""
+
+    strategy: str
+    iterations: int | None
+    difficulty: int | None
+    accuracy: float
+    flops: float
+
+
+@strategy
+@dataclass(frozen=True)
+class ComputeOptimal(Strategy):
+    """See the head of this file.
+
+    Args:
+        table: compare.json of `mull compare`; empty where `rows` are given.
+        budget: most FLOPs a problem; 0 for any number.
+        reference: the strategy whose accuracy says how hard a difficulty is; empty for the first of the table.
+        folder: of the table, whose rows count; empty where it has one.
+        rows: the rows themselves, as in the table.
+    """
+
+    table: str = ""
+    budget: float = 0.0
+    reference: str = ""
+    folder: str = ""
+    rows: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+
+    name, example = "compute_optimal", "compute_optimal,table=compare.json"
+    temperature = None
+
+    def __post_init__(self) -> None:
+        if not self.table and not self.rows:
+            raise ValueError(f"strategy {self.name} lacks its table, which mull compare writes; write {self.example}")
+        if not self.budget >= 0:
+            raise ValueError(f"strategy {self.name}: budget must be at least 0, not {self.budget}")
+        _ = self.choices  # says now what is wrong with the table
+
+    def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
+        chosen = self.choices[self.bin_of(problem.difficulty)]
+        inner = choose_strategy(chosen.strategy)
+        depth = manner.iterations if chosen.iterations is None else chosen.iterations
+        found = inner.follow(problem, solver, replace(manner, iterations=depth), key)
+        by = chosen.strategy + ("" if depth is None else f" at {depth} iterations")
+        return replace(found, trace=[Event("strategy", by), *found.trace], by=by)
+
+    # The table ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def measured(self) -> list[Measured]:
+        """The rows of the table. Raises ValueError for what is no such table."""
+        rows: Sequence[Any] = self.rows or read_rows(self.table)
+        where = f"strategy {self.name}: {self.table or 'rows'}"
+        folders = sorted({str(row.get("folder", "")) for row in rows if isinstance(row, Mapping)})
+        if len(folders) > 1 and self.folder not in folders:
+            raise ValueError(f"{where} has rows of {', '.join(folders)}; name one with folder=")
+        found = []
+        for row in rows:
+            if not isinstance(row, Mapping) or not all(isinstance(row.get(name), t) for name, t in NEEDED.items()):
+                raise ValueError(f"{where} has a row without {', '.join(NEEDED)}; give what mull compare wrote")
+            if len(folders) == 1 or row.get("folder") == self.folder:
+                depth, hard = row.get("iterations"), row.get("difficulty")
+                found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))
+        return found
+
+    @cached_property
+    def bins(self) -> dict[int | None, str]:
+        """The bin of each difficulty that was measured."""
+        reference = self.reference or self.measured[0].strategy
+        passed: dict[int | None, list[float]] = defaultdict(list)
+        for row in self.measured:
+            if row.strategy == reference:
+                passed[row.difficulty].append(row.accuracy)
+        missing = {row.difficulty for row in self.measured} - passed.keys()
+        if missing:
+            known = sorted({row.strategy for row in self.measured})
+            raise ValueError(
+                f"strategy {self.name}: the table has no rows of reference={reference} at difficulty "
+                f"{', '.join(map(str, missing))}; it has {'; '.join(known)}"
+            )
+        best = {difficulty: max(each) for difficulty, each in passed.items()}
+        return {hard: next(name for name, least in BINS.items() if share >= least) for hard, share in best.items()}
+
+    def bin_of(self, difficulty: int | None) -> str | None:
+        """The bin of a problem; None where its difficulty is not known."""
+        known = [each for each in self.bins if each is not None]
+        if difficulty is None or not known:
+            return None
+        return self.bins[min(known, key=lambda each: (abs(each - difficulty), each))]
+
+    @cached_property
+    def choices(self) -> dict[str | None, Measured]:
+        """The best row within the budget, by bin, and over all of them under None. Raises ValueError where none is
+        cheap enough."""
+        return {name: self.best(name) for name in (None, *dict.fromkeys(self.bins.values()))}
+
+    def best(self, name: str | None) -> Measured:
+        """The choice for a bin, as a row of means over its difficulties."""
+        cells: dict[tuple[str, int | None], list[Measured]] = defaultdict(list)
+        for row in self.measured:
+            if name is None or self.bins[row.difficulty] == name:
+                cells[row.strategy, row.iterations].append(row)
+        whole = max(len(rows) for rows in cells.values())  # what was not measured at all difficulties is not compared
+        means = [
+            Measured(*cell, None, mean([row.accuracy for row in rows]), mean([row.flops for row in rows]))
+            for cell, rows in cells.items()
+            if len(rows) == whole
+        ]
+        within = [row for row in means if not self.budget or row.flops <= self.budget]
+        if not within:
+            least = min(means, key=lambda row: row.flops)
+            raise ValueError(
+                f"strategy {self.name}: a budget of {self.budget:.3g} FLOPs is too small for one answer: the cheapest "
+                f"of the table, {least.strategy}, takes {least.flops:.3g}"
+            )
+        return max(within, key=lambda row: (row.accuracy, -row.flops))
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def read_rows(path: str) -> Sequence[Any]:
+    """The rows of a compare.json. Raises ValueError for a file that is none."""
+    try:
+        content = json.loads(Path(path).expanduser().read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); give the compare.json of mull compare") from None
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path} has no rows; give the compare.json of mull compare")
+    return rows

@@ -1,0 +1,195 @@
+"""Scorers: what a text that is written step by step is worth.
+
+A scorer judges prefixes: a branch as it was after each of its steps, and as it is. All scores lie in 0 .. 1, so that
+they can be multiplied and summed.
+
+    log_probability   exp of the mean log-probability of the tokens drawn so far              (length-normalised)
+    process           the reward head at the end of a step: can the answer still be reached?  (arXiv 2305.20050)
+    settled           1 / (1 + the mean residual of the tokens drawn so far)                  how far thinking had come
+    random            uniform: the control of every other
+    oracle            the exact labels of steps, and the exact checker of answers: a ceiling, and labelled so
+
+`process` may judge with more or fewer iterations than were written with (`process:8`): its depth is a knob too. It was
+trained at the ends of steps, so an answer behind the last step gets no score of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp
+from typing import ClassVar
+
+from mull.inference.strategies.contract import answer_of
+from mull.inference.strategies.solver import Branch, Manner, Problem, Solver, Style, Token, seed_of
+from mull.inference.written import filled, parse
+from mull.models.registry import Registry
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is judged: the problem, who wrote, how, and in which style."""
+
+    problem: Problem
+    solver: Solver
+    manner: Manner
+    style: Style
+
+
+@dataclass(frozen=True)
+class Scorer(ABC):
+    """See the head of this file.
+
+    Attributes:
+        name: the word that it is registered and written by.
+        example: how it is written.
+    """
+
+    name: ClassVar[str]
+    example: ClassVar[str]
+
+    @classmethod
+    def from_text(cls, text: str) -> Scorer:
+        """The scorer that `value,option=value` stands for."""
+        return filled(cls, f"scorer {cls.name}", text, cls.example)
+
+    def check(self, judged: Judged) -> None:  # noqa: B027  # most need nothing
+        """Raise a ValueError where what it needs is not there; asked before anything is written."""
+
+    @abstractmethod
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        """The scores of a branch as it was after so many tokens each; the last length is all of it."""
+
+    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> None:  # noqa: B027  # most have nothing to compute
+        """Compute together what the scores of all of these take."""
+
+    def places(self, judged: Judged, branch: Branch) -> list[int]:
+        """The lengths at which a branch is judged: after each step, and as it is."""
+        return steps_of(judged.solver, branch)
+
+    def scores(self, judged: Judged, branches: Sequence[Branch]) -> list[list[float]]:
+        """The scores of each branch after each of its steps, and as it is."""
+        with judged.solver.meter.scoring():
+            self.prepare(judged, branches)
+            return [self.prefixes(judged, branch, self.places(judged, branch)) for branch in branches]
+
+
+def steps_of(solver: Solver, branch: Branch) -> list[int]:
+    """How many tokens stand up to the end of each step, and up to the end of all."""
+    ends = branch.ends(solver.marks.step)
+    return ends if ends[-1:] == [len(branch.tokens)] else [*ends, len(branch.tokens)]
+
+
+SCORERS: Registry[type[Scorer]] = Registry("scorer")
+
+
+def scorer(kind: type[Scorer]) -> type[Scorer]:
+    """A decorator that registers a scorer under its name."""
+    return SCORERS.register(kind.name)(kind)
+
+
+def choose_scorer(given: str | Scorer) -> Scorer:
+    """The scorer, parsed if it is written out. Raises ValueError that names what is known."""
+    return parse(given, SCORERS) if isinstance(given, str) else given
+
+
+def drawn(branch: Branch, length: int) -> list[Token]:
+    return [token for token in branch.tokens[:length] if token.drawn]
+
+
+@scorer
+@dataclass(frozen=True)
+class LogProbability(Scorer):
+    """How likely the model itself finds what it wrote, by the token."""
+
+    name = example = "log_probability"
+
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        found = []
+        for length in lengths:
+            tokens = drawn(branch, length)
+            found.append(exp(sum(token.log_probability for token in tokens) / max(len(tokens), 1)))
+        return found
+
+
+@scorer
+@dataclass(frozen=True)
+class Process(Scorer):
+    """The reward head at the end of each step; of a text without steps, at its last token.
+
+    Args:
+        iterations: to judge at; 0 means those that were written with, whose states are at hand.
+    """
+
+    iterations: int = 0
+
+    name, example = "process", "process"
+
+    def check(self, judged: Judged) -> None:
+        refusal = judged.solver.refuses_score
+        if refusal:
+            raise ValueError(f"scorer process: {refusal}")
+
+    def manner(self, judged: Judged) -> Manner:
+        return replace(judged.manner, iterations=self.iterations) if self.iterations else judged.manner
+
+    def places(self, judged: Judged, branch: Branch) -> list[int]:
+        return branch.ends(judged.solver.marks.step) or [len(branch.tokens)]
+
+    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> None:
+        last = [judged.solver.cut(branch, self.places(judged, branch)[-1]) for branch in branches]
+        judged.solver.score(last, self.manner(judged))  # what is read here, is read of all branches together
+
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        parts = [judged.solver.cut(branch, length) for length in lengths]
+        return judged.solver.score(parts, self.manner(judged))
+
+
+@scorer
+@dataclass(frozen=True)
+class Settled(Scorer):
+    """How far thinking had come when each token was chosen: small last steps of the state."""
+
+    name = example = "settled"
+
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        found = []
+        for length in lengths:
+            moved = [token.residual for token in drawn(branch, length) if token.residual is not None]
+            if not moved:
+                raise ValueError("scorer settled: this writer has no residuals, which models with a loop have")
+            found.append(1 / (1 + sum(moved) / len(moved)))
+        return found
+
+
+@scorer
+@dataclass(frozen=True)
+class Random(Scorer):
+    """Nothing but chance; what a scorer must beat."""
+
+    name = example = "random"
+
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        return [seed_of((*branch.key, 1), length) / 2**63 for length in lengths]
+
+
+@scorer
+@dataclass(frozen=True)
+class Oracle(Scorer):
+    """The exact labels and the exact checker, which no solver has when it counts: a ceiling."""
+
+    name = example = "oracle"
+
+    def check(self, judged: Judged) -> None:
+        if judged.problem.check is None:
+            raise ValueError("scorer oracle: it asks the exact checker of answers, and this text has none: give check=")
+
+    def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
+        problem = judged.problem
+        assert problem.check is not None  # see `check`
+        labels = [] if problem.steps is None else [float(label) for label in problem.steps(branch.text)]
+        labels = [*labels, *[1.0] * len(lengths)][: len(lengths)]  # without labels every step is as good as another
+        answer = answer_of(judged.solver.marks, branch, judged.style)
+        finished = branch.ended or bool(answer) or len(branch.tokens) >= judged.manner.limit
+        return [*labels[:-1], float(problem.check(answer)) if finished else labels[-1]]

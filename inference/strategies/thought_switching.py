@@ -1,0 +1,71 @@
+"""Thought-switching penalty: a thought is not to be given up too soon ("TIP" of Wang et al., arXiv 2501.18585).
+
+    z'_v = z_v - alpha   for v in the tokens that begin another thought, while t < Psi + beta
+    z'_v = z_v           otherwise
+
+t is the place of the next token, and Psi that where the present thought began: 0, or the place behind the last switch.
+So the first beta tokens of each thought resist a switch.
+
+Deviations: in a model from scratch thoughts are attempts that a mark parts (the style `attempts`), and the mark is the
+only token that is held down; beta is of the length of one attempt (the paper: 600 tokens, about one thought).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mull.inference.strategies.contract import Found, Strategy, samples, strategy
+from mull.inference.strategies.solver import Key, Line, Manner, Problem, Solver, Style
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """The hook: (lines, logits (B, V)) -> logits."""
+
+    alpha: float
+    beta: int
+    switches: frozenset[int]
+
+    def __call__(self, lines: Sequence[Line], logits: Tensor) -> Tensor:
+        near = [row for row, line in enumerate(lines) if self.since(line) < self.beta]
+        changed = logits.clone()
+        for token in self.switches:
+            changed[near, token] -= self.alpha
+        return changed
+
+    def since(self, line: Line) -> int:
+        """t - Psi: how many tokens the present thought has."""
+        count = 0
+        for token in reversed(line.tokens):
+            if token.id in self.switches:
+                break
+            count += 1
+        return count
+
+
+@strategy
+@dataclass(frozen=True)
+class ThoughtSwitching(Strategy):
+    """See the head of this file.
+
+    Args:
+        alpha: what is taken off the logits of a switch.
+        beta: tokens of each thought that resist.
+        style: of the text.
+    """
+
+    alpha: float = 3.0
+    beta: int = 600
+    style: Style = "attempts"
+
+    name, example = "thought_switching", "thought_switching:3:16"
+
+    def __post_init__(self) -> None:
+        self.at_least(0, beta=self.beta)
+
+    def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
+        hook = Penalty(self.alpha, self.beta, frozenset(solver.first_tokens(solver.marks.switch)))
+        root = solver.begin(solver.marks.prompt(problem.text, self.style), key)
+        branches = solver.write([root], manner, before=hook)
+        return Found(branches[0], self.style, samples("sample", branches, solver.marks, self.style))
