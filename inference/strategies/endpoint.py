@@ -152,7 +152,7 @@ class EndpointSolver(Solver):
             raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
         return branch if tokens == len(branch.tokens) else replace(branch, tokens=branch.tokens[:tokens], ended=False)
 
-    def room(self, branch: Branch) -> int:  # noqa: ARG002 (as every solver)
+    def room(self, branch: Branch) -> int:
         return 1 << 30  # nobody says
 
     # Writing ------------------------------------------------------------------------------------------------------

@@ -112,8 +112,9 @@ class HuggingFaceSolver(Solver):
         self.stops = frozenset(stops_of(model, tokenizer))
         self.special = frozenset(tokenizer.all_special_ids)
         self.max_length = max_length_of(model)
-        self.last_only = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
-        self.cache_name = "cache" if takes(model, "cache") else "past_key_values"  # as it was called before
+        taken = inspect.signature(model.forward).parameters
+        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self.cache_name = "cache" if "cache" in taken else "past_key_values"  # as it was called before
         self.costs = Costs.of(model)
         self.keeps = self.copies_are_right()
 
@@ -391,10 +392,6 @@ def max_length_of(model: Any) -> int:
     """Tokens that the model has positions for; as good as endless where it does not say."""
     length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return int(length) if length else 1 << 30
-
-
-def takes(model: Any, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
 
 
 def batches(rows: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:

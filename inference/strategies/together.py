@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from threading import Semaphore, Thread
+from threading import Semaphore
 from typing import Any, Protocol, runtime_checkable
 
 from mull.inference.strategies.contract import Solution
@@ -70,9 +71,8 @@ class Turn(Solver):
         self.asked: tuple[str, Sequence[Branch], tuple[Any, ...]] | None = None
         self.answer: Any = None
         self.solution: Solution | None = None
-        self.error: BaseException | None = None
-        self.dropped = False
-        self.thread: Thread | None = None
+        self.dropped = self.finished = False
+        self.future: Future[Solution | None]
 
     # What is asked of others ----------------------------------------------------------------------------------------
 
@@ -128,36 +128,27 @@ class Turn(Solver):
 
     # Taking turns ---------------------------------------------------------------------------------------------------
 
-    def start(self, job: Job) -> None:
-        """Begin a thread that waits for its turn."""
-
-        def body() -> None:
-            self.go.acquire()
-            try:
-                if not self.dropped:
-                    self.solution = job(self)
-            except Dropped:
-                pass
-            except BaseException as error:  # told by whoever waits for it
-                self.error = error
+    def body(self, job: Job) -> Solution | None:
+        """What its thread does; nothing is done but in its turn."""
+        self.go.acquire()
+        try:
+            return None if self.dropped else job(self)
+        finally:
+            self.finished = True
             self.back.release()
-
-        self.thread = Thread(target=body, daemon=True)
-        self.thread.start()
 
     def run(self) -> None:
         """Let it run until it asks for something, or is done. Raises the error of its strategy."""
         self.go.release()
         self.back.acquire()
-        if self.error is not None:
-            raise self.error
+        if self.finished:
+            self.solution = self.future.result()
 
     def drop(self) -> None:
         """Let its thread end."""
-        self.dropped = True
-        self.go.release()
-        if self.thread is not None:
-            self.thread.join()
+        if not self.finished:
+            self.dropped = True
+            self.go.release()
 
 
 class Table:
@@ -169,20 +160,19 @@ class Table:
     def run(self, jobs: Sequence[Job]) -> list[Solution]:
         """The solutions of jobs that take turns."""
         turns = [Turn(self.solver) for _ in jobs]
-        for turn, job in zip(turns, jobs, strict=True):
-            turn.start(job)
-        running = list(turns)
-        try:
-            while running:
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            for turn, job in zip(turns, jobs, strict=True):
+                turn.future = pool.submit(turn.body, job)
+            running = list(turns)
+            try:
+                while running:
+                    for turn in running:
+                        turn.run()
+                    running = [turn for turn in running if not turn.finished]
+                    self.serve(running)
+            finally:
                 for turn in running:
-                    turn.run()
-                running = [turn for turn in running if turn.solution is None]
-                self.serve(running)
-        except BaseException:
-            for turn in turns:
-                if turn.solution is None and turn.error is None:
                     turn.drop()
-            raise
         return [turn.solution for turn in turns if turn.solution is not None]
 
     def serve(self, turns: Sequence[Turn]) -> None:

@@ -62,6 +62,9 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
     parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
     parser.add_argument("--dtype", type=Dtype, default="same", help="of a mull folder's weights; same: as stored")
+    parser.add_argument(
+        "--batch-size", type=at_least(1, 4096), default=32, help="problems solved at once; the answers are the same"
+    )
     parser.add_argument("--threads", type=at_least(1, 1024), help="of the processor (default: torch's own number)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
 
@@ -99,7 +102,7 @@ def run(options: Any, command: str) -> None:
     with lock_of(output) as free:
         if free is False:
             raise ValueError(f"another process is comparing in {output}: wait for it, or name another --output")
-        found = measure(wanted, asked, cells, options.seed, manner, say)
+        found = measure(wanted, asked, cells, options.seed, manner, options.batch_size, say)
     report = Report(found, options.metrics or [], marks_of(writers), cells.settings, command)
     title = ", ".join(dict.fromkeys(writer.name for writer in writers))
     report.write(output, asked.difficulty_name, f"{title}: {asked.source}")  # before a reader who has gone ends it

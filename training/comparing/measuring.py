@@ -22,6 +22,7 @@ from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import is_ours
 from mull.inference.strategies.solver import seed_of
 from mull.inference.strategies.solving import solve
+from mull.inference.strategies.together import Job, solve_together
 from mull.training.comparing.cells import Answered, Cell, Cells, Place
 from mull.training.comparing.problems import Asked
 from mull.training.comparing.rows import row_of
@@ -91,6 +92,7 @@ def measure(
     cells: Cells,
     seed: int,
     manner: Mapping[str, Any],
+    at_once: int,
     show: Callable[[str], None],
 ) -> list[Cell]:
     """All cells, of which those that are not there yet are measured, and kept one by one.
@@ -101,6 +103,7 @@ def measure(
         cells: where they are kept.
         seed: of the draws.
         manner: how is written, as arguments of `solve`.
+        at_once: problems that are solved at once, where the writer can; the answers are the same.
         show: is told of every cell that was measured.
 
     Raises:
@@ -114,7 +117,7 @@ def measure(
     with progress(sum(len(asked.problems[place.difficulty]) for _, place in missing)) as step:
         for writer, place in missing:
             try:
-                cell = measured(writer, place, asked, seed, manner, step)
+                cell = measured(writer, place, asked, seed, manner, at_once, step)
             except (ValueError, OSError) as error:
                 kept = f"{done} of {len(wanted)} cells are finished and kept in {cells.folder.parent}"
                 raise ValueError(f"{place}: {one_line(str(error))}; {kept}: the same command goes on") from error
@@ -126,15 +129,24 @@ def measure(
 
 
 def measured(
-    writer: Writer, place: Place, asked: Asked, seed: int, manner: Mapping[str, Any], step: Callable[[str], None]
+    writer: Writer,
+    place: Place,
+    asked: Asked,
+    seed: int,
+    manner: Mapping[str, Any],
+    at_once: int,
+    step: Callable[[str], None],
 ) -> Cell:
     """A cell, measured."""
-    strategy, solver = choose_strategy(place.strategy), writer.solver
-    answered, ceiling = [], False
-    for number, problem in enumerate(asked.problems[place.difficulty]):
-        solution = solve(
-            solver, problem, strategy, generator=seed_of((seed,), number), iterations=place.iterations, **manner
-        )
+    strategy, answered, ceiling = choose_strategy(place.strategy), [], False
+    problems = asked.problems[place.difficulty]
+
+    def job(number: int) -> Job:
+        how = {"generator": seed_of((seed,), number), "iterations": place.iterations, **manner}
+        return lambda solver: solve(solver, problems[number], strategy, **how)
+
+    jobs = [job(number) for number in range(len(problems))]
+    for problem, solution in zip(problems, solve_together(writer.solver, jobs, at_once), strict=True):
         answered.append(answer_of(problem, solution))
         ceiling = ceiling or solution.ceiling
         step(str(place))

@@ -99,9 +99,10 @@ def draw_curve(panel: Axes, curve: Sequence[Row], color: Any, look: tuple[Any, s
     """A curve with the intervals of its points; a single point has no line."""
     line = sorted(curve, key=lambda row: horizontal(row, by_tokens))
     x, y = [horizontal(row, by_tokens) for row in line], [row.accuracy for row in line]
-    bars = [[row.accuracy - row.accuracy_low for row in line], [row.accuracy_high - row.accuracy for row in line]]
+    below = [max(0.0, row.accuracy - row.accuracy_low) for row in line]  # 0 may come out a little less
+    above = [max(0.0, row.accuracy_high - row.accuracy) for row in line]
     style = CEILING if line[0].ceiling else look[0]
-    panel.errorbar(x, y, bars, color=color, linestyle="none", elinewidth=0.8, alpha=0.45)
+    panel.errorbar(x, y, [below, above], color=color, linestyle="none", elinewidth=0.8, alpha=0.45)
     panel.plot(x, y, color=color, linestyle=style, linewidth=1.5)
     sizes = [size_of(row) for row in line]
     faces = "none" if line[0].ceiling else color

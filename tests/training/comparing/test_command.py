@@ -263,10 +263,9 @@ def test_a_task_with_traces(run: Run, tmp_path: Path) -> None:
     expected = task.problems("test", 7, 3, 2)
     assert [problem.text for problem in asked.problems[2]] == [problem.text for problem in expected]
     words = ["--strategies", "chain;majority:3", "--iterations", "2", "--examples", "3", "--max-new-tokens", "9"]
-    status, _, _ = run(
-        str(tmp_path / "chains"), *words, "--difficulty", "2", "--output", str(tmp_path / "a"), plain=True
-    )
-    assert status == 0
+    words += ["--difficulty", "2", "--output", str(tmp_path / "a")]
+    status, _, err = run(str(tmp_path / "chains"), *words, plain=True)
+    assert status == 0, err
     cells = [json.loads(path.read_text()) for path in (tmp_path / "a" / "cells").glob("majority*.json")]
     (answers,) = [json.loads(cell["cell"])["answered"] for cell in cells]
     assert all(len(answer["samples"]) == 3 and answer["labels"] is not None for answer in answers)
