@@ -136,7 +136,7 @@ class IteratedModel(LanguageModel, ABC):
             last = readings[count] if count in readings else self.reading(thought, before, context)
             if cache is not None:
                 context.commit(depth if isinstance(depth, int) else None)
-        used = depth[:, None] if isinstance(depth, Tensor) else torch.tensor(depth, device=input_ids.device)
+        used = depth[:, None] if isinstance(depth, Tensor) else torch.full((1, 1), depth, device=input_ids.device)
         return ModelOutput(
             logits=last.logits,
             exit_logit=last.exit_logit,

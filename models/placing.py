@@ -8,6 +8,7 @@ Shapes: B batch, T positions of this call, S positions attended to.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -85,7 +86,10 @@ def place(
 def cells(positions: Tensor, counts: Tensor | int) -> Tensor:
     """Row and column, (..., T, 2), of positions (..., T) of rows of so many tokens, (..., 1): on the smallest square
     board that holds them, read row by row."""
-    side = torch.as_tensor(counts, dtype=torch.float64, device=positions.device).sqrt().ceil().to(torch.int64)
+    if isinstance(counts, int):  # no tensor, which would have to be sent to the device of the others
+        side: Tensor | int = math.isqrt(counts - 1) + 1
+    else:
+        side = counts.to(torch.float64).sqrt().ceil().to(torch.int64)
     return torch.stack([positions // side, positions % side], dim=-1)
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +13,26 @@ from hypothesis import settings
 torch.set_num_threads(1)  # two threads on a small shared machine can be 20 times slower than one
 settings.register_profile("mull", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("mull")
+
+# What starts processes and trains, the longest first: a file is one worker's, and one that comes last is waited for.
+LONGEST = ("training/test_stops", "test_docs", "test_extending", "training/", "test_wheel", "test_configs", "inference")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((i for i, beginning in enumerate(LONGEST) if file.startswith(beginning)), len(LONGEST))
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="module")
+def short_cards() -> Iterator[None]:
+    """For whoever trains and looks at no card: its example is of two tokens, and its picture is not drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mull.training.export.LONGEST_ANSWER", 2)
+        patch.setattr("mull.training.export.picture_of", lambda *_: b"no picture")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -286,15 +287,45 @@ def test_options_that_tables_of_tokens_leave_out_are_refused_at_once(folder, mon
     assert f"leave {option[0]} out" in fails(["evaluate", str(folder), "--tokens", *option], capsys)
 
 
-def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path) -> None:
+def apart(arguments: list[str], out: int, place: Path) -> tuple[int, str]:
+    """Run a command in a process of its own, a fork of this one; return its status and what it says on stderr.
+
+    Args:
+        arguments: of `mull`.
+        out: its standard output, which is closed here.
+        place: a folder for what it says.
+    """
+    if (child := os.fork()) == 0:
+        with open(place / "stderr", "w") as said, os.fdopen(out, "w") as standard:
+            os.dup2(standard.fileno(), 1)
+            sys.stderr, sys.stdout = said, os.fdopen(1, "w")
+            warnings.resetwarnings()  # what pytest does with them is not what a user sees
+            warnings.showwarning = lambda *args, **_: said.write(warnings.formatwarning(*args[:4]))
+            status = 99
+            try:
+                status = main(arguments)
+                sys.stdout.flush()
+            finally:
+                said.flush()
+                os._exit(status)
+    os.close(out)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    said = (place / "stderr").read_text()
+    (place / "stderr").unlink()
+    return status, said
+
+
+def test_fewer_items_than_asked_for_are_told_in_a_line_each(folder: Path, tmp_path: Path) -> None:
     """Guards evidence: 11 rows of 8 bits are no 512, and what says so is a line, without code and paths."""
-    line = [sys.executable, "-m", "mull", "evaluate", str(folder), "--difficulty", "8,9,16", "--examples", "30"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == [
+    reading, writing = os.pipe()
+    status, told = apart(["evaluate", str(folder), "--difficulty", "8,9,16", "--examples", "30"], writing, tmp_path)
+    assert status == 0
+    assert told.splitlines() == [
         f"mull: warning: parity has {there} different test items of length {length}: measured on these, not on 30"
         for length, there in ((8, 11), (9, 22))
     ]
-    assert "11, 22, 30 examples" in " ".join(done.stdout.split())
+    with os.fdopen(reading) as said:
+        assert "11, 22, 30 examples" in " ".join(said.read().split())
 
 
 def test_a_folder_may_be_called_null(
@@ -317,10 +348,8 @@ def test_a_reader_who_has_gone_costs_no_results(extra: list[str], folder: Path, 
     """`mull evaluate ... --output DIR | head -0`: what was measured is written before it is printed."""
     reading, writing = os.pipe()
     os.close(reading)
-    line = [sys.executable, "-m", "mull", "evaluate", folder, "--examples", "4", "--output", tmp_path, *extra]
-    run = subprocess.run(line, stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
-    assert run.returncode == 0 and run.stderr == ""
+    line = ["evaluate", str(folder), "--examples", "4", "--output", str(tmp_path), *extra]
+    assert apart(line, writing, tmp_path) == (0, "")
     pictures = {"tokens.png"} if "--tokens" in extra else {f"evaluation.{kind}" for kind in ("json", "csv", "png")}
     assert {path.name for path in tmp_path.iterdir()} == pictures
 

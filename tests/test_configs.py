@@ -18,6 +18,7 @@ from mull.checkpoints import load_tokenizer
 from mull.models.families import FAMILIES
 from mull.training import capacities, data, iterations, losses, optimizers
 from mull.training.cli import read_configuration
+from mull.training.data import sudoku_pool
 from mull.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and command lines
@@ -54,7 +55,13 @@ def small(config: Path, tmp_path: Path) -> list[str]:
     if "--from" not in command(config):  # else the sizes are those of the folder
         sizes = {"d_model": 16, "d_ff": 24, "n_heads": 2}
         overrides |= {f"model.network.init_args.config.{name}": size for name, size in sizes.items()}
-    if config.stem.startswith(("parity", "sudoku", "halting")) and "transformer" not in config.stem:
+    if config.stem.endswith("_gpu"):
+        easiest = yaml.safe_load(config.read_text())["data"]["init_args"]["difficulty"][0]
+        overrides |= {"trainer.accelerator": "cpu", "data.init_args.difficulty": easiest}
+    if "pool:" in config.read_text():
+        overrides["data.init_args.task.init_args.pool"] = 1
+    quick = ("parity", "sudoku", "halting", "maze", "mod_chain", "p_hop_gpu")
+    if config.stem.startswith(quick) and "transformer" not in config.stem:
         overrides["model.validate_at"] = "[1, 4]"  # the measuring would cost more than all the rest
     if config.stem.startswith(("text", "inner_thinking")):
         text = tmp_path / "some.txt"
@@ -73,8 +80,13 @@ def small(config: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_configuration_trains_saves_loads_and_generates(config: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short_cards")
+def test_configuration_trains_saves_loads_and_generates(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A configuration that no longer runs is noticed here and not by the newcomer."""
+    monkeypatch.setattr(sudoku_pool, "AT_ONCE", 8)
+    monkeypatch.setattr(sudoku_pool, "CACHE", tmp_path / "pools")
     folder = train([*command(config), *small(config, tmp_path)])
     written = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "training.yaml", "depth.json", "README.md"} <= written

@@ -65,14 +65,15 @@ def run(folder: Path, *commands: str) -> list[int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture
-def mine(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with all examples in files of their own, and two runs that use them."""
+    folder = tmp_path_factory.mktemp("mine")
     for name, code in EXAMPLES.items():
-        (tmp_path / f"{name}.py").write_text(code)
-    (tmp_path / "mine.yaml").write_text(MINE)
-    (tmp_path / "looped.yaml").write_text(LOOPED)
-    return tmp_path
+        (folder / f"{name}.py").write_text(code)
+    (folder / "mine.yaml").write_text(MINE)
+    (folder / "looped.yaml").write_text(LOOPED)
+    return folder
 
 
 def test_there_is_an_example_of_each_and_none_is_long() -> None:
@@ -99,8 +100,8 @@ def test_injection_task_sampler_loss_exit_and_decoder(mine: Path) -> None:
 
 
 def test_a_strategy(mine: Path) -> None:
-    """Guards an own strategy: known to the command by its module, and stopped by agreement: of a
-    model that always answers alike it draws `lead` texts and no more."""
+    """Guards an own strategy: known to the command by its module, and stopped by agreement: of a model that always
+    answers alike it draws `lead` texts and no more."""
     words = ["<chain>", "</think>", "1", "<end>", "<unk>"]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -114,23 +115,29 @@ def test_a_strategy(mine: Path) -> None:
     assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
-def test_a_family(mine: Path) -> None:
-    """Guards an own family: trained by class path, saved with a card, loaded, evaluated, decoded in every way."""
-    statuses = run(
+@pytest.fixture(scope="module")
+def family(mine: Path) -> tuple[Path, list[int]]:
+    """The same with a run of the own family in `family`, and the exit statuses of what was done with it."""
+    return mine, run(
         mine,
-        "train --plugin looped --config looped.yaml --output run",
-        "evaluate run --plugin looped --iterations 1,4 --examples 8 --json",
-        "generate run --plugin looped --exit latent:0.1 --iterations 8 --prompt '1 0 1'",
-        "generate run --plugin looped --decode speculate:2:3 --iterations 8 --prompt '1 0 1'",
+        "train --plugin looped --config looped.yaml --output family",
+        "evaluate family --plugin looped --iterations 1,4 --examples 8 --json",
+        "generate family --plugin looped --exit latent:0.1 --iterations 8 --prompt '1 0 1'",
+        "generate family --plugin looped --decode speculate:2:3 --iterations 8 --prompt '1 0 1'",
     )
+
+
+def test_a_family(family: tuple[Path, list[int]]) -> None:
+    """Guards an own family: trained by class path, saved with a card, loaded, evaluated, decoded in every way."""
+    mine, statuses = family
     assert statuses == [0] * 4
-    assert json.loads((mine / "run" / "config.json").read_text())["model_type"] == "looped"
+    assert json.loads((mine / "family" / "config.json").read_text())["model_type"] == "looped"
 
 
-def test_without_the_word_a_folder_runs_nothing(mine: Path) -> None:
+def test_without_the_word_a_folder_runs_nothing(family: tuple[Path, list[int]]) -> None:
     """Guards that a checkpoint is data: what it names is not imported, and the refusal says what to do."""
-    assert run(mine, "train --plugin looped --config looped.yaml --output run") == [0]
+    mine, _ = family
     mark = "\nopen('imported', 'w').close()\n"
     (mine / "looped.py").write_text(EXAMPLES["looped"] + mark)
-    assert run(mine, "inspect run", "evaluate run --examples 8", "generate run --prompt '1 0 1'") == [2, 2, 2]
+    assert run(mine, "inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'") == [2, 2, 2]
     assert not (mine / "imported").exists()

@@ -35,8 +35,7 @@ DECIDES = (
     "reload_dataloaders_every_n_epochs",
 )
 VALIDATES = ("val_check_interval", "check_val_every_n_epoch", "limit_val_batches")  # decide where callbacks listen
-PLACES = ("paths", "tokenizer", "cache")  # where data lies; the key of its content says what it is
-MAKERS = ("workers",)  # who makes the batches, which are the same
+PLACES = ("paths", "tokenizer", "cache", "workers")  # where data lies, and who makes it; its key says what it is
 REMEDY = "pass another --output, or remove the folder"
 
 Identity = dict[str, Any]
@@ -173,7 +172,7 @@ def without_places(configuration: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the places where its data lies."""
     data = dict(configuration.get("data") or {})
     given = data.get("init_args") or {}
-    data["init_args"] = {name: value for name, value in given.items() if name not in PLACES + MAKERS}
+    data["init_args"] = {name: value for name, value in given.items() if name not in PLACES}
     return {**configuration, "data": data}
 
 

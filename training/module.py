@@ -203,9 +203,9 @@ class TrainingModule(pl.LightningModule):
         that the step is skipped.
         """
         index = self.batch_index(batch_idx)
+        count = total = int(self.loss.counted(batch).sum())  # asked first: later a device would have to finish before
         output = self.output_for(batch["input_ids"], index)
         loss = self.loss.of_batch(output, batch)
-        count = total = int(self.loss.counted(batch).sum())
         told = loss.detach()
         devices = 1 if self._trainer is None else self.trainer.world_size
         if devices > 1:  # the loss and the number of all of them, so that they all decide alike

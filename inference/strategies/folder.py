@@ -225,7 +225,7 @@ class FolderSolver(Solver):
 
     @property
     def refuses_score(self) -> str | None:
-        return None if getattr(self.model.config, "value_head", False) else super().refuses_score
+        return None if self.model.config.value_head else super().refuses_score
 
     def score(self, branches: Sequence[Branch], manner: Manner) -> list[float]:
         if self.refuses_score:

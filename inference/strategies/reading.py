@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -87,6 +88,7 @@ class Reader:
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
+        self.flops = cache(model.config.flops_per_token)  # the same few counts and lengths, at every token
 
     @torch.inference_mode()
     def read(self, memories: Sequence[Memory], depth: Depth) -> None:
@@ -124,6 +126,7 @@ class Reader:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
         (B, T), where that is known. The memories are of the rows: they say who is billed."""
         before, tokens = session.lengths, tokens.to(self.model.device)
+        mask = None if mask is None else mask.to(self.model.device)
         if session.exit is None:
             out = session.think(tokens, mask)
             residual = out.residual
@@ -141,12 +144,18 @@ class Reader:
 
     def count(self, out: ModelOutput, before: list[int], after: list[int], memories: Sequence[Memory]) -> None:
         """Bill the rows of a call, each at its own length."""
+        spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
         looped = self.model.config.default_iterations is not None
         for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
             new = end - start
-            flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
-            iterations = int(out.iterations[row, -new:].sum()) if looped else 0
-            memory.meter.add(flops=flops, iterations=iterations, read=new)
+            used = sum(spent[row][-new:])
+            if out.selected is not None:  # which tokens took which pass
+                flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
+            else:
+                flops = new * self.flops(used / new, end)
+            if looks is not None:
+                flops += sum(looks[row][-new:]) * self.model.config.reading().flops(end)
+            memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
 
 
 def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
@@ -158,17 +167,11 @@ def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
 
 
 def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
-    """Of a call what says how much was executed, at the last positions of one row."""
-
-    def mine(part: Tensor | None) -> Tensor | None:
-        return None if part is None else part[row : row + 1, -count:]
-
-    return replace(
-        out, iterations=out.iterations[row : row + 1, -count:], looks=mine(out.looks), selected=mine(out.selected)
-    )
+    """Which routed passes the last positions of one row took."""
+    selected = None if out.selected is None else out.selected[row : row + 1, -count:]
+    return replace(out, iterations=out.iterations[row : row + 1, -count:], selected=selected)
 
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:
     """What the reward head says at each position, (B, T) from 0 to 1; None without a head."""
-    value: Tensor | None = getattr(out, "value", None)
-    return None if value is None else torch.sigmoid(value.double()).tolist()
+    return None if out.value is None else torch.sigmoid(out.value.double()).tolist()

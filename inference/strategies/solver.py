@@ -182,7 +182,9 @@ class Manner:
         iterations: of every token, or the most under an exit rule; None is the model's own count.
         exit: a rule that ends thinking early, `latent:0.03`.
         temperature: 0 takes the likeliest token.
-        top_k, top_p, min_p: see `mull.inference.Draw`.
+        top_k: draw among so many of the likeliest tokens; see `mull.inference.Draw` for this and the next two.
+        top_p: draw among the likeliest tokens that make up this mass.
+        min_p: draw among tokens at least so many times as likely as the likeliest.
         limit: most tokens behind a prompt, drawn or put there.
         usual: whether nobody said a temperature, so that a strategy takes its own.
     """

@@ -61,7 +61,9 @@ def solve(
         iterations: how long to think about every token; None is the model's own count.
         exit: a rule that ends thinking early, `latent:0.03`; `iterations` is then the most.
         temperature: 0 takes the likeliest token; None is what the strategy draws at.
-        top_k, top_p, min_p: filters of the draws; see `mull.inference.Draw`.
+        top_k: draw among so many of the likeliest tokens; see `mull.inference.Draw` for this and the next two.
+        top_p: draw among the likeliest tokens that make up this mass.
+        min_p: draw among tokens at least so many times as likely as the likeliest.
         max_new_tokens: most tokens of one branch, its thinking included.
         check: the exact checker of answers; nobody but the scorer `oracle` asks it.
         steps: of a written text, whether the answer can still be reached after each of its steps; likewise.

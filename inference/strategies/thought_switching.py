@@ -13,6 +13,7 @@ only token that is held down; beta is of the length of one attempt (the paper: 6
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from mull.inference.strategies.contract import Found, Strategy, samples, strategy
@@ -28,11 +29,12 @@ class Penalty:
     switches: frozenset[int]
 
     def __call__(self, lines: Sequence[Line], logits: Tensor) -> Tensor:
-        near = [row for row, line in enumerate(lines) if self.since(line) < self.beta]
-        changed = logits.clone()
-        for token in self.switches:
-            changed[near, token] -= self.alpha
-        return changed
+        penalty = torch.zeros_like(logits)
+        for row, line in enumerate(lines):
+            if self.since(line) < self.beta:
+                for token in self.switches:
+                    penalty[row, token] = self.alpha
+        return logits - penalty
 
     def since(self, line: Line) -> int:
         """t - Psi: how many tokens the present thought has."""

@@ -15,3 +15,10 @@ def reliability() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_cards(request: pytest.FixtureRequest) -> None:
+    """Cards are made in full where they are looked at, and in short everywhere else."""
+    if request.path.stem not in ("test_export", "test_shipped"):
+        request.getfixturevalue("short_cards")

@@ -27,11 +27,14 @@ def arguments(output: Path, task: str, *more: str) -> list[str]:
     ]
 
 
-def test_sudoku_trains_and_is_measured_but_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sudoku_trains_and_is_measured_but_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A blank on a board of 6 with four holes is mostly the digit that its row lacks: a model that sees whole rows is
     above the sixth of a guess within 60 steps."""
     given = ["--data.init_args.task.init_args.side", "6", "--data.init_args.task.init_args.holes", "4",
              "--data.init_args.validation_examples", "8"]  # fmt: skip
+    monkeypatch.setattr("mull.training.run.measured_examples", lambda *_: 32)
     folder = train(arguments(tmp_path / "run", "mull.training.data.Sudoku", *given))
     assert mull.load(folder).config.causal is False
     card = (folder / "README.md").read_text()

@@ -1,12 +1,13 @@
 """Batches: what one is, and an endless row of them."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 # input_ids and labels, each (B, T) int64; with traces also values (B, T) float32: whether the answer can still be
 # reached, 1 or 0, where a step ends, and -1 elsewhere
@@ -16,8 +17,7 @@ Batch: TypeAlias = dict[str, Tensor]
 class EndlessBatches(IterableDataset[Batch]):
     """Batches number `first()`, `first()` + 1, ... without end; `first` is called whenever an epoch begins.
 
-    Several worker processes take turns, worker w of W the batches w, w + W, ..., and their loader asks them in turn: so
-    batches come in the same order whatever W is.
+    Of W worker processes each makes every W-th, and the loader takes them in turn: the row is the same.
     """
 
     def __init__(self, make: Callable[[int], Batch], first: Callable[[], int]) -> None:
@@ -25,10 +25,29 @@ class EndlessBatches(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        number = self.first() + (0 if worker is None else worker.id)
+        number, step = self.first() + (worker.id if worker else 0), worker.num_workers if worker else 1
         while True:
             yield self.make(number)
-            number += 1 if worker is None else worker.num_workers
+            number += step
+
+
+def loader_of(make: Callable[[int], Batch], first: Callable[[], int], workers: int) -> DataLoader[Batch]:
+    """`EndlessBatches`, made as they are asked for, or ahead of time by worker processes, copies of this one."""
+    batches = EndlessBatches(make, first)
+    if not workers:
+        return DataLoader(batches, batch_size=None)
+    return DataLoader(batches, batch_size=None, num_workers=workers, multiprocessing_context="fork")
+
+
+def check_workers(workers: int, advances: bool) -> None:
+    """Raises ValueError for a number of worker processes that there cannot be; `advances` where batches depend on the
+    answers to those before them."""
+    if workers < 0:
+        raise ValueError(f"workers is {workers}: it must be 0, for none, or more")
+    if workers and advances:
+        raise ValueError(f"workers is {workers}, and none of them would know what advance has let in: leave it out")
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise ValueError(f"workers is {workers}, and this system makes no copies of a process: leave it out")
 
 
 def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:

@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mull.checkpoints.card import About
-from mull.training.data.batches import Batch, EndlessBatches, next_token_batch, require_positive, to_batch
+from mull.training.data.batches import Batch, check_workers, loader_of, next_token_batch, require_positive, to_batch
 from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.curriculum import ReachedAccuracy
 from mull.training.data.streams import STREAMS, Stream
@@ -64,7 +64,7 @@ class StreamData(pl.LightningDataModule, ABC):
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
     repeat: int = 1  # how often in a row each training batch comes
-    workers: int = 0  # processes that make training batches ahead; 0: the one that trains makes them
+    workers: int = 0  # processes that make training batches ahead of time
 
     @property
     def vocab_size(self) -> int:
@@ -89,11 +89,7 @@ class StreamData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = EndlessBatches(lambda number: self.training_batch(number, rank, world_size), self._batches_done)
-        if not self.workers:
-            return DataLoader(batches, batch_size=None)
-        # Forked, so that they know how far the run has come; they never touch the device.
-        return DataLoader(batches, batch_size=None, num_workers=self.workers, multiprocessing_context="fork")
+        return loader_of(lambda number: self.training_batch(number, rank, world_size), self._batches_done, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         # A list of whole batches: with several ranks the trainer deals them out.
@@ -113,16 +109,13 @@ class TaskData(StreamData):
             length, and validation takes an equal share of each. None means the task's own.
         curriculum: Difficulties of the first batches: {150: 8, 400: 16} means 8 in batches 0 to 149, 16 in batches 150
             to 399, and `difficulty` from then on.
-        advance: Lets the difficulties of a list enter one after another, the easiest first, each when the one before is
-            mastered; in place of a curriculum by numbers.
+        advance: In place of a curriculum by numbers: a difficulty of the list enters when the last one is mastered.
         repeat: How often in a row each training batch is given, as segments of one problem for `model.carry`. All of
             them count: batch numbers, and steps, go on with every one.
         batch_size: Items per batch and rank.
-        validation_examples: Items of the validation split, the same ones at every validation, different from each
-            other: fewer if there are not so many.
-        workers: Processes that make training batches while the model trains, for devices that are faster than one core
-            makes them. The batches are the same for every number, and a run may go on with another; 0 makes them as
-            they are needed.
+        validation_examples: Items of the validation split, always the same; fewer if not so many differ.
+        workers: Processes that make the same training batches ahead of time, for a device that would wait for them; 0
+            makes them as they are needed. A run may go on with another number.
         seed: Names the streams of items; the splits are the same for every seed.
     """
 
@@ -143,13 +136,8 @@ class TaskData(StreamData):
         if not mixed:
             raise ValueError("difficulty is an empty list: name at least one difficulty")
         require_positive(repeat=repeat, batch_size=batch_size, validation_examples=validation_examples)
-        if workers < 0:
-            raise ValueError(f"workers is {workers}: it must be 0 or more")
-        if workers and advance is not None:
-            raise ValueError(
-                f"advance waits for the answers to each batch before it makes another: leave workers {workers} out"
-            )
-        self.repeat, self.workers = repeat, workers
+        check_workers(workers, advance is not None)
+        self.repeat, self.workers, self.validation_examples = repeat, workers, validation_examples
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
@@ -158,15 +146,15 @@ class TaskData(StreamData):
             raise ValueError(f"advance takes the place of a curriculum, and there is one: leave {curriculum} out")
         if advance is not None and len(self.ladder) == 1:
             raise ValueError(f"advance has nothing to let in: name at least two difficulties, not {difficulty}")
-        self.validation_examples = validation_examples
         self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
-        self.difficulty_name = task.difficulty_name
-        self.in_place = task.in_place
+        self.difficulty_name, self.in_place = task.difficulty_name, task.in_place
         self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
     def setup(self, stage: str) -> None:
-        if self.advance is not None and stage == "fit":  # a saved state is loaded after it
-            self.advance.begin()
+        if stage == "fit":
+            self.task.prepare(self.seed, {*self.difficulties, *self.curriculum.values()})
+            if self.advance is not None:
+                self.advance.begin()  # a saved state is loaded after it
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
@@ -212,8 +200,7 @@ class TaskData(StreamData):
     ) -> Evaluation:
         """The first items of the test split, by difficulty, in batches of (input_ids, labels), each (B, T) int64.
 
-        Items are different from each other. Where a difficulty has fewer than asked for, all of them are given, with a
-        warning that says how many.
+        All differ. Of a difficulty that has fewer than asked for all are given, with a warning that says how many.
 
         Args:
             difficulties: Which; None means those of training that have unseen items.

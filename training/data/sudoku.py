@@ -3,14 +3,16 @@
 A board is read cell by cell in reading order, 0 at the blanks, and each blank is answered where it stands, by a model
 whose tokens see the whole board (`causal: false`), as in Palm et al., arXiv 1711.08028 (recurrent relational networks)
 and Wang et al., arXiv 2506.21734 (hierarchical reasoning). Every puzzle has one solution. Boards, the solver and the
-drawing of puzzles are in sudoku_boards.py.
+drawing of puzzles are in sudoku_boards.py, pools of them for long trainings in sudoku_pool.py.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
 from mull.training.data.sudoku_boards import MOST_HOLES, board_of, dug, random_grid, rating, signature
+from mull.training.data.sudoku_pool import pool_of, seen_anew
 from mull.training.data.task import IGNORE, Task
 
 Side = Literal[4, 6, 9]
@@ -38,6 +40,9 @@ class Sudoku(Task):
         side: Digits, and cells of a row: 4, 6 or 9.
         guesses: Least and most guesses of a puzzle, as [1, 20]; None: any. Each puzzle takes as many draws as such
             puzzles are rare.
+        pool: Training items are drawn from so many puzzles of each difficulty, each seen under a random symmetry: tens
+            of thousands a second, once the pool is there, which takes two milliseconds a puzzle and is kept in
+            .cache/mull. None: every item is a new puzzle. Held-out items are the same with and without.
     """
 
     name: ClassVar[str] = "sudoku"
@@ -49,12 +54,17 @@ class Sudoku(Task):
     stop_symbols: ClassVar[tuple[str, ...]] = ()  # nothing is written behind the board
     in_place: ClassVar[bool] = True
 
-    def __init__(self, holes: int = 40, side: Side = 9, guesses: list[int] | None = None) -> None:
+    def __init__(
+        self, holes: int = 40, side: Side = 9, guesses: list[int] | None = None, pool: int | None = None
+    ) -> None:
         if side not in get_args(Side):
             raise ValueError(f"side must be one of {', '.join(map(str, get_args(Side)))}, not {side}")
         if guesses is not None and not (len(guesses) == 2 and 0 <= guesses[0] <= guesses[1]):
             raise ValueError(f"guesses is {guesses}: name the least and the most, as [1, 20]")
-        self.side, self.guesses, self.board = side, guesses, board_of(side)
+        if pool is not None and pool < 1:
+            raise ValueError(f"pool is {pool}: it must be 1 or more puzzles, or null for new ones all the time")
+        self.side, self.guesses, self.board, self.pool = side, guesses, board_of(side), pool
+        self.pools: dict[tuple[int, int], np.ndarray] = {}  # by seed and difficulty
         self.default_difficulty = holes
         self.resolve(holes)
 
@@ -89,13 +99,38 @@ class Sudoku(Task):
             return item
         for _ in range(TRIES):
             found = dug(self.board, grid, difficulty, rng)
-            if found is not None and (self.guesses is None or self.guesses[0] <= rating(found) <= self.guesses[1]):
+            if found is not None and self.has_guesses(found):
                 return np.stack([found, grid])
         needed = "" if self.guesses is None else f" that needs {self.guesses[0]} to {self.guesses[1]} guesses"
         raise ValueError(
             f"no puzzle of {difficulty} holes{needed} was found among {TRIES} on one board of {self.side} x {self.side}"
             ": use other holes or a wider range of guesses"
         )
+
+    def training_items(self, seed: int, indices: Iterable[int], difficulty: int) -> np.ndarray:
+        self.prepare(seed, [difficulty])
+        if self.pool is None:
+            return super().training_items(seed, indices, difficulty)
+        stream = self._stream("train", seed, difficulty)
+        return seen_anew(self.board, self.pools[seed, difficulty], map(stream.at, indices))
+
+    def prepare(self, seed: int, difficulties: Iterable[int]) -> None:
+        if self.pool is None:
+            return
+
+        def early(item: np.ndarray) -> bool:
+            return self.side != 9 or self.split_of(item) == "train"
+
+        def late(item: np.ndarray) -> bool:
+            return (self.side == 9 or self.split_of(item) == "train") and self.has_guesses(item[0])
+
+        for holes in set(difficulties) - {known for of, known in self.pools if of == seed}:
+            key = (*self.options(), seed, holes)
+            self.pools[seed, holes] = pool_of(self.board, self.pool, holes, key, early, late)
+
+    def has_guesses(self, puzzle: np.ndarray) -> bool:
+        """Whether a puzzle needs as many guesses as are asked for."""
+        return self.guesses is None or self.guesses[0] <= rating(puzzle) <= self.guesses[1]
 
     def canonical(self, item: np.ndarray) -> bytes:
         return signature(self.board, item[1] if self.side == 9 else item[0])

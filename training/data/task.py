@@ -103,6 +103,15 @@ class Task(ABC):
         """
         return item
 
+    def training_items(self, seed: int, indices: Iterable[int], difficulty: int) -> np.ndarray:
+        """The training items at `indices`, (B, ...), each a function of its address."""
+        stream = self._stream("train", seed, difficulty)
+        return np.stack([self._item(stream.at(index), "train", difficulty) for index in indices])
+
+    def prepare(self, seed: int, difficulties: Iterable[int]) -> None:  # noqa: B027 (most tasks have nothing to make)
+        """Make what training items of these difficulties are drawn from, where that takes long: before the first of
+        them is asked for, and before there are several processes that ask."""
+
     def options(self) -> tuple[object, ...]:
         """Constructor options that change what an item of given difficulty is; they are part of the stream's key."""
         return ()
@@ -187,8 +196,7 @@ class Task(ABC):
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
         if split == "train":
-            stream = self._stream(split, seed, difficulty)
-            return np.stack([self._item(stream.at(i), split, difficulty) for i in indices])
+            return self.training_items(seed, indices, difficulty)
         held_out = self._held_out(split, seed, difficulty, max(indices) + 1)
         if len(held_out) <= max(indices):
             raise ValueError(

@@ -30,10 +30,13 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def make_writer(make_model: Callable[..., LanguageModel]) -> Callable[..., LanguageModel]:
-    """make_writer("recurrent", seed=0, **config fields) -> a model in fp64 with a tokenizer that has the marks."""
+    """make_writer("recurrent", seed=0, **config fields) -> a model in fp64 with a tokenizer that has the marks;
+    "convolved" is a recurrent one with convolutions, whose caches keep more than keys and values."""
 
     def build(family: str = "recurrent", seed: int = 0, **changes: Any) -> LanguageModel:
-        usual = {"vocab_size": len(WORDS), "max_length": 64, "stop_tokens": (1,)}
+        usual: dict[str, Any] = {"vocab_size": len(WORDS), "max_length": 64, "stop_tokens": (1,)}
+        if family == "convolved":
+            family, usual["convolution"] = "recurrent", "attention"
         model = make_model(family, seed, **{**usual, **changes})
         model.tokenizer = tokenizer()
         return model

@@ -12,15 +12,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import mull
-from mull.inference.strategies import Branch, Manner, Marks, folder, reading
+from mull.inference.session import Session
+from mull.inference.strategies import Branch, Line, Manner, Marks
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.reading import Memory
 from mull.inference.strategies.solver import seed_of
 from mull.inference.strategies.spelling import Spelling
-from mull.models import LanguageModel, ModelOutput
+from mull.models import LanguageModel
 
 Make = Callable[..., LanguageModel]
-WAYS = [("recurrent", None), ("recurrent", "latent:0.3"), ("inner_thinking", None), ("transformer", None)]
+WAYS = [
+    ("recurrent", None),
+    ("recurrent", "latent:0.3"),
+    ("convolved", None),
+    ("inner_thinking", None),
+    ("transformer", None),
+]
+PLAIN = [way for way in WAYS if way[0] not in ("inner_thinking", "convolved")]
 DRAWN = Manner(temperature=1.0, limit=18)
 PROMPT = "1 + 2 <chain>"
 
@@ -124,7 +132,7 @@ def test_another_depth_is_read_anew_and_the_first_is_kept(make_writer: Make) -> 
 # ------------------------------------------------------------------------------------------------------------ the meter
 
 
-@pytest.mark.parametrize(("family", "exit"), [way for way in WAYS if way[0] != "inner_thinking"])
+@pytest.mark.parametrize(("family", "exit"), PLAIN)
 def test_the_meter_agrees_with_the_counter_within_one_percent(make_writer: Make, family: str, exit: str | None) -> None:
     """Guards every way FLOPs come about: a prompt read once for five forks, tokens one by one, a text put there, a cut.
     No token ends a row here, so that all rows are equally long, as the counter's padded rows are."""
@@ -155,47 +163,42 @@ def test_the_meter_counts_the_tokens_that_routed_passes_took(make_writer: Make) 
 # ---------------------------------------------------------------------------------------------------------- the rewards
 
 
-@pytest.fixture
-def rewarded(make_writer: Make, monkeypatch: pytest.MonkeyPatch) -> FolderSolver:
-    """A solver whose model is taken to have a reward head: what it says is read off the logits."""
-
-    def rewards_of(out: ModelOutput) -> list[list[float]]:
-        return torch.sigmoid(out.logits[..., 0]).tolist()
-
-    monkeypatch.setattr(folder, "rewards_of", rewards_of)
-    monkeypatch.setattr(reading, "rewards_of", rewards_of)
-    monkeypatch.setattr(FolderSolver, "refuses_score", None)
-    return FolderSolver(make_writer())
+@pytest.fixture(params=PLAIN, ids=str)
+def rewarded(make_writer: Make, request: pytest.FixtureRequest) -> tuple[FolderSolver, Manner]:
+    """A solver whose model has a reward head, and the manner of writing."""
+    family, exit = request.param
+    return FolderSolver(make_writer(family, value_head=True)), replace(DRAWN, exit=exit)
 
 
-def test_rewards_are_those_of_the_text_read_anew(rewarded: FolderSolver) -> None:
+def test_rewards_are_those_of_the_text_read_anew(rewarded: tuple[FolderSolver, Manner]) -> None:
     """Guards what is kept on the way: after forks, cuts and texts put there, at the depth of writing and at another,
     the reward at any length is that of reading the text from its beginning."""
-    solver = rewarded
-    begun = solver.write([solver.begin(PROMPT, (2,))] * 3, DRAWN, until=["<step>"])
-    going = solver.write(solver.append(begun, "<wait> 1"), DRAWN)
-    for depth in (None, 6):
-        manner = replace(DRAWN, iterations=depth)
+    solver, usual = rewarded
+    begun = solver.write([solver.begin(PROMPT, (2,))] * 3, usual, until=["<step>"])
+    going = solver.write(solver.append(begun, "<wait> 1"), usual)
+    looped = solver.model.config.default_iterations is not None
+    for manner in (usual, replace(usual, iterations=6)) if looped else (usual,):
         for branch in going:
             for length in (1, len(branch.tokens) // 2, len(branch.tokens)):
                 part = solver.cut(branch, length)
-                ids = torch.tensor([branch.memory.ids[: len(part.memory.ids)]])
-                expected = torch.sigmoid(solver.model(ids, iterations=depth).logits[0, -1, 0])
-                assert solver.score([part], manner) == [pytest.approx(expected.item(), abs=1e-9)]
+                session = Session(solver.model, 1, 64, *solver.depth(manner))
+                value = session.think(torch.tensor([branch.memory.ids[: len(part.memory.ids)]])).value
+                expected = torch.sigmoid(value[0, -1]).item()
+                assert solver.score([part], manner) == [pytest.approx(expected, abs=1e-9)]
 
 
-def test_a_reward_costs_what_was_not_read_yet(rewarded: FolderSolver) -> None:
+def test_a_reward_costs_what_was_not_read_yet(rewarded: tuple[FolderSolver, Manner]) -> None:
     """Guards the scorer's bill: the last token of a step, and of what has been read already nothing."""
-    solver = rewarded
-    [branch] = solver.write([solver.begin(PROMPT)], Manner(limit=8))
+    solver, manner = rewarded
+    [branch] = solver.write([solver.begin(PROMPT)], replace(manner, limit=8))
     before = solver.meter.spent
     with solver.meter.scoring():
-        solver.score([branch], DRAWN)
+        solver.score([branch], manner)
     first = solver.meter.spent - before
     assert (first.read, first.calls) == (1, 1) and first.scorer_flops == first.flops > 0
-    solver.score([branch, *(solver.cut(branch, length) for length in range(1, 8))], DRAWN)
+    solver.score([branch, *(solver.cut(branch, length) for length in range(1, len(branch.tokens)))], manner)
     assert solver.meter.spent - before == first
-    solver.write([branch], Manner(limit=9))
+    solver.write([branch], replace(manner, limit=9))
     assert (solver.meter.spent - before).read == 1  # the token that the scorer has read is at hand
 
 
@@ -210,7 +213,7 @@ def test_hooks_see_lines_and_have_the_last_word(make_writer: Make) -> None:
     def before(_: object, logits: torch.Tensor) -> torch.Tensor:
         return torch.where(torch.arange(logits.shape[1]) == 5, 100.0, logits)
 
-    def after(line: folder.Line, token: int) -> int:
+    def after(line: Line, token: int) -> int:
         seen.append(len(line.tokens))
         return 6 if len(line.tokens) == 2 else token
 

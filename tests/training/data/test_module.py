@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mull
-from mull.training.data import Addition, Maze, Parity, Sudoku, TaskData, TextData
+from mull.training.data import Addition, Maze, Parity, ReachedAccuracy, Sudoku, TaskData, TextData
 from mull.training.data.module import StreamData
 from mull.training.data.order import check_order
 
@@ -24,11 +24,12 @@ def text_data(tmp_path: Path) -> TextData:
                     cache=str(tmp_path / "cache"))  # fmt: skip
 
 
-@pytest.fixture(params=["task", "mixed", "text"])
+@pytest.fixture(params=["task", "mixed", "text", "workers"])
 def data(request: pytest.FixtureRequest, text_data: TextData) -> StreamData:
     mixed = TaskData(Parity(), difficulty=[8, 9, 12], batch_size=3, validation_examples=10)
     task = TaskData(Addition(), batch_size=3, validation_examples=10)
-    return {"task": task, "mixed": mixed, "text": text_data}[request.param]
+    ahead = TaskData(Parity(), difficulty=[8, 9, 12], batch_size=3, validation_examples=10, workers=2)
+    return {"task": task, "mixed": mixed, "text": text_data, "workers": ahead}[request.param]
 
 
 class Recorder(pl.LightningModule):
@@ -229,6 +230,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         TaskData(Parity(), difficulty=[])
     with pytest.raises(ValueError, match="length 0 is too small for the parity task"):
         TaskData(Parity(), difficulty=[8, 0])
+    with pytest.raises(ValueError, match="workers is -1: it must be 0, for none, or more"):
+        TaskData(Parity(), workers=-1)
+    with pytest.raises(ValueError, match="workers is 2, and none of them would know"):
+        TaskData(Parity(), difficulty=[8, 9], advance=ReachedAccuracy(), workers=2)
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(ValueError, match=r"the \w+ split has \d tokens, fewer than one window of 257"):
         TextData([str(tmp_path / "a.txt")], cache=str(tmp_path / "cache")).training_batch(0)
