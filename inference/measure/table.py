@@ -178,11 +178,11 @@ def filled(rows: Mapping[Any, Mapping[str, str]], title: str | None, caption: st
     from rich.table import Table
     from rich.text import Text
 
-    plain = None if title is None else Text(title)  # the name of a folder may look like markup
+    plain = None if title is None else Text(title)  # names of folders, also in cells, may look like markup
     made = Table(title=plain, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
     for name in names:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
     for row in rows.values():
-        made.add_row(*(row[name] for name in names))
+        made.add_row(*(Text(row[name]) for name in names))
     return made
