@@ -198,6 +198,15 @@ def sweep(args: list[str]) -> None:
     run(parse(parser, args))
 
 
+def compare(args: list[str]) -> None:
+    """Iterations, tokens and samples on one axis: mull compare FOLDER --strategies "direct;chain" --output DIR"""
+    from mull.training.comparing.command import add_options, run
+
+    parser = new_parser("compare")
+    add_options(parser)
+    run(parse(parser, args, ["exit"]), shlex.join(["mull", "compare", *args]))
+
+
 def inspect(args: list[str]) -> None:
     """Say what a checkpoint is: parameters, cost by iteration count, training, measured depth."""
     from mull.inference.arguments import counts, shares
@@ -251,6 +260,7 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
     "lm-eval": lm_eval,
     "serve": serve,
     "sweep": sweep,
+    "compare": compare,
     "inspect": inspect,
     "convert": convert,
     "data": data,
@@ -268,7 +278,7 @@ def new_parser(command: str) -> ArgumentParser:
         allow_abbrev=False,  # --iter is no option; it could become another one's short form
         formatter_class=Page,
     )
-    if command not in ("convert", "data", "sweep"):
+    if command not in ("compare", "convert", "data", "sweep"):
         parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
     if command != "data":
         parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")

@@ -1,10 +1,13 @@
 """Prompts in, answers out: what `mull generate` reads and prints."""
 
+from __future__ import annotations
+
 import json
+import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -14,7 +17,9 @@ from mull.checkpoints.quantities import MEAN, number
 from mull.inference.checks import check_prompt
 from mull.inference.decoders import choose_decoder
 from mull.inference.generate import stream
+from mull.inference.measure.settling import settling
 from mull.inference.prompts import Line, integers, padded
+from mull.inference.rounds import NewTokens
 from mull.inference.text import TextStream, continuation, encode
 from mull.models import LanguageModel
 
@@ -40,6 +45,7 @@ def call_of(options: Any) -> dict[str, Any]:
         "generator": generator_on(options.device).manual_seed(options.seed),
         "stop": [unescaped(each) for each in options.stop or []],
         "cache_dtype": dtype_of(options.cache_dtype),
+        "residuals": True,  # of which the last line says whether answers had settled
         **{name: options[name] for name in AS_THEY_ARE if name in options},
     }
 
@@ -59,16 +65,16 @@ def dtype_of(name: str) -> torch.dtype | None:
 def write_answer(model: LanguageModel, prompt: str, call: dict[str, Any]) -> None:
     """Print one answer as it comes, and what it took when it ends or is interrupted."""
     ids = encode(model.tokenizer, prompt)
-    text, used, start = TextStream(model.tokenizer, ids, call["stop"]), [], time.perf_counter()
+    text, written, start = TextStream(model.tokenizer, ids, call["stop"]), Written(), time.perf_counter()
     positions = stream(model, integers([ids], "prompt_ids"), **call)
     try:
-        for tokens, iterations in positions:
-            print(text.add(int(tokens)), end="", flush=True)
-            used.append(int(iterations))
+        for position in positions:
+            print(text.add(int(position.tokens)), end="", flush=True)
+            written.add(position, 0)
     finally:
-        if used:
+        if written.used:
             print(text.rest(), flush=True)
-            print(summary(used, time.perf_counter() - start), file=sys.stderr)
+            print(summary(model, written, call, time.perf_counter() - start), file=sys.stderr)
 
 
 def write_answers(
@@ -89,7 +95,7 @@ def write_answers(
     Returns:
         The exit status: 2 if a line could not be answered.
     """
-    start, counts, failed = time.perf_counter(), list[int](), 0
+    start, written, failed = time.perf_counter(), Written(), 0
     good: list[tuple[Line, list[int]]] = []
     for line in lines:
         try:
@@ -112,9 +118,9 @@ def write_answers(
             batch = good[first : first + batch_size]
             own = [generator_of(line.number, call["generator"]) for line, _ in batch]
             drawn_by = own[0] if len(own) == 1 or not draws else own
-            counts += write_batch(model, batch, {**call, "generator": drawn_by})
+            written.join(write_batch(model, batch, {**call, "generator": drawn_by}))
     finally:
-        print(summary(counts, time.perf_counter() - start), file=sys.stderr)
+        print(summary(model, written, call, time.perf_counter() - start), file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -124,39 +130,76 @@ def generator_of(line: int, given: torch.Generator) -> torch.Generator:
     return torch.Generator(given.device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], call: dict[str, Any]) -> list[int]:
-    """Print the answers of one batch, each when its row has ended; return the iterations of all their tokens."""
+def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], call: dict[str, Any]) -> list[Written]:
+    """Print the answers of one batch, each when its row has ended; return what all of them took."""
     answers: list[list[int]] = [[] for _ in batch]
-    used: list[list[int]] = [[] for _ in batch]
+    took = [Written() for _ in batch]
     open_rows = set(range(len(batch)))
 
     def close(row: int) -> None:
         open_rows.remove(row)
         line, prompt_ids = batch[row]
+        share = took[row].settled
         answer = {
             **line.record,
             "line": line.number,
             "prompt": line.prompt,
             "text": continuation(model.tokenizer, prompt_ids, answers[row], call["stop"]),
             "tokens": len(answers[row]),
-            "iterations": round(sum(used[row]) / len(used[row]), 2),
+            "iterations": round(sum(took[row].used) / len(took[row].used), 2),
+            "settled": None if share is None else round(share, 4),
         }
         print(json.dumps(answer), flush=True)
 
     ids, mask = padded([ids for _, ids in batch])
-    for tokens, iterations in stream(model, ids, attention_mask=mask, **call):
-        for row, (token, count) in enumerate(zip(tokens.tolist(), iterations.tolist(), strict=True)):
+    for position in stream(model, ids, attention_mask=mask, **call):
+        for row, (token, count) in enumerate(zip(*(part.tolist() for part in position), strict=True)):
             if count:
                 answers[row].append(token)
-                used[row].append(count)
+                took[row].add(position, row)
             elif row in open_rows:  # the row had ended before, and is only filled up
                 close(row)
     for row in sorted(open_rows):
         close(row)
-    return [count for row in used for count in row]
+    return took
 
 
-def summary(used: list[int], seconds: float) -> str:
-    mean = sum(used) / max(len(used), 1)
-    tokens = f"{len(used)} token{'s' * (len(used) != 1)}"
-    return f"[{tokens}, {number(mean, MEAN)} iterations each, {len(used) / seconds:.1f} tokens/s]"
+class Written:
+    """What tokens took that were written: the iterations of each, and how far the last of them moved its state, NaN
+    where nobody knows."""
+
+    def __init__(self) -> None:
+        self.used: list[int] = []
+        self.moved: list[float] = []
+
+    def add(self, position: NewTokens, row: int) -> None:
+        self.used.append(int(position.iterations[row]))
+        self.moved.append(math.nan if position.residuals is None else float(position.residuals[row]))
+
+    def join(self, others: Iterable[Written]) -> None:
+        for other in others:
+            self.used += other.used
+            self.moved += other.moved
+
+    @property
+    def settled(self) -> float | None:
+        """The share of the tokens whose state had settled (measure/settling.py); None where that is not known of
+        all."""
+        if not self.moved or any(map(math.isnan, self.moved)):
+            return None
+        return settling(self.moved, None).settled
+
+
+def summary(model: LanguageModel, written: Written, call: dict[str, Any], seconds: float) -> str:
+    """What was written in one line: how much, how long it was thought about, whether it had settled, and how fast."""
+    used, share = written.used, written.settled
+    said = [f"{len(used)} token{'s' * (len(used) != 1)}"]
+    said.append(f"{number(sum(used) / max(len(used), 1), MEAN)} iterations each")
+    rule = choose_decoder(call.get("decode"), call["exit"]).exit
+    if rule is not None and used:
+        limit = model.check_depth(call["iterations"])
+        by_rule = sum(count < limit for count in used)
+        said.append(f"{by_rule} ended by {rule.name} and {len(used) - by_rule} at the limit of {limit}")
+    if share is not None:
+        said.append(f"{share:.0%} settled".replace("%", " %"))
+    return f"[{', '.join(said)}, {len(used) / seconds:.1f} tokens/s]"

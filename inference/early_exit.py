@@ -40,8 +40,6 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     return rule
 
 
-@evaluating
-@torch.no_grad()
 def think_until(
     model: LanguageModel,
     input_ids: Tensor,
@@ -56,12 +54,27 @@ def think_until(
     `iterations` is the most that any position gets, None the config's count; a cache is of policy deepest or shared.
     Returns logits (B, T, V), state (B, T, D) and iterations (B, T), what each position used; padding uses 0.
     """
+    return run_until(model, input_ids, iterations, exit, attention_mask, cache, state)[0]
+
+
+@evaluating
+@torch.no_grad()
+def run_until(
+    model: LanguageModel,
+    input_ids: Tensor,
+    iterations: Iterations | None,
+    exit: Exit,
+    attention_mask: Tensor | None = None,
+    cache: Cache | None = None,
+    state: Tensor | None = None,
+) -> tuple[ModelOutput, Tensor]:
+    """`think_until`, and how far the last iteration of each position moved its state, (B, T)."""
     thinking = step_by_step(model, input_ids, iterations, exit, attention_mask, cache, state)
     while True:
         try:
             next(thinking)
         except StopIteration as ended:
-            return ended.value[0]
+            return ended.value
 
 
 def step_by_step(

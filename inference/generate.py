@@ -46,11 +46,14 @@ class Generation:
             `(iterations > 0).sum(dim=1)` is the length of each answer, the token that ended it included.
         text: the answers as text, without their prompts: one for a prompt that was one text, otherwise a list of B;
             None for a model without a tokenizer.
+        residuals: (B, N), with `residuals=True`: how far the last iteration moved the state behind each new token; NaN
+            where a row is only filled up, and where nobody knows.
     """
 
     tokens: Tensor
     iterations: Tensor
     text: str | list[str] | None = None
+    residuals: Tensor | None = None
 
     @property
     def new_tokens(self) -> Tensor:
@@ -75,10 +78,18 @@ def collected(
             tokens=torch.cat([ids.to(new_tokens), new_tokens], dim=1),
             iterations=used,
             text=texts[0] if texts and isinstance(prompt_ids, str) else texts,
+            residuals=columns([position.residuals for position in positions], used)
+            if kwargs.get("residuals")
+            else None,
         )
 
     generate.__name__ = generate.__qualname__ = "generate"
     return generate
+
+
+def columns(found: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """What is known of each position side by side, (B, N), NaN where nothing is."""
+    return torch.stack([torch.full(like.shape[:1], torch.nan) if each is None else each for each in found], dim=1)
 
 
 def answers(
@@ -137,7 +148,7 @@ def stream(
         attention_mask: (B, P), 0 at padding (left or right); every row needs a token.
         stop_tokens: ids that end a row; None takes those of the model's config, () none.
         stop: texts that end a row, however they are spelled in tokens; its `text` ends before them.
-        options: of the session, such as warm_start, policy, ring, cache_dtype, capacity; see `SessionOptions`.
+        options: of the session, such as warm_start, policy, ring, cache_dtype, residuals; see `SessionOptions`.
 
     Raises:
         ValueError: a bad value, an empty prompt, ids outside the vocabulary, a prompt that leaves no room.
@@ -177,7 +188,7 @@ def rounds_after(prompt: Tensor, mask: Tensor | None, session: Session, decoder:
     answer = session.read(prompt, mask)
     last = request.draw.choose(answer.logits)
     # what comes back says which rows go on: their indices, or None for all
-    keep = yield Round(tokens=last[:, None], counts=torch.ones_like(last), iterations=answer.iterations[:, None])
+    keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None], session.last_residuals)
     left = request.limits - 1
     if keep is not None:
         session, last, left = session.fork(keep), last[keep], left[keep]

@@ -7,6 +7,7 @@ which of them go on, and yields a position as soon as every row that still write
 Shapes: B batch, B' rows still writing, k most tokens of a row in this round.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,11 +15,30 @@ import torch
 from torch import Tensor
 
 
-class NewTokens(NamedTuple):
-    """What one position of the answer got: `tokens` (B,) int64, and `iterations` (B,) spent on choosing them."""
+class NewTokens(tuple[Tensor, Tensor]):
+    """What one position of the answer got: a pair, and what else is known of it.
 
-    tokens: Tensor
-    iterations: Tensor
+    Attributes:
+        tokens: (B,) int64, the first of the pair.
+        iterations: (B,) int64 spent on choosing them, the second.
+        residuals: (B,), how far the last of these moved each state; NaN where a row is only filled up. None where
+            nobody asked (`SessionOptions`), or the way of writing does not know.
+    """
+
+    residuals: Tensor | None
+
+    def __new__(cls, tokens: Tensor, iterations: Tensor, residuals: Tensor | None = None) -> "NewTokens":
+        new = super().__new__(cls, (tokens, iterations))
+        new.residuals = residuals
+        return new
+
+    @property
+    def tokens(self) -> Tensor:
+        return self[0]
+
+    @property
+    def iterations(self) -> Tensor:
+        return self[1]
 
 
 class Round(NamedTuple):
@@ -27,11 +47,13 @@ class Round(NamedTuple):
     Attributes:
         tokens, iterations: (B', k) int64.
         counts: (B',) int64.
+        residuals: (B', k), how far the last iteration moved the state behind each; None where nobody asked or knows.
     """
 
     tokens: Tensor
     counts: Tensor
     iterations: Tensor
+    residuals: Tensor | None = None
 
 
 Rounds = Generator[Round, Tensor | None, None]
@@ -57,6 +79,7 @@ def in_lockstep(
     writing = list(range(len(new.tokens)))
     written: list[list[int]] = [[] for _ in writing]
     spent: list[list[int]] = [[] for _ in writing]
+    moved: list[list[float]] = [[] for _ in writing]
     while True:
         stays = []
         for place, (row, count) in enumerate(zip(writing, new.counts.tolist(), strict=True)):
@@ -65,6 +88,7 @@ def in_lockstep(
             cut = len(tokens) if last is None else last + 1
             written[row] += tokens[:cut]
             spent[row] += new.iterations[place, :cut].tolist()
+            moved[row] += [math.nan] * cut if new.residuals is None else new.residuals[place, :cut].tolist()
             if last is None and len(written[row]) < limits[row]:
                 stays.append(place)
         keep = None if len(stays) == len(writing) else torch.tensor(stays, device=stop.device)
@@ -73,9 +97,16 @@ def in_lockstep(
         for position in range(given, ready):
             column = [tokens[min(position, len(tokens) - 1)] for tokens in written]
             used = [counts[position] if position < len(counts) else 0 for counts in spent]
-            yield NewTokens(torch.tensor(column, device=stop.device), torch.tensor(used, device=stop.device))
+            pair = torch.tensor(column, device=stop.device), torch.tensor(used, device=stop.device)
+            yield NewTokens(*pair, at_position(moved, position))
         given = ready
         if not writing:
             rounds.close()
             return
         new = rounds.send(keep)
+
+
+def at_position(moved: Sequence[Sequence[float]], position: int) -> Tensor | None:
+    """Of all rows what is known at a position, (B,), NaN where a row is shorter; None where nothing is."""
+    found = [row[position] if position < len(row) else math.nan for row in moved]
+    return None if all(map(math.isnan, found)) else torch.tensor(found)

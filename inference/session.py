@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mull.inference.checks import routing_options
-from mull.inference.early_exit import choose_exit, think_until
+from mull.inference.early_exit import choose_exit, run_until
 from mull.inference.exits import Exit
 from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
@@ -50,6 +50,7 @@ class SessionOptions(TypedDict, total=False):
     cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and may
         change what is written.
     capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
+    residuals (False): keep how far the last iteration moved each new state, for `Session.residual` and what is written.
     """
 
     warm_start: bool
@@ -57,6 +58,7 @@ class SessionOptions(TypedDict, total=False):
     ring: int
     cache_dtype: torch.dtype | None
     capacity: Capacity | None
+    residuals: bool
 
 
 class Session:
@@ -100,6 +102,9 @@ class Session:
             raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
         self.cache = model.new_cache(batch_size, max_length, policy, options.get("ring", 1), options.get("cache_dtype"))
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
+        # (B,), how far the last iteration moved it, |s_R - s_{R-1}| / |s_R|; None where nobody asked, or nobody knows
+        self.residual: Tensor | None = None
+        self.residuals = options.get("residuals", False)
 
     @property
     def batch_size(self) -> int:
@@ -115,6 +120,11 @@ class Session:
         """Tokens for which the longest row has room."""
         return self.cache.max_length - self.cache.length
 
+    @property
+    def last_residuals(self) -> Tensor | None:
+        """`residual` as that of one token of each row, (B, 1)."""
+        return None if self.residual is None else self.residual[:, None]
+
     @torch.inference_mode()
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Answer:
         """Read tokens (B, T) behind what the rows hold. mask: (B, T), 0 at padding, on either side; every row needs a
@@ -122,26 +132,32 @@ class Session:
         empty = [] if mask is None else (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
-        out = self.think(tokens, mask)
+        out, moved = self.thought(tokens, mask)
         last: Any = (slice(None), -1)
         if mask is not None:
             places = torch.where(mask.bool(), torch.arange(tokens.shape[1], device=tokens.device), -1)
             last = (torch.arange(len(tokens), device=tokens.device), places.amax(dim=1))
         answer = Answer(out.logits[last], out.iterations[last], out.state[last])
-        self.state = answer.state
+        self.state, self.residual = answer.state, None if moved is None else moved[last]
         return answer
 
     @torch.inference_mode()
     def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:
         """The model's answers at all of these tokens."""
+        return self.thought(tokens, mask)[0]
+
+    def thought(self, tokens: Tensor, mask: Tensor | None) -> tuple[ModelOutput, Tensor | None]:
+        """The model's answers, and how far the last iteration moved the states, (B, T), where that is asked for."""
         start = None
         if self.warm_start and self.state is not None:
             start = self.state[:, None].expand(-1, tokens.shape[1], -1)
         if self.exit is not None:
-            return think_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
+            out, moved = run_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
+            return out, moved if self.residuals else None
         options: dict[str, Any] = self.routing if start is None else {"state": start}
         with in_eval(self.model):
-            return self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+            out = self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+        return out, out.residual if self.residuals else None
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
         """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises
@@ -159,6 +175,8 @@ class Session:
         there = torch.tensor(chosen, device=self.model.device)
         if self.state is not None:
             new.state = self.state[there]
+        if self.residual is not None:
+            new.residual = self.residual[there]
         if isinstance(self.iterations, Tensor):
             new.iterations = self.iterations[there]
         return new

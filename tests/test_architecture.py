@@ -37,6 +37,9 @@ EXTRAS = {
     "inference/harness": ("eval",),
     "inference/hugging_face": ("hf",),
     "inference/serve": ("serve",),
+    "inference/strategies/endpoint.py": ("openai",),
+    "inference/strategies/hugging_face.py": ("hf",),
+    "inference/strategies/loading.py": ("hf",),
 }
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION = 400, 70

@@ -161,7 +161,8 @@ def test_each_answer_of_a_file_is_the_answer_alone(
         assert [answer["prompt"] for answer in found] == prompts
         assert [answer["text"] for answer in found] == [result.text for result in alone]
         assert [answer["tokens"] for answer in found] == [result.new_tokens.shape[1] for result in alone]
-        assert all(answer.keys() == {"line", "prompt", "text", "tokens", "iterations"} for answer in found)
+        keys = {"line", "prompt", "text", "tokens", "iterations", "settled"}
+        assert all(answer.keys() == keys for answer in found)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
-from mull.training.data.module import StreamData
+from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
 from mull.training.mistakes import in_words
 from mull.training.mistakes import plain as plain_words

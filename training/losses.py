@@ -63,7 +63,7 @@ class Loss(ABC):
         return self(output, batch["labels"])
 
     def counted(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T) bool: the positions of a training batch whose mean the loss is."""
+        """Bool, with one true for each of what the loss is a mean of: the scored positions (B, T) of a batch."""
         return scored(batch["labels"])
 
 
@@ -214,18 +214,22 @@ class HaltOnImprovement(Loss):
 
 class ProcessReward(Loss):
     """Cross entropy after the last iteration, and a term that teaches the process reward whether the answer can still
-    be reached; both by scored token. The judgements are those of a task with traces, which must hold wrong steps.
+    be reached. The judgements are those of a task with traces, which must hold wrong steps.
 
     Args:
         weight: w, of the term.
+        by_row: every row weighs alike, as a mean over its scored tokens and w times one over its judged positions;
+            false: every scored token does, so that a long trace weighs as much as many direct answers.
         alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, as for
             `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one.
     """
 
-    def __init__(self, weight: float = 0.5, alone: bool = False) -> None:
+    def __init__(self, weight: float = 0.5, by_row: bool = False, alone: bool = False) -> None:
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a number above 0, not {weight}")
-        self.weight, self.alone = weight, alone
+        if by_row and alone:
+            raise ValueError("by_row weighs cross entropies, which alone leaves out: choose one")
+        self.weight, self.by_row, self.alone = weight, by_row, alone
 
     def trained(self, network: nn.Module) -> list[nn.Parameter] | None:
         found = network.value_parameters() if isinstance(network, LanguageModel) else []
@@ -244,17 +248,24 @@ class ProcessReward(Loss):
         raise ValueError("ProcessReward needs judgements of steps, which labels do not hold: take of_batch")
 
     def of_batch(self, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
-        values, judged = batch["values"], self.judged(batch)
+        judged = self.judged(batch)
+        values = batch["values"]
         if output.value is None:
             raise ValueError("ProcessReward needs a network whose answers hold a value: read value=self.value(x) out")
         said = output.value if output.value.dtype == torch.float64 else output.value.float()
         terms = F.binary_cross_entropy_with_logits(said, values.to(said.dtype).clamp(0, 1), reduction="none") * judged
         if self.alone:
             return terms.sum() / judged.sum().clamp(min=1)
-        losses = token_losses(output.logits, batch["labels"])
-        return (losses.sum() + self.weight * terms.sum()) / number_scored(batch["labels"])
+        losses, told = token_losses(output.logits, batch["labels"]), scored(batch["labels"])
+        if self.by_row:
+            rows = losses.sum(dim=1) / told.sum(dim=1).clamp(min=1)
+            rows = rows + self.weight * terms.sum(dim=1) / judged.sum(dim=1).clamp(min=1)
+            return rows.sum() / self.counted(batch).sum().clamp(min=1)
+        return (losses.sum() + self.weight * terms.sum()) / told.sum().clamp(min=1)
 
     def counted(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.by_row:
+            return scored(batch["labels"]).any(dim=1)
         return self.judged(batch) if self.alone else super().counted(batch)
 
     def judged(self, batch: dict[str, Tensor]) -> Tensor:

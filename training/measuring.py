@@ -7,6 +7,7 @@ from mull.checkpoints import load
 from mull.checkpoints.files import file_in_the_way
 from mull.inference.arguments import at_least, counts, shares
 from mull.inference.early_exit import choose_exit
+from mull.inference.measure.alignment import aligned, check_aligning
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
 from mull.inference.measure.results import to_json
@@ -45,6 +46,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
     )
+    parser.add_argument("--alignment", action="store_true", help="cosine of the states that two random starts come to")
     parser.add_argument("--verify", action="store_true", help="also write the answers, and have them checked")
     parser.add_argument("--tokens", action="store_true", help="which tokens think longest: tables, and tokens.png")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
@@ -69,22 +71,21 @@ def measure_folder(options: Any, command: str) -> None:
         raise ValueError(f"{blocking} is a file; name a folder with --output")
     model = load(options.folder, options.device)
     data = data_of(options.folder, options.paths, trust=options.trust)
-    batches = data.evaluation_batches(
-        options.difficulty,
-        options.examples,
-        min(options.batch_size, options.examples),
-        **({} if options.seed is None else {"seed": options.seed}),
-    )
+    asked = options.difficulty, options.examples, min(options.batch_size, options.examples)
+    seed = {} if options.seed is None else {"seed": options.seed}
+    batches = data.evaluation_batches(*asked, **seed)
     choose_exit(model, options.exit)
     if options.verify:
         check_verifying(model, data)
+    if options.alignment:
+        check_aligning(model)
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
-        asked = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
+        counts = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
         pairs = [pair for difficulty in batches.values() for pair in difficulty]
         chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
-        return show(model, data.tokenizer, pairs, asked[-1] if asked else None, output, **chosen)
+        return show(model, data.tokenizer, pairs, counts[-1] if counts else None, output, **chosen)
     results = evaluate(
         model,
         batches,
@@ -98,6 +99,8 @@ def measure_folder(options: Any, command: str) -> None:
     if options.verify:
         questions = data.questions(options.difficulty, options.examples, options.seed or 0)
         results = verified(model, results, questions, options.batch_size, options.exit)
+    if options.alignment:
+        results = aligned(model, results, data.evaluation_batches(*asked, **seed))
     if output is not None:  # before anything is printed, which ends where nobody reads any more
         write_report(output, results, picture_of(results, model, Path(options.folder), data))
     try:
@@ -114,10 +117,14 @@ def check(options: Any) -> None:
     """Raise ValueError for options that do not go together, before anything is read."""
     others = {"--json": options.json, "--record": options.record, "--settling": options.settling}
     others["--restarts"] = options.restarts > 1
-    others["--verify"] = options.verify
+    others["--verify"], others["--alignment"] = options.verify, options.alignment
     asked = [name for name, given in others.items() if given]
     if options.tokens and asked:
         raise ValueError(f"--tokens prints tables of its own, and measures nothing else: leave {', '.join(asked)} out")
+    if options.alignment and options.exit is not None:
+        raise ValueError(
+            f"--alignment compares states after the same iterations, not where {options.exit} ends: leave one out"
+        )
 
 
 def check_verifying(model: LanguageModel, data: Any) -> None:

@@ -23,6 +23,6 @@ class Plain(Decoder):
         while True:
             answer = session.read(last[:, None])
             last = draw.choose(answer.logits)
-            keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None])
+            keep = yield Round(last[:, None], torch.ones_like(last), answer.iterations[:, None], session.last_residuals)
             if keep is not None:
                 session, last, draw = session.fork(keep), last[keep], draw.rows(keep)

@@ -24,6 +24,7 @@ from mull.inference.sampling import Draw
 from mull.inference.session import Session
 from mull.models import Cache, IteratedModel, LanguageModel
 from mull.models.loop import check_count, iterate, last_state
+from mull.models.output import relative_change
 
 
 @decoder
@@ -62,12 +63,14 @@ class Speculative(Decoder):
         while True:
             cache, k = session.cache, min(self.tokens, session.room - 1)
             inputs, drafted, injected, state = self.draft(model, last, cache, full, k, draw)
-            p = draw.distribution(self.verify(model, inputs, injected, state, cache, full))
+            logits, states = self.verify(model, inputs, injected, state, cache, full)
+            p = draw.distribution(logits)
             accepted, then = accept(inputs[:, 1:], drafted, p, draw.token, draw.uniform)
             session.cut([length - k + int(n) for length, n in zip(session.lengths, accepted, strict=True)])
             tokens = torch.cat([inputs[:, 1:], then[:, None]], dim=1)
             tokens.scatter_(1, accepted[:, None], then[:, None])
-            keep = yield Round(tokens, accepted + 1, torch.full_like(tokens, full))
+            moved = relative_change(*states) if session.residuals else None
+            keep = yield Round(tokens, accepted + 1, torch.full_like(tokens, full), moved)
             last = then
             if keep is not None:
                 session, last = session.fork(keep), last[keep]
@@ -93,15 +96,18 @@ class Speculative(Decoder):
 
     def verify(
         self, model: IteratedModel, inputs: Tensor, injected: Tensor, state: Tensor, cache: Cache, full: int
-    ) -> Tensor:
-        """Logits (B, k + 1, V) at full depth of drafted inputs, for which the cache goes back to where they begin."""
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Logits (B, k + 1, V) at full depth of drafted inputs, for which the cache goes back to where they begin; and
+        the last two states, (B, k + 1, D)."""
         cache.rollback([length - inputs.shape[1] for length in cache.lengths])
         context = model.context(inputs, None, cache, full)
         think, done = model.thinker(injected, context), self.iterations
-        state = last_state(iterate(lambda s, index: think(s, index + done), state, full - done))
+        before = state
+        for _, thought in iterate(lambda s, index: think(s, index + done), state, full - done):
+            before, state = state, thought
         logits = model.read(state, context).logits
         context.commit(full)
-        return logits
+        return logits, (state, before)
 
 
 def accept(

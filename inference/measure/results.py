@@ -41,6 +41,8 @@ class Result:
         auc_of_all: the same over the examples of this difficulty at all counts together, without an interval, since an
             example occurs once for each count.
         verified: share of the answers, written out, that the data's own verifier takes; None unless asked for.
+        alignment: cosine of the states that two random starts come to, on average over scored positions; None, and in
+            JSON not there, unless asked for.
         seconds: wall time of the sweep until this count's answers were scored, read-outs at smaller counts included.
     """
 
@@ -79,6 +81,12 @@ class Result:
     verified: float | None = None
     verified_low: float | None = None
     verified_high: float | None = None
+    alignment: float | None = None
+    alignment_low: float | None = None
+    alignment_high: float | None = None
+
+
+ON_REQUEST = ("alignment", "alignment_low", "alignment_high")  # fields that JSON leaves out where nobody asked
 
 
 class Headline(NamedTuple):
@@ -103,7 +111,9 @@ def headline(result: Result) -> Headline:
 
 def to_json(results: Sequence[Result]) -> str:
     """`{"rows": [...]}` with the fields of Result as keys; null where a column does not apply or is not finite."""
-    return json.dumps({"rows": [finite(result) for result in results]}, indent=2, allow_nan=False)
+    rows = [finite(result) for result in results]
+    told = [{k: v for k, v in row.items() if row["alignment"] is not None or k not in ON_REQUEST} for row in rows]
+    return json.dumps({"rows": told}, indent=2, allow_nan=False)
 
 
 def from_json(text: str) -> list[Result]:

@@ -35,9 +35,10 @@ ByCount = Mapping[int | None, Mapping[int | None, Result]]  # by count and diffi
 def print_table(
     results: Sequence[Result], *, title: str | None = None, console: Console | None = None, settling: bool = False
 ) -> None:
-    """Print `tables(results)` to the console, by default on standard output; with `settling` also `settling_table`."""
-    also = settling_table(results) if settling else None
-    for made in [*tables(results, title=title), *([] if also is None else [also])]:
+    """Print `tables(results)` to the console, by default on standard output; with `settling` also `settling_table`, and
+    where results have an alignment `alignment_table`."""
+    also = [settling_table(results) if settling else None, alignment_table(results)]
+    for made in [*tables(results, title=title), *(table for table in also if table is not None)]:
         (console or standard_output()).print(made)
 
 
@@ -72,6 +73,18 @@ def settling_table(results: Sequence[Result]) -> Table | None:
         }
     about = f"residual: largest relative movement of an example; settled: below {SETTLED}; AUC: of right and wrong"
     return filled(rows, "had it finished thinking?", about) if rows else None
+
+
+def alignment_table(results: Sequence[Result]) -> Table | None:
+    """Whether two starts come to one state, a row for each count and a column for each difficulty; None where nothing
+    says so."""
+    rows: dict[int | None, dict[str, str]] = {}
+    for result in results:
+        if result.alignment is not None:
+            name = "cosine" if result.difficulty is None else f"at {result.difficulty}"
+            row = rows.setdefault(result.iterations, {"iterations": str(result.iterations)})
+            row[name] = interval_of(asdict(result), "alignment", BITS)
+    return filled(rows, "do two starts come to one state?", "cosine of the states; 95 % intervals") if rows else None
 
 
 def tables(results: Sequence[Result], *, title: str | None = None) -> list[Table]:
@@ -165,11 +178,11 @@ def filled(rows: Mapping[Any, Mapping[str, str]], title: str | None, caption: st
     from rich.table import Table
     from rich.text import Text
 
-    plain = None if title is None else Text(title)  # the name of a folder may look like markup
+    plain = None if title is None else Text(title)  # names of folders, also in cells, may look like markup
     made = Table(title=plain, caption=caption, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     names = [name for name in next(iter(rows.values())) if any(row[name] for row in rows.values())]
     for name in names:
         made.add_column(name, justify="right", overflow="fold")  # a narrow terminal breaks cells, and loses nothing
     for row in rows.values():
-        made.add_row(*(row[name] for name in names))
+        made.add_row(*(Text(row[name]) for name in names))
     return made

@@ -9,6 +9,7 @@ Shapes: B rows that write, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -75,7 +76,7 @@ class FolderSolver(Solver):
         if model.tokenizer is None:
             raise ValueError("the model has no tokenizer, so it writes no text: save the folder with one")
         self.model, self.marks, self.meter, self.batch_size = model, marks or Marks(), Meter(), batch_size
-        self.reader = Reader(model, self.meter, batch_size)
+        self.reader = Reader(model, batch_size)
         self.spelling = Spelling(model.tokenizer, self.marks)
         if self.marks.chain not in self.spelling.ids:
             raise ValueError(
@@ -84,12 +85,18 @@ class FolderSolver(Solver):
             )
         self.stops = frozenset(stop_ids(model, None))
 
+    def billed(self, meter: Meter) -> FolderSolver:
+        """The same solver with another meter, which the branches bill that it begins; see together.py."""
+        found = copy(self)
+        found.meter = meter
+        return found
+
     # Branches -----------------------------------------------------------------------------------------------------
 
     def begin(self, prompt: str, key: Key = ()) -> Branch:
         ids = self.spelling.encoded(prompt, opening=True)
         check_prompt(self.model, integers([ids], "prompt_ids"), None)
-        return Branch(prompt, key, memory=Memory(tuple(ids)))
+        return Branch(prompt, key, memory=Memory(tuple(ids), meter=self.meter))
 
     def room(self, branch: Branch) -> int:
         return self.model.config.max_length - len(branch.memory.ids)
@@ -154,7 +161,8 @@ class FolderSolver(Solver):
             written = self.write_rows([rows[place] for place in batch], asked)
             for place, branch in zip(batch, written, strict=True):
                 found[place] = branch
-        self.meter.add(calls=len(rows))
+        for row in rows.values():
+            row.line.branch.memory.meter.add(calls=1)
         return [branch if self.room(branch) else replace(branch, ended=True) for branch in found]
 
     @torch.inference_mode()
@@ -177,6 +185,7 @@ class FolderSolver(Solver):
                 text, chance = self.spelling.piece(row.ids, token), float(log_p[at, token])
                 row.line.new.append(Token(text, token, chance, True, used[at], moved[at]))
                 row.ids.append(token)
+                memories[place].meter.add(tokens=1)
                 ended = token in self.stops
                 if ended or token in asked.ends or len(row.line.new) >= row.left:
                     alone = session if session.batch_size == 1 else session.fork([at])
@@ -185,13 +194,12 @@ class FolderSolver(Solver):
                     done[place] = self.stopped(row, read, asked.depth, ended)
                 else:
                     stays.append(at)
-            self.meter.add(tokens=len(writing))
             if not stays:
                 return [done[place] for place in range(len(rows))]
             if len(stays) < len(writing):
                 session, writing = session.fork(stays), [writing[at] for at in stays]
             last = torch.tensor([[rows[place].ids[-1]] for place in writing])
-            out, residual = self.reader.think(session, last)
+            out, residual = self.reader.think(session, last, [memories[place] for place in writing])
             logits, used = out.logits[:, -1], out.iterations[:, -1].tolist()
             moved = [None] * len(writing) if residual is None else residual[:, -1].tolist()
             for place, reward in zip(writing, rewards_of(out) or [], strict=False):
@@ -225,5 +233,6 @@ class FolderSolver(Solver):
         depth = self.depth(manner)
         unread = [branch.memory for branch in branches if not branch.memory.is_scored(depth)]
         self.reader.read(unread, depth)
-        self.meter.add(calls=len(unread))
+        for memory in unread:
+            memory.meter.add(calls=1)
         return [branch.memory.held[depth].rewards[len(branch.memory.ids) - 1] for branch in branches]

@@ -49,11 +49,12 @@ class Held:
 
 @dataclass
 class Memory:
-    """What is kept of a branch: the `ids` of its prompt and of what stands behind it, and what was read of them, by
-    depth."""
+    """What is kept of a branch: the `ids` of its prompt and of what stands behind it, what was read of them, by depth,
+    and the meter that is billed for reading and writing it."""
 
     ids: tuple[int, ...]
     held: dict[Depth, Held] = field(default_factory=dict)
+    meter: Meter = field(default_factory=Meter, compare=False, repr=False)
 
     def is_read(self, depth: Depth) -> bool:
         """Whether the logits behind all of it are at hand."""
@@ -68,11 +69,12 @@ class Memory:
     def cut(self, length: int) -> Memory:
         """What is kept of the first tokens. The last of them is read again when something is written behind it, since
         its logits were not kept, but where only what was drawn last is cut off."""
-        return Memory(self.ids[:length], {depth: shortened(held, length) for depth, held in self.held.items()})
+        kept = {depth: shortened(held, length) for depth, held in self.held.items()}
+        return Memory(self.ids[:length], kept, self.meter)
 
     def grown(self, ids: Sequence[int]) -> Memory:
         """What is kept of the same tokens with others behind them."""
-        return Memory(tuple(ids), dict(self.held))
+        return Memory(tuple(ids), dict(self.held), self.meter)
 
 
 def shortened(held: Held, length: int) -> Held:
@@ -82,10 +84,10 @@ def shortened(held: Held, length: int) -> Held:
 
 
 class Reader:
-    """A model that reads, and counts what it reads."""
+    """A model that reads, and bills each row for what it reads."""
 
-    def __init__(self, model: LanguageModel, meter: Meter, batch_size: int) -> None:
-        self.model, self.meter, self.batch_size = model, meter, batch_size
+    def __init__(self, model: LanguageModel, batch_size: int) -> None:
+        self.model, self.batch_size = model, batch_size
         self.flops = cache(model.config.flops_per_token)  # the same few counts and lengths, at every token
 
     @torch.inference_mode()
@@ -107,7 +109,8 @@ class Reader:
         """Read the rest of each behind what the session, whose rows they are, holds of it."""
         starts = session.lengths
         tokens, mask = padded([list(memory.ids[start:]) for memory, start in zip(memories, starts, strict=True)])
-        out, residual = self.think(session, tokens, None if mask is None or bool(mask.all()) else mask)
+        whole = mask is None or bool(mask.all())
+        out, residual = self.think(session, tokens, memories, None if whole else mask)
         used, rewards = out.iterations[:, -1].tolist(), rewards_of(out)
         for row, (memory, start) in enumerate(zip(memories, starts, strict=True)):
             moved = None if residual is None else float(residual[row, -1])
@@ -117,9 +120,11 @@ class Reader:
                 known = (*before, *rewards[row][tokens.shape[1] - (len(memory.ids) - start) :])
             memory.held[depth] = Held(session, row, len(memory.ids), out.logits[row, -1], used[row], moved, known)
 
-    def think(self, session: Session, tokens: Tensor, mask: Tensor | None = None) -> tuple[ModelOutput, Tensor | None]:
+    def think(
+        self, session: Session, tokens: Tensor, memories: Sequence[Memory], mask: Tensor | None = None
+    ) -> tuple[ModelOutput, Tensor | None]:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
-        (B, T), where that is known."""
+        (B, T), where that is known. The memories are of the rows: they say who is billed."""
         before, tokens = session.lengths, tokens.to(self.model.device)
         mask = None if mask is None else mask.to(self.model.device)
         if session.exit is None:
@@ -134,26 +139,23 @@ class Reader:
                     except StopIteration as ended:
                         out, residual = ended.value
                         break
-        self.count(out, before, session.lengths)
+        self.count(out, before, session.lengths, memories)
         return out, residual
 
-    def count(self, out: ModelOutput, before: list[int], after: list[int]) -> None:
-        """Add a call to the meter, each row at its own length."""
-        flops, spent, read = 0.0, out.iterations.tolist(), sum(after) - sum(before)
-        looks = None if out.looks is None else out.looks.tolist()
-        iterations = 0
-        for row, (start, end) in enumerate(zip(before, after, strict=True)):
+    def count(self, out: ModelOutput, before: list[int], after: list[int], memories: Sequence[Memory]) -> None:
+        """Bill the rows of a call, each at its own length."""
+        spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
+        looped = self.model.config.default_iterations is not None
+        for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
             new = end - start
             used = sum(spent[row][-new:])
             if out.selected is not None:  # which tokens took which pass
-                flops += new * self.model.executed_flops_per_token(last_of(out, row, new), end)
+                flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
             else:
-                flops += new * self.flops(used / new, end)
+                flops = new * self.flops(used / new, end)
             if looks is not None:
                 flops += sum(looks[row][-new:]) * self.model.config.reading().flops(end)
-            iterations += used
-        looped = self.model.config.default_iterations is not None
-        self.meter.add(flops=flops, iterations=iterations if looped else 0, read=read)
+            memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
 
 
 def gathered(memories: Sequence[Memory], depth: Depth) -> Session:

@@ -24,6 +24,7 @@ from mull.training.data.traces import Traces
 if TYPE_CHECKING:
     from mull.training.data.module import TaskData, TextData
     from mull.training.data.reasoning_gym import ReasoningGym
+    from mull.training.data.rollouts import RolloutData
 
 __all__ = [
     "IGNORE",
@@ -38,6 +39,7 @@ __all__ = [
     "Problem",
     "ReachedAccuracy",
     "ReasoningGym",
+    "RolloutData",
     "ShortestPath",
     "Split",
     "StateTracking",
@@ -59,4 +61,8 @@ def __getattr__(name: str) -> Any:
         from mull.training.data.reasoning_gym import ReasoningGym
 
         return ReasoningGym
+    if name == "RolloutData":
+        from mull.training.data.rollouts import RolloutData
+
+        return RolloutData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

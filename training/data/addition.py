@@ -23,6 +23,7 @@ class Addition(Task):
     Args:
         numbers: Default difficulty.
         digits: Digits of each summand, 1 to 15.
+        leading: The answer begins with its leading digit, which depends on all carries. The questions are the same.
     """
 
     name: ClassVar[str] = "addition"
@@ -35,10 +36,10 @@ class Addition(Task):
     symbols: ClassVar[tuple[str, ...]] = (*"0123456789", "+", "=", END)  # a digit's id is its value
     stop_symbols: ClassVar[tuple[str, ...]] = (END,)
 
-    def __init__(self, numbers: int = 3, digits: int = 2) -> None:
+    def __init__(self, numbers: int = 3, digits: int = 2, leading: bool = False) -> None:
         if not 1 <= digits <= 15:  # sums of more digits could leave int64
             raise ValueError(f"digits is {digits}: it must be between 1 and 15")
-        self.digits = digits
+        self.digits, self.leading = digits, leading
         self.default_difficulty = numbers
         self.resolve(numbers)
 
@@ -65,7 +66,7 @@ class Addition(Task):
         question[:, :, :-1] = digits_of(items, self.digits)[:, :, ::-1]
         question = question.reshape(len(items), -1)
         question[:, -1] = equals
-        answer = digits_of(items.sum(axis=1), self.width(difficulty))
+        answer = digits_of(items.sum(axis=1), self.width(difficulty))[:, :: -1 if self.leading else 1]
         input_ids = np.concatenate([question, answer], axis=1)
         labels = np.full_like(input_ids, IGNORE)
         labels[:, question.shape[1] - 1 : -1] = answer  # the first digit is predicted at "="
@@ -82,8 +83,8 @@ class Addition(Task):
                 f"{' + '.join([' '.join('7' * self.digits)] * 2)} =)"
             )
         total = str(sum(int("".join(number)) for number in numbers))
-        expected = list(reversed(total.zfill(self.width(len(numbers)))))
-        return answer.removesuffix(END).split() == expected
+        written = list(total.zfill(self.width(len(numbers))))
+        return answer.removesuffix(END).split() == (written if self.leading else written[::-1])
 
 
 def digits_of(values: np.ndarray, width: int) -> np.ndarray:

@@ -50,9 +50,10 @@ def check_workers(workers: int, advances: bool) -> None:
         raise ValueError(f"workers is {workers}, and this system makes no copies of a process: leave it out")
 
 
-def to_batch(input_ids: np.ndarray, labels: np.ndarray) -> Batch:
-    """A batch from two integer arrays (B, T)."""
-    return {"input_ids": torch.from_numpy(input_ids), "labels": torch.from_numpy(labels)}
+def to_batch(input_ids: np.ndarray, labels: np.ndarray, **more: np.ndarray) -> Batch:
+    """A batch from two integer arrays (B, T), and more by name."""
+    columns = {"input_ids": input_ids, "labels": labels, **more}
+    return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
 def next_token_batch(windows: np.ndarray) -> Batch:

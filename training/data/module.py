@@ -25,79 +25,27 @@ sees exactly the batches that an uninterrupted one would have seen.
 """
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
-import lightning.pytorch as pl
 import numpy as np
-import torch
-from tokenizers import Tokenizer
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mull.checkpoints.card import About
-from mull.training.data.batches import Batch, check_workers, loader_of, next_token_batch, require_positive, to_batch
+from mull.training.data.batches import Batch, check_workers, next_token_batch, require_positive, to_batch
 from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.curriculum import ReachedAccuracy
+from mull.training.data.stream_data import Evaluation, StreamData
 from mull.training.data.streams import STREAMS, Stream
 from mull.training.data.task import Question, Task
 from mull.training.data.text import Corpus, TextSplit
-from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of, vocab_size_of
+from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of
 
 BYTES = 257  # tokens of the tokenizer of bytes, its end token included
-
-Evaluation: TypeAlias = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]  # difficulty -> (input_ids, labels)
-
-
-class StreamData(pl.LightningDataModule, ABC):
-    """Base of data modules whose batches are functions of their number. The data never ends, so set `max_steps`."""
-
-    tokenizer: Tokenizer
-    stop_tokens: tuple[int, ...]
-    bytes_per_token: float | None = None
-    difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
-    answers_ahead: bool = False  # what one position is to predict is read at a later one
-    in_place: bool = False  # each position is answered where it stands, out of the whole row
-    repeat: int = 1  # how often in a row each training batch comes
-    workers: int = 0  # processes that make training batches ahead of time
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of token ids, special tokens included."""
-        return vocab_size_of(self.tokenizer)
-
-    @abstractmethod
-    def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Training batch `number` >= 0 of one of `world_size` ranks; different ranks have different items."""
-
-    def content_key(self) -> str:
-        """A key of the training batches of this version of the code: SHA-256 of the first two."""
-        digest = sha256(repr((STREAMS, type(self).__name__)).encode())
-        for number in range(2):
-            for name, values in self.training_batch(number).items():
-                digest.update(repr((name, tuple(values.shape))).encode() + values.contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    @abstractmethod
-    def validation_batches(self) -> list[Batch]:
-        """The fixed batches of the held-out split."""
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return loader_of(lambda number: self.training_batch(number, rank, world_size), self._batches_done, self.workers)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        # A list of whole batches: with several ranks the trainer deals them out.
-        return DataLoader(self.validation_batches(), batch_size=None)  # type: ignore[arg-type]
-
-    def _batches_done(self) -> int:
-        """The number of batches that each rank has used before the present optimizer step, resumed or not."""
-        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
 
 class TaskData(StreamData):
@@ -159,8 +107,7 @@ class TaskData(StreamData):
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
         start = (number // self.repeat * world_size + rank) * self.batch_size
-        rows = self.task.columns("train", self.seed, range(start, start + self.batch_size), difficulty)
-        return {name: torch.from_numpy(column) for name, column in rows.items()}
+        return to_batch(**self.task.columns("train", self.seed, range(start, start + self.batch_size), difficulty))
 
     def training_difficulty(self, number: int) -> int:
         """The difficulty of training batch `number`. It is the same on every rank, since ranks wait for each other."""

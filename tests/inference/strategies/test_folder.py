@@ -35,7 +35,7 @@ PROMPT = "1 + 2 <chain>"
 
 def forgotten(branch: Branch) -> Branch:
     """The same branch, of which nothing was read."""
-    return replace(branch, memory=Memory(branch.memory.ids))
+    return replace(branch, memory=Memory(branch.memory.ids, meter=branch.memory.meter))
 
 
 def same(one: Branch, other: Branch) -> bool:

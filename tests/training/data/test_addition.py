@@ -21,6 +21,17 @@ def test_answers_are_sums_least_significant_first(numbers: int, digits: int) -> 
         assert [task.symbols[i] for i in labels[labels != IGNORE]] == [*answer.split(), "<end>"]
 
 
+def test_a_leading_digit_may_come_first() -> None:
+    """The same questions with the answers turned round, as the judge wants them; 315 + 120 + 045 + 824 = 1304."""
+    task, other = Addition(digits=3, leading=True), Addition(digits=3)
+    for index in range(10):
+        prompt, answer = task.prompt("test", 0, index, difficulty=4)
+        again, turned = other.prompt("test", 0, index, difficulty=4)
+        assert prompt == again and answer == turned[::-1] and task.check(prompt, answer)
+        assert task.check(prompt, turned) == (answer == turned)
+    assert task.check("3 1 5 + 1 2 0 + 0 4 5 + 8 2 4 =", "1 3 0 4 <end>")
+
+
 def test_the_documented_example() -> None:
     """12 + 07 + 93 = 112, written from the right; <end> may be left out."""
     task = Addition()

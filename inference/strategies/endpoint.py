@@ -1,0 +1,337 @@
+"""EndpointSolver: a model behind an OpenAI-compatible server writes (the extra `openai`).
+
+It is asked for completions, not for chats, since a completion goes on from any text: that is how a branch is forked,
+rolled back and put words into. What a branch has written is text; its pieces are what single answers gave it, or words
+where there is nothing finer. The server keeps what it may keep; here a branch is read anew whenever it is gone on with.
+
+A mark ends a piece: servers leave out the stop that they met, so that the mark is put back behind what was written. A
+server that does not say which stop it met, or whether the model ended by itself (`stop_reason`), is asked for the whole
+text, and what stands behind the first mark is dropped; it is paid for, since the meter counts all that was written.
+
+Calls and tokens are metered. FLOPs are not: nobody outside knows them. Draws depend on the seed that goes along, as far
+as the server keeps its word; seeds are keyed by branch, as everywhere.
+
+What goes wrong is one line: a server that is down or busy is asked again, a bounded number of times; one that answers
+nonsense is not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from mull.checkpoints.files import shown
+from mull.inference.strategies.meter import Meter
+from mull.inference.strategies.ordinary import ORDINARY
+from mull.inference.strategies.solver import (
+    After,
+    Before,
+    Branch,
+    Key,
+    Manner,
+    Marks,
+    Solver,
+    Token,
+    forked,
+    seed_of,
+)
+
+MOST_AT_ONCE = 8  # requests in flight
+MAX_SEED = 2**31 - 1  # some servers keep no more
+MAX_STOPS = 4  # of a request, as OpenAI has it
+ENDS = ("stop", "length", "content_filter")
+
+
+class EndpointError(ValueError):
+    """What an endpoint did wrong, in one line: it is down, too slow, refuses, or answers nonsense."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer.
+
+    Attributes:
+        text: that goes on from the prompt.
+        pieces: the same in tokens, each with its log-probability (0 where it is not told).
+        tokens: that were written, as the server counts.
+        ended: whether the model ended it by itself.
+        met: the stop at which the server ended it; None where it was none, or the server does not say.
+        unclear: whether a stop or the model may have ended it, and the server does not say which.
+    """
+
+    text: str
+    pieces: tuple[tuple[str, float], ...]
+    tokens: int
+    ended: bool
+    met: str | None = None
+    unclear: bool = False
+
+
+class EndpointSolver(Solver):
+    """See the head of this file.
+
+    Args:
+        address: of the server, with the path before /completions: http://127.0.0.1:8000/v1.
+        model: its name there.
+        marks: the texts that structure answers; see ordinary.py.
+        timeout: seconds that an answer has.
+        retries: how often the server is asked again when it is down, busy or too slow.
+        key: that requests carry; by default that of the variable OPENAI_API_KEY.
+
+    Raises:
+        ValueError: the extra is missing, or this is no address.
+    """
+
+    gives_logits: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        marks: Marks = ORDINARY,
+        *,
+        timeout: float = 60.0,
+        retries: int = 2,
+        key: str | None = None,
+    ) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{shown(address)} is no address of a server; write http://127.0.0.1:8000/v1")
+        if not timeout > 0 or retries < 0:
+            raise ValueError(f"a timeout of {timeout} s and {retries} retries: give more than 0 s, and 0 or more")
+        if find_spec("openai") is None:
+            raise ValueError("an endpoint needs the package openai, which is not installed: pip install 'mull[openai]'")
+        from openai import OpenAI
+
+        self.address, self.model, self.marks, self.meter = address, model, marks, Meter()
+        self.timeout, self.retries = timeout, retries
+        secret = key or os.environ.get("OPENAI_API_KEY") or "none"
+        self.client: Any = OpenAI(base_url=address, api_key=secret, timeout=timeout, max_retries=retries)
+        self.tells_tokens = self.tells_stops = True  # until it shows that it does not
+
+    def mean_iterations(self) -> int | None:
+        """The count that the model was trained at, of which servers of mull tell; None of others. Raises EndpointError
+        where nobody answers."""
+        import openai
+
+        try:
+            said = self.client.models.retrieve(self.model)
+        except (openai.APIConnectionError, openai.APITimeoutError) as error:
+            why = error.__cause__ or error
+            raise EndpointError(f"{self.address} cannot be reached ({why}); is the server up?") from None
+        except (openai.OpenAIError, ValueError, TypeError):  # it lists no models
+            return None
+        own = (getattr(said, "model_extra", None) or {}).get("mull")
+        count = own.get("iterations") if isinstance(own, dict) else None
+        return count if isinstance(count, int) and count > 0 else None
+
+    # Branches -----------------------------------------------------------------------------------------------------
+
+    def begin(self, prompt: str, key: Key = ()) -> Branch:
+        if not prompt:
+            raise ValueError("the prompt is empty; give at least one symbol")
+        return Branch(prompt, key)
+
+    def append(self, branches: Sequence[Branch], text: str) -> list[Branch]:
+        found = []
+        for branch in branches:
+            before = (branch.prompt + "".join(token.text for token in branch.tokens))[-1:]
+            blank = "" if before.isspace() or text[:1].isspace() else " "  # words do not grow together
+            put = tuple(Token(piece, drawn=False) for piece in words(blank + text))
+            found.append(replace(branch, tokens=(*branch.tokens, *put), ended=False))
+        return found
+
+    def cut(self, branch: Branch, tokens: int) -> Branch:
+        if not 0 <= tokens <= len(branch.tokens):
+            raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
+        return branch if tokens == len(branch.tokens) else replace(branch, tokens=branch.tokens[:tokens], ended=False)
+
+    def room(self, branch: Branch) -> int:
+        return 1 << 30  # nobody says
+
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        branches: Sequence[Branch],
+        manner: Manner,
+        until: Sequence[str] = (),
+        limit: int | None = None,
+        before: Before | None = None,
+        after: After | None = None,
+    ) -> list[Branch]:
+        if before is not None or after is not None:
+            raise ValueError("a model behind an endpoint does not show its logits: use another strategy")
+        if manner.exit is not None and not isinstance(manner.exit, str):
+            raise ValueError(f"an endpoint takes an exit rule as text, latent:0.03, not {manner.exit!r}")
+        found, most = forked(branches), manner.limit if limit is None else limit
+        places = [at for at, one in enumerate(found) if not one.ended and len(one.tokens) < most]
+        with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+            asked = [pool.submit(self.write_one, found[place], manner, tuple(until), most) for place in places]
+            try:
+                written = [each.result() for each in asked]
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        for place, (branch, tokens, calls) in zip(places, written, strict=True):
+            self.meter.add(tokens=tokens, calls=calls)
+            found[place] = branch
+        return found
+
+    def write_one(self, branch: Branch, manner: Manner, until: tuple[str, ...], most: int) -> tuple[Branch, int, int]:
+        """A branch that was gone on with, and the tokens and calls that it took."""
+        stops = until if self.tells_stops and len(until) <= MAX_STOPS else ()
+        reply, tokens, calls = self.ask(branch, manner, stops, most), 0, 1
+        tokens += reply.tokens
+        if reply.unclear:  # asked once more for the whole text, in which the marks are seen
+            self.tells_stops = False
+            reply, calls = self.ask(branch, manner, (), most), calls + 1
+            tokens += reply.tokens
+        pieces, ended = list(reply.pieces), reply.ended
+        if reply.met is not None:
+            pieces.append((reply.met, 0.0))
+        else:
+            pieces, cut = up_to("".join(token.text for token in branch.tokens), pieces, until)
+            ended = ended and not cut
+        count = manner.iterations or 0
+        new = tuple(Token(text, log_probability=chance, iterations=count) for text, chance in pieces)
+        return replace(branch, tokens=(*branch.tokens, *new), ended=ended), tokens, calls
+
+    # Asking -------------------------------------------------------------------------------------------------------
+
+    def ask(self, branch: Branch, manner: Manner, stops: tuple[str, ...], most: int) -> Reply:
+        """One answer. Raises EndpointError."""
+        asked: dict[str, Any] = {
+            "model": self.model,
+            "prompt": branch.prompt + "".join(token.text for token in branch.tokens),
+            "max_tokens": most - len(branch.tokens),
+            "temperature": manner.temperature,
+            "seed": seed_of(branch.key, len(branch.tokens)) % MAX_SEED,
+        }
+        own = {"iterations": manner.iterations, "exit": manner.exit, "top_k": manner.top_k, "min_p": manner.min_p}
+        extra = {name: value for name, value in own.items() if value is not None}
+        if stops:
+            asked["stop"] = list(stops)
+        if manner.top_p is not None:
+            asked["top_p"] = manner.top_p
+        if extra:
+            asked["extra_body"] = extra
+        if self.tells_tokens:
+            try:
+                return self.read(self.send({**asked, "logprobs": 0}), manner, stops)
+            except Refusal:
+                reply = self.read(self.send(asked), manner, stops)
+                self.tells_tokens = False  # it answers as soon as it is not asked for probabilities
+                return reply
+        return self.read(self.send(asked), manner, stops)
+
+    def send(self, asked: dict[str, Any]) -> Any:
+        """What the server says to a request. Raises EndpointError."""
+        import openai
+
+        times = f"asked {1 + self.retries} times" if self.retries else "asked once"
+        try:
+            return self.client.completions.create(**asked)
+        except openai.APITimeoutError:
+            raise EndpointError(
+                f"{self.address} gave no answer within {self.timeout:g} s, {times}; ask for less, or give it more time"
+            ) from None
+        except openai.APIConnectionError as error:
+            why = error.__cause__ or error
+            raise EndpointError(f"{self.address} cannot be reached ({why}), {times}; is the server up?") from None
+        except openai.APIStatusError as error:
+            kind = Refusal if error.status_code in (400, 422) else EndpointError
+            said = shown(error.message, 160)
+            raise kind(f"{self.address} refuses with status {error.status_code}: {said}") from None
+        except (openai.OpenAIError, ValueError, TypeError) as error:  # no JSON, or not what JSON should hold
+            raise self.nonsense(shown(str(error) or type(error).__name__)) from None
+
+    def read(self, said: Any, manner: Manner, stops: tuple[str, ...]) -> Reply:
+        """An answer, checked. Raises EndpointError for nonsense."""
+        choices = getattr(said, "choices", None)
+        if not isinstance(choices, list) or len(choices) != 1:
+            raise self.nonsense(f"it gives {shown(choices if choices is not None else said)} for one choice")
+        choice = choices[0]
+        text, reason = getattr(choice, "text", None), getattr(choice, "finish_reason", None)
+        if not isinstance(text, str) or reason not in ENDS:
+            raise self.nonsense(f"its text is {shown(text)}, and it ended by {shown(reason)}")
+        if manner.iterations is not None or manner.exit is not None:
+            own = (getattr(said, "model_extra", None) or {}).get("mull")
+            if not isinstance(own, dict) or own.get("iterations") != (manner.iterations or own.get("iterations")):
+                raise EndpointError(
+                    f"{self.address} does not say that it thought as long as it was asked to: leave iterations and "
+                    "exit rules to servers of mull"
+                )
+        pieces = pieces_of(choice, text)
+        usage = getattr(said, "usage", None)
+        tokens = getattr(usage, "completion_tokens", None)
+        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
+            tokens = len(pieces)
+        extra = getattr(choice, "model_extra", None) or {}
+        stopped = reason == "stop" and bool(stops)
+        met = extra.get("stop_reason") if stopped else None
+        if met not in stops:
+            met = None
+        unclear = stopped and "stop_reason" not in extra
+        return Reply(text, pieces, tokens, reason == "stop" and met is None, met, unclear)
+
+    def nonsense(self, what: str) -> EndpointError:
+        return EndpointError(f"{self.address} answers nonsense: {what}; is it an OpenAI-compatible server?")
+
+
+class Refusal(EndpointError):
+    """A request that the server does not take."""
+
+
+def words(text: str) -> list[str]:
+    """A text in words, each with the blanks before it; the last one with those behind it."""
+    return re.findall(r"\s*\S+(?:\s+$)?|\s+$", text)
+
+
+def pieces_of(choice: Any, text: str) -> tuple[tuple[str, float], ...]:
+    """The text in tokens with their log-probabilities, if the server tells them and they make up the text; in words.
+
+    Servers differ in whether the blanks between words are part of tokens: they are put where they belong.
+    """
+    told = getattr(choice, "logprobs", None)
+    tokens, chances = getattr(told, "tokens", None), getattr(told, "token_logprobs", None)
+    if isinstance(tokens, list) and isinstance(chances, list) and len(tokens) == len(chances):
+        found, at = [], 0
+        for token, chance in zip(tokens, chances, strict=True):
+            if not isinstance(token, str) or not isinstance(chance, int | float):
+                break
+            place = text.find(token, at)
+            if place < 0 or text[at:place].strip():
+                break
+            found.append((text[at : place + len(token)], float(chance)))
+            at = place + len(token)
+        if len(found) == len(tokens) and not text[at:].strip():
+            return tuple(found)
+    return tuple((word, 0.0) for word in words(text))
+
+
+def up_to(
+    behind: str, pieces: Sequence[tuple[str, float]], marks: Sequence[str]
+) -> tuple[list[tuple[str, float]], bool]:
+    """The pieces up to the end of the first mark that they complete behind a text, and whether there is one."""
+    whole = behind + "".join(text for text, _ in pieces)
+    ends = []
+    for mark in marks:
+        at = whole.find(mark, max(0, len(behind) - len(mark) + 1))
+        if at >= 0:
+            ends.append(at + len(mark) - len(behind))
+    if not ends:
+        return list(pieces), False
+    kept, length, end = [], 0, min(ends)
+    for text, chance in pieces:
+        if length >= end:
+            break
+        kept.append((text[: end - length], chance))
+        length += len(text)
+    return kept, True

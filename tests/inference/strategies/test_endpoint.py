@@ -1,0 +1,291 @@
+"""A model behind an endpoint as a solver: against mull's own server, and against servers that misbehave."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+import mull
+from mull.inference.strategies import Marks
+from mull.inference.strategies.endpoint import EndpointError, EndpointSolver, up_to, words
+from mull.inference.strategies.folder import FolderSolver
+from mull.inference.strategies.loading import read_marks, solver_from
+from mull.inference.strategies.solver import Manner, Solver
+from mull.inference.strategies.solving import solve
+
+pytest.importorskip("openai")
+
+WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<unk>", "<end>"]
+
+
+@pytest.fixture(scope="module")
+def model() -> mull.RecurrentDepthTransformer:
+    """A model whose marks are words like others, so that any client can write them."""
+    torch.manual_seed(5)
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    sizes = {"d_model": 24, "n_heads": 3, "n_kv_heads": 3, "d_ff": 32, "max_length": 96}
+    config = mull.RecurrentDepthConfig(
+        vocab_size=len(WORDS),
+        n_prelude=1,
+        n_core=1,
+        n_coda=1,
+        mean_iterations=4,
+        stop_tokens=(len(WORDS) - 1,),
+        **sizes,
+    )
+    made = mull.RecurrentDepthTransformer(config).double().eval()
+    for parameter in made.parameters():  # answers that depend on the text, and on the depth
+        parameter.data.mul_(2.5 if parameter.ndim > 1 else 1)
+    made.tokenizer = tokenizer
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """mull's own server on this machine."""
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from mull.inference.serve.application import Service
+    from mull.inference.serve.guard import Guard
+    from mull.inference.serve.limits import Limits
+    from mull.inference.serve.running import Server, listening
+    from mull.inference.serve.served import Served
+
+    folder, limits = tmp_path_factory.mktemp("served") / "tiny", Limits()
+    mull.save(model, folder, model.tokenizer)
+    served = Served.of(str(folder), limits, dtype=torch.float64)
+    server = Server(Service({"tiny": served}, limits, Guard("127.0.0.1")), listening("127.0.0.1", 0))
+    thread = Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"{server.url}/v1"
+    server.end()
+    thread.join(10)
+
+
+PROBLEMS = ("1 + 2 = ?", "3 = ? 4", "7", "5 + 5 + 5 = ?")
+
+
+@pytest.mark.parametrize("iterations", [1, 4])
+def test_answers_are_those_of_the_folder(model: Any, address: str, iterations: int | None) -> None:
+    """The same strategies through the official client, at every depth: text, answer, tokens; and no FLOPs."""
+    folder, endpoint = FolderSolver(model), EndpointSolver(address, "tiny", Marks())
+    for text in PROBLEMS[:2]:
+        for strategy in ("direct", "chain"):
+            here, there = (
+                solve(each, text, strategy, iterations=iterations, max_new_tokens=12) for each in (folder, endpoint)
+            )
+            assert (there.text, there.answer) == (here.text, here.answer)
+            assert there.cost.flops == 0 and there.cost.calls == 1 and there.cost.tokens == here.cost.tokens
+
+
+def test_branches_are_those_of_the_folder(model: Any, address: str) -> None:
+    """Guards marks (of which the server does not say that it met them), putting text, rolling back and going on."""
+
+    def tree(solver: Solver) -> list[str]:
+        begun = [solver.begin(solver.marks.prompt(text, "chain")) for text in PROBLEMS]
+        first = solver.write(begun, Manner(limit=16), ["<step>", "<wait>", "<search>"])
+        put = solver.append([solver.cut(branch, min(2, len(branch.tokens))) for branch in first], "<wait> 4")
+        second = solver.write([*put, *first], Manner(limit=24), ["<search>"])
+        return [f"{branch.text} {branch.at('<search>')} {branch.ended}" for branch in [*first, *second]]
+
+    endpoint = EndpointSolver(address, "tiny", Marks())
+    found = tree(endpoint)
+    assert found == tree(FolderSolver(model)) and any("<search> True" in each for each in found)
+    assert endpoint.tells_tokens and not endpoint.tells_stops
+
+
+def test_log_probabilities_are_those_of_the_folder(model: Any, address: str) -> None:
+    """What scorers go by, token by token, though this server's tokens lack the blanks between them."""
+    one, other = (
+        solver.write([solver.begin("1 + 2 = ? <chain>")], Manner(limit=9))[0]
+        for solver in (FolderSolver(model), EndpointSolver(address, "tiny", Marks()))
+    )
+    chances = [token.log_probability for token in other.tokens]
+    assert chances == pytest.approx([token.log_probability for token in one.tokens], abs=1e-9)
+    assert other.log_probability == pytest.approx(one.log_probability)
+
+
+def test_a_model_that_is_not_served(address: str) -> None:
+    with pytest.raises(EndpointError, match=r"v1 refuses with status 404: .*other"):
+        solve(EndpointSolver(address, "other", Marks()), "1", "chain")
+
+
+# Servers that misbehave -----------------------------------------------------------------------------------------------
+
+Stub = Callable[..., tuple[str, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """Starts a server that answers every request with what a function of its body gives: status and text."""
+    servers = []
+
+    def start(answer: Callable[[dict[str, Any]], tuple[int, str]]) -> tuple[str, list[dict[str, Any]]]:
+        seen: list[dict[str, Any]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                seen.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                status, text = answer(seen[-1])
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text.encode())))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1", seen
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def said(text: Any, reason: Any = "stop", **more: Any) -> str:
+    choice = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None, **more}
+    return json.dumps({"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]})
+
+
+def test_what_is_asked(stub: Stub) -> None:
+    """Seeds of their own for forks, the same ones again; stops, limits and filters; whole text where there is no
+    `stop_reason`, and no second question where there is one."""
+    address, seen = stub(lambda asked: (200, said(" a b", stop_reason=asked.get("stop", [None])[0])))
+    solver = EndpointSolver(address, "m", Marks())
+    branches = solver.write([solver.begin("p", (3,))] * 3, Manner(temperature=0.7, top_p=0.9, limit=9), ["<step>"])
+    assert [branch.text for branch in branches] == ["a b<step>"] * 3 and not branches[0].ended
+    assert len({asked["seed"] for asked in seen}) == 3 and all(0 <= asked["seed"] < 2**31 for asked in seen)
+    assert {(a["temperature"], a["top_p"], a["max_tokens"], *a["stop"]) for a in seen} == {(0.7, 0.9, 9, "<step>")}
+    solver.write([solver.begin("p", (3,))] * 3, Manner(temperature=0.7, limit=9), ["<step>"])
+    assert sorted(asked["seed"] for asked in seen[3:]) == sorted(asked["seed"] for asked in seen[:3])
+    solver.write(branches[:1], Manner(limit=9))
+    assert seen[-1]["prompt"] == "p a b<step>" and seen[-1]["max_tokens"] == 9 - len(branches[0].tokens)
+    assert solver.meter.spent.calls == 7 and "top_p" not in seen[-1] and "iterations" not in seen[-1]
+
+
+def test_servers_that_do_not_say_which_stop(stub: Stub) -> None:
+    """The whole text is asked for, once more the first time, and the branch stops behind the mark, where the model did
+    not end; all that was written is paid for."""
+    address, seen = stub(lambda asked: (200, said(" a" if "stop" in asked else " a <step> b c")))
+    solver = EndpointSolver(address, "m", Marks())
+    for calls in (2, 3):
+        (branch,) = solver.write([solver.begin("p")], Manner(limit=9), ["<step>"])
+        assert branch.text == "a <step>" and branch.at("<step>") and not branch.ended
+        assert len(seen) == solver.meter.spent.calls == calls
+    assert solver.meter.spent.tokens == 1 + 4 + 4
+
+
+def test_servers_that_take_no_log_probabilities(stub: Stub) -> None:
+    """They are asked without, once and for all, and words stand for tokens."""
+    address, seen = stub(lambda asked: (400, "{}") if "logprobs" in asked else (200, said(" a b c")))
+    solver = EndpointSolver(address, "m", Marks(), retries=0)
+    (branch,) = solver.write([solver.begin("p")], Manner(limit=9))
+    assert [token.text for token in branch.tokens] == [" a", " b", " c"] and branch.ended
+    solver.write([solver.begin("p")], Manner(limit=9))
+    assert ["logprobs" in asked for asked in seen] == [True, False, False]
+
+
+NONSENSE = {
+    "no JSON": "<html>busy</html>",
+    "null": "null",
+    "a list": "[1, 2]",
+    "no choices": "{}",
+    "no choice": json.dumps({"choices": []}),
+    "two choices": json.dumps({"choices": [{"text": "a", "finish_reason": "stop"}] * 2}),
+    "choices of text": json.dumps({"choices": "abc"}),
+    "a choice of null": json.dumps({"choices": [None]}),
+    "no text": said(None),
+    "a number for text": said(7),
+    "an unknown end": said("a", "tired"),
+    "an end of numbers": said("a", [1]),
+}
+
+
+@pytest.mark.parametrize("text", NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_is_one_line(stub: Stub, text: str) -> None:
+    """Whatever a server says instead of an answer: one line, short, and not asked again."""
+    address, seen = stub(lambda _: (200, text))
+    with pytest.raises(
+        EndpointError, match=r"^http://127.0.0.1:\d+/v1 answers nonsense: .*OpenAI-compatible"
+    ) as caught:
+        solve(EndpointSolver(address, "m", Marks()), "1", "chain")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300 and len(seen) == 1
+
+
+def test_a_server_that_is_down_busy_or_slow(stub: Stub) -> None:
+    """Each is asked again, a bounded number of times, and ends as one line that says so."""
+    with pytest.raises(EndpointError, match=r"^http://127.0.0.1:9/v1 cannot be reached \(.*\), asked 2 times; is the "):
+        solve(EndpointSolver("http://127.0.0.1:9/v1", "m", Marks(), retries=1), "1", "chain")
+    address, seen = stub(lambda _: (503, '{"error": {"message": "too\\nbusy"}}'))
+    with pytest.raises(EndpointError, match=r"refuses with status 503: .*busy") as caught:
+        solve(EndpointSolver(address, "m", Marks(), retries=1), "1", "chain")
+    assert len(seen) == 2 and "\n" not in str(caught.value)
+    address, seen = stub(lambda _: (time.sleep(0.5), (200, said("late")))[1])
+    with pytest.raises(EndpointError, match=r"gave no answer within 0.1 s, asked once; ask for less"):
+        solve(EndpointSolver(address, "m", Marks(), timeout=0.1, retries=0), "1", "chain")
+
+
+def test_iterations_of_servers_that_do_not_know_them(stub: Stub) -> None:
+    """A server that drops the field would be measured at a depth that it never had."""
+    address, _ = stub(lambda _: (200, said("a")))
+    with pytest.raises(EndpointError, match=r"does not say that it thought as long as it was asked to"):
+        solve(EndpointSolver(address, "m", Marks()), "1", "chain", iterations=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"endpoint": "127.0.0.1:8000", "model": "m"}, r"'?127.0.0.1:8000'? is no address of a server; write http://"),
+        ({"endpoint": "file:///etc/passwd", "model": "m"}, r"is no address"),
+        ({"endpoint": "http://127.0.0.1:1/v1"}, r"may have several models: name one with --model"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "folder": "text"}, r"text and an endpoint cannot both"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "timeout": 0}, r"a timeout of 0 s and 2 retries"),
+        ({"folder": "text", "model": "m"}, r"--model m is the name of a model behind an endpoint"),
+        ({}, r"nobody is named to write"),
+        ({"folder": "nowhere"}, r"there is no checkpoint folder nowhere"),
+    ],
+)
+def test_bad_words_are_one_line(given: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        solver_from(**given)
+
+
+def test_marks_of_a_file(tmp_path: Path) -> None:
+    """Read as what a stranger may have made."""
+    (tmp_path / "marks.json").write_text('{"wait": "Hmm", "step": "\\n"}')
+    found = read_marks(tmp_path / "marks.json")
+    solver = solver_from(endpoint="http://127.0.0.1:1/v1", model="m", marks=found)
+    assert (solver.marks.wait, solver.marks.step, solver.marks.switch) == ("Hmm", "\n", "Alternatively")
+    for text in ("[1]", "{", '{"hmm": "x"}', '{"wait": 3}', '{"step": ""}'):
+        (tmp_path / "marks.json").write_text(text)
+        with pytest.raises(ValueError, match=r"marks.json names no marks: "):
+            read_marks(tmp_path / "marks.json")
+    with pytest.raises(ValueError, match=r"there is no file .*other.json of marks"):
+        read_marks(tmp_path / "other.json")
+
+
+def test_pieces() -> None:
+    """Words make up the text again, and what stands behind a mark is dropped, within a piece too."""
+    for text in ("", " ", "a", " a  b\n\nc ", "\n\n"):
+        assert "".join(words(text)) == text
+    pieces = [(" a", -1.0), (" b\n\nc", -2.0), (" d", -3.0)]
+    assert up_to("x", pieces, ["\n\n", "d"]) == ([(" a", -1.0), (" b\n\n", -2.0)], True)
+    assert up_to("x\n", [("\nb", 0.0)], ["\n\n"]) == ([("\n", 0.0)], True)  # it began before
+    assert up_to("x\n\n", pieces[:1], ["\n\n"]) == (pieces[:1], False)  # it was there before
+    assert up_to("", pieces, ()) == (pieces, False)

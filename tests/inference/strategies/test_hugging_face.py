@@ -1,0 +1,173 @@
+"""Any causal model of transformers as a solver: what it writes is what the whole text gives, read anew."""
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mull.inference.strategies import Marks
+from mull.inference.strategies.hugging_face import HuggingFaceSolver, Memory
+from mull.inference.strategies.loading import solver_from
+from mull.inference.strategies.ordinary import ORDINARY, marks_with
+from mull.inference.strategies.solver import Branch, Manner
+from mull.inference.strategies.solving import solve
+
+transformers = pytest.importorskip("transformers")
+
+WORDS = ["<end>", "<unk>", *"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip())]
+SIZES = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 96, "eos_token_id": 0}
+MANNER = Manner(limit=24)
+
+
+def tokenizer() -> Any:
+    made = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    made.pre_tokenizer = WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="<end>")
+
+
+def model(kind: str) -> Any:
+    torch.manual_seed(3)
+    if kind == "mamba":  # a recurrent state: nothing that could be cut
+        config = transformers.MambaConfig(**SIZES, state_size=4, expand=1, eos_token_id=0, time_step_rank=2)
+    else:
+        window = {"sliding_window": 5} if kind == "mistral" else {}
+        class_of = {"llama": transformers.LlamaConfig, "mistral": transformers.MistralConfig}[kind]
+        config = class_of(**SIZES, **HEADS, **window, initializer_range=0.6)
+    return transformers.AutoModelForCausalLM.from_config(config).double().eval()
+
+
+@pytest.fixture(scope="module", params=["llama", "mistral", "mamba"])
+def solver(request: pytest.FixtureRequest) -> HuggingFaceSolver:
+    return HuggingFaceSolver(model(request.param), tokenizer(), Marks())
+
+
+def anew(solver: HuggingFaceSolver) -> HuggingFaceSolver:
+    """The slow twin: it keeps nothing, and reads the whole text before every token."""
+    found = HuggingFaceSolver(solver.model, solver.tokenizer, solver.marks)
+    found.keeps = False
+    return found
+
+
+def ids(branch: Branch) -> list[int]:
+    return [token.id for token in branch.tokens]
+
+
+def test_caches_are_copied_where_that_is_right(solver: HuggingFaceSolver) -> None:
+    """A list of keys and values is; a recurrent state is not. And the trial costs nobody anything."""
+    assert solver.keeps is (solver.model.config.model_type != "mamba")
+    assert anew(solver).meter.spent.flops == 0
+
+
+def test_greedy_is_generate(solver: HuggingFaceSolver) -> None:
+    """Guards positions, masks, windows and stops: the tokens of transformers' own generate."""
+    for text in ("1 + 2 = ?", "7 ? 7 ? 7 ? 7 + 7 + 7 = 1 <chain>"):
+        given = solver.tokenizer(text, return_tensors="pt").input_ids
+        expected = solver.model.generate(given, max_new_tokens=24, do_sample=False, pad_token_id=0)[0, given.shape[1] :]
+        assert ids(solver.write([solver.begin(text)], MANNER)[0]) == expected.tolist()
+
+
+def test_forked_cut_and_put_is_read_anew(solver: HuggingFaceSolver) -> None:
+    """Branches of all lengths that were forked, stopped at marks, cut and written to go on as their text does alone."""
+    draws = Manner(temperature=1.0, limit=14)
+    twin = anew(solver)
+
+    def tree(one: HuggingFaceSolver, batch: int) -> list[Branch]:
+        one.batch_size = batch
+        first = one.write([one.begin("1 + 2 = ?", (5,))] * 3 + [one.begin("3 = ?", (6,))], draws, ["<step>"], limit=9)
+        cut = [one.cut(branch, len(branch.tokens) // 2) for branch in first]
+        put = one.append(cut, "<wait> 4 +")
+        written = [one.write(each, draws, limit=14) for each in (put, [*first, first[0]], cut)]
+        return [branch for each in written for branch in each]
+
+    found = tree(solver, 16)
+    assert [ids(branch) for branch in found] == [ids(branch) for branch in tree(twin, 1)]
+    assert len({tuple(ids(branch)) for branch in found[4:9]}) > 3  # forks are drawn apart
+    assert [ids(branch) for branch in found[9:]] == [ids(branch) for branch in found[4:8]]  # as if never taken back
+    for branch in found[:5]:
+        if not branch.ended:
+            plain = solver.write([Branch("", memory=Memory(branch.memory.ids, solver.meter))], Manner(limit=8))[0]
+            further = solver.write([branch], Manner(limit=len(branch.tokens) + 8))[0]
+            assert ids(further)[len(branch.tokens) :] == ids(plain)
+
+
+def test_marks_stop_a_branch(solver: HuggingFaceSolver) -> None:
+    """Behind the first of the marks, which may be any text, and nowhere else; `ends` sees it there."""
+    whole = solver.write([solver.begin("1 + 2 = ?")], MANNER)[0]
+    mark = f" {' '.join(whole.text.split()[1:3])}"  # of two tokens
+    stopped = solver.write([solver.begin("1 + 2 = ?")], MANNER, [mark, "never"])[0]
+    assert whole.text.startswith(stopped.text) and stopped.at(mark) and stopped.ends(mark) == [len(stopped.tokens)]
+    assert solver.write([stopped], MANNER)[0].text == whole.text
+
+
+def test_flops_are_those_executed() -> None:
+    """Within 1 % of torch's counter, with a prompt that is read once for its forks; and tokens and calls."""
+    solver = HuggingFaceSolver(model("llama"), tokenizer(), Marks())
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        solver.write([solver.begin("1 + 2 = ? 1 + 2 = ? 3")] * 4, Manner(temperature=1.0, limit=12))
+    spent = solver.meter.spent
+    assert spent.flops == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert spent.calls == 4 and 12 < spent.tokens <= 48 and spent.read == 11 + spent.tokens - 4
+    alone = HuggingFaceSolver(solver.model, solver.tokenizer, Marks())
+    for number in range(4):
+        alone.write([alone.begin("1 + 2 = ? 1 + 2 = ? 3", (number,))], Manner(temperature=1.0, limit=12))
+    assert alone.meter.spent.flops > spent.flops * 1.1
+
+
+def test_strategies_run_on_it(solver: HuggingFaceSolver) -> None:
+    """The same strategies, from the text alone, and refusals in one line."""
+    first, second = (solve(solver, "1 + 2 = ?", "chain", max_new_tokens=12) for _ in range(2))
+    assert first.text == second.text and first.cost.flops > 0 and first.cost.tokens <= 12
+    with pytest.raises(ValueError, match=r"no loop that mull could turn: leave iterations 4 out"):
+        solve(solver, "1 + 2 = ?", "chain", iterations=4)
+    with pytest.raises(
+        ValueError, match=r"the prompt has 97 tokens, and the model has room for 96|keeps nothing of it"
+    ):
+        solver.max_length = 96
+        solver.begin("1 " * 97)
+    with pytest.raises(ValueError, match=r"room for 1"):
+        solver.append([solver.begin("1 " * 95)], "<wait> 4")
+
+
+def test_bytes_and_chats() -> None:
+    """Half a character has no text until it is whole, and a prompt becomes a message where there is a template."""
+    from mull.inference.text import UNDECIDED
+    from mull.training.data.tokenizer import byte_tokenizer
+
+    raw = transformers.PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())
+    sizes = {**SIZES, "vocab_size": 300}
+    torch.manual_seed(0)
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **{**HEADS, "eos_token_id": 299}))
+    solver = HuggingFaceSolver(made, raw)
+    (branch,) = solver.append([solver.begin("aé")], "é→ x\n\ny")
+    assert "".join(token.text for token in branch.tokens) == "é→ x\n\ny" and len(branch.tokens) == 10
+    assert [token.text for token in branch.tokens][:5] == ["", "é", "", "", "→"] and UNDECIDED not in branch.text
+    assert branch.ends("\n\n") == [9]
+    assert solver.first_tokens("W") == sorted({ord("W"), ord(" ")} & set(solver.first_tokens("W")))
+    raw.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    chat = HuggingFaceSolver(made, raw)
+    assert bytes(chat.begin("hi").memory.ids) == b"[hi]:"
+
+
+def test_folders(tmp_path: Any) -> None:
+    """A folder of transformers is known by its config; one that cannot be opened is one line."""
+    made = model("llama").float()
+    made.save_pretrained(tmp_path / "tiny")
+    tokenizer().save_pretrained(tmp_path / "tiny")
+    solver = solver_from(tmp_path / "tiny", marks={"chain": "<chain>", "between": " "})
+    assert isinstance(solver, HuggingFaceSolver) and solver.marks.wait == ORDINARY.wait
+    text = "1 + 2 = ? <chain>"
+    expected = HuggingFaceSolver(made, tokenizer()).write([solver.begin(text)], MANNER)[0]
+    assert solver.write([solver.begin(text)], MANNER)[0].text == expected.text
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: "):
+        solver_from(tmp_path / "tiny")
+    with pytest.raises(ValueError, match=r"there is no mark 'hmm'; there are direct, chain"):
+        marks_with({"hmm": "x"})
+    with pytest.raises(ValueError, match=r"the mark step is empty"):
+        marks_with({"step": ""})

@@ -1,0 +1,106 @@
+"""What is said of settling is what plain calls of the model say, whatever the way of writing."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import mull
+from mull.cli import main
+from mull.inference import stream
+from mull.inference.measure.settling import SETTLED
+from mull.models import LanguageModel
+from mull.training.data import Parity
+
+PROMPTS = torch.tensor([[3, 0, 1, 1], [3, 1, 0, 1]])
+
+
+@pytest.fixture
+def model() -> LanguageModel:
+    torch.manual_seed(0)
+    config = mull.RecurrentDepthConfig(vocab_size=9, d_model=16, n_heads=2, n_core=2, max_length=64, mean_iterations=4)
+    return mull.RecurrentDepthTransformer(config).double().eval()
+
+
+def expected(model: LanguageModel, tokens: Tensor, iterations: int, new: int) -> Tensor:
+    """How far the last iteration moves the state before each new token of whole rows, out of one call without a
+    cache."""
+    before, last = (model(tokens, count).state for count in (iterations - 1, iterations))
+    return ((last - before).norm(dim=-1) / last.norm(dim=-1))[:, -new - 1 : -1]
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "deepest"}, {"decode": "speculate:2:3"}], ids=str)
+@torch.no_grad()
+def test_residuals_are_those_of_whole_rows(model: LanguageModel, options: dict[str, str]) -> None:
+    """By cache and by drafts; they cost nothing where nobody asks."""
+    found = mull.generate(model, PROMPTS, 6, max_new_tokens=7, stop_tokens=(), residuals=True, **options)
+    assert found.residuals is not None
+    torch.testing.assert_close(found.residuals.double(), expected(model, found.tokens, 6, 7), rtol=1e-5, atol=0)
+    assert mull.generate(model, PROMPTS, 6, max_new_tokens=7, stop_tokens=(), **options).residuals is None
+
+
+@torch.no_grad()
+def test_an_exit_rule_tells_where_it_left(model: LanguageModel) -> None:
+    """The rule `latent` leaves below its threshold, so what it left is below, and what ran to the limit is not."""
+    seldom = mull.generate(model, PROMPTS, 4, exit="latent:1e-9", max_new_tokens=12, stop_tokens=(), residuals=True)
+    assert seldom.residuals is not None and (seldom.iterations == 4).all()
+    threshold = 1.005 * float(seldom.residuals.median())  # between two of them, which differ more than by rounding
+    found = mull.generate(
+        model, PROMPTS, 5, exit=f"latent:{threshold}", max_new_tokens=12, stop_tokens=(), residuals=True
+    )
+    assert found.residuals is not None
+    by_rule = found.iterations < 5
+    assert 0 < by_rule.sum() < by_rule.numel()
+    assert (found.residuals[by_rule] < threshold).all()
+
+
+def test_nobody_knows_of_one_iteration_nor_without_a_loop(model: LanguageModel) -> None:
+    """Where nothing can be said nothing is; rows that are only filled up are no number."""
+    for position in stream(model, PROMPTS, 1, max_new_tokens=3, residuals=True):
+        assert position.residuals is None
+        tokens, iterations = position  # a pair, as ever
+        assert tokens is position.tokens and iterations is position.iterations
+    torch.manual_seed(0)
+    untied = mull.Transformer(mull.TransformerConfig(vocab_size=9, d_model=16, n_heads=2, n_layers=2, max_length=64))
+    found = mull.generate(untied, PROMPTS, max_new_tokens=3, stop_tokens=(), residuals=True)
+    assert found.residuals is not None and found.residuals.isnan().all()
+    first = int(mull.generate(model, PROMPTS, 3, max_new_tokens=9).new_tokens[0, 2])
+    rows = mull.generate(model, PROMPTS, 3, max_new_tokens=9, stop_tokens=(first,), residuals=True)
+    assert rows.residuals is not None
+    assert torch.equal(rows.residuals.isnan(), rows.iterations == 0)
+
+
+@pytest.fixture
+def folder(model: LanguageModel, tmp_path: Path) -> Path:
+    mull.save(model.float(), tmp_path / "model", tokenizer=Parity(8).tokenizer)
+    return tmp_path / "model"
+
+
+def test_the_last_line_says_whether_it_had_settled(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The share of the tokens below the one threshold, in the footer and in lines; with a rule, who ended them."""
+    command = ["generate", str(folder), "--max-new-tokens", "8", "--seed", "0"]
+    loaded, lines = mull.load(folder), folder.parent / "prompts.txt"
+    lines.write_text("1 0 1\n0 1\n")
+    shares = []
+    for iterations in (2, 24):
+        found = mull.generate(loaded, "1 0 1", iterations, max_new_tokens=8, residuals=True)
+        assert found.residuals is not None
+        shares.append(float((found.residuals < SETTLED).double().mean()))
+        assert main([*command, "--prompt", "1 0 1", "--iterations", str(iterations)]) == 0
+        assert f", {shares[-1]:.0%}".replace("%", " % settled,") in capsys.readouterr().err
+        assert main([*command, "--prompts", str(lines), "--iterations", str(iterations)]) == 0
+        printed = {answer["line"]: answer for answer in map(json.loads, capsys.readouterr().out.splitlines())}
+        assert printed[1]["settled"] == round(shares[-1], 4)
+    assert shares[0] != shares[1]
+    assert main([*command, "--prompt", "1 0 1", "--iterations", "24", "--exit", "latent:0.03"]) == 0
+    said = re.search(r"(\d+) ended by latent and (\d+) at the limit of 24, (\d+) % settled", capsys.readouterr().err)
+    ruled = mull.generate(loaded, "1 0 1", 24, exit="latent:0.03", max_new_tokens=8)
+    assert said and int(said[1]) == int((ruled.iterations < 24).sum()) and int(said[1]) + int(said[2]) == 8
+    assert int(said[3]) >= 100 * int(said[1]) // 8
+    assert main([*command, "--prompt", "1 0 1", "--iterations", "1"]) == 0
+    assert "settled" not in capsys.readouterr().err
+    assert main([*command, "--prompts", str(lines), "--iterations", "8", "--decode", "wavefront:2:4"]) == 0
+    assert all(json.loads(line)["settled"] is None for line in capsys.readouterr().out.splitlines())

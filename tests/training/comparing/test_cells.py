@@ -1,0 +1,79 @@
+"""Cells that are kept: whole, found again, never believed when damaged, never mixed with others."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mull.training.comparing.cells import Answered, Cell, Cells, read_cell, write_cell
+from mull.training.comparing.rows import row_of, to_csv
+
+Make = Callable[..., Cell]
+
+
+def kept(cells: Cells, cell: Cell) -> bool:
+    return cells.find(cell.place, cell.problems) == cell
+
+
+def test_cells_come_back_as_they_were(make: Make, tmp_path: Path) -> None:
+    """Every field of every problem, by the place; another place, weight or problem finds nothing."""
+    cells = Cells(tmp_path, {"seed": 0, "examples": 2})
+    one = Answered(True, None, 3, 2, 0.25, "7", "a <step> 7", (True, False), (True, False, True))
+    cell = replace(
+        make("majority:4,style=draft", 4, samples=4, difficulty=8), answered=(one, Answered(False, 2.5, 1, 1, 0))
+    )
+    cell = replace(cell, limits=(None, 32))
+    assert cells.find(cell.place, cell.problems) is None
+    cells.keep(cell)
+    assert kept(Cells(tmp_path, {"examples": 2, "seed": 0}), cell)
+    for other in ({"strategy": "majority:4"}, {"iterations": None}, {"difficulty": 4}, {"key": "x"}, {"folder": "b"}):
+        assert cells.find(replace(cell.place, **other), cell.problems) is None  # type: ignore[arg-type]
+    assert cells.find(cell.place, "others") is None
+
+
+def test_damaged_cells_are_measured_anew(make: Make, tmp_path: Path) -> None:
+    """A bit, a cut or an empty file anywhere: no cell, and no error; the others stay."""
+    cells = Cells(tmp_path, {"seed": 0})
+    cell, other = make("chain", 1, problems=3), make("draft", 1, problems=3)
+    cells.keep(other)
+    data = write_cell(cell)
+    for place in range(0, len(data), 7):
+        damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        (tmp_path / "cells" / cell.place.file).write_bytes(damaged)
+        assert cells.find(cell.place, cell.problems) is None
+    for short in (b"", data[:-9], b"null", b'{"cell": 3, "sha256": ""}', b"[" * 10000):
+        (tmp_path / "cells" / cell.place.file).write_bytes(short)
+        assert cells.find(cell.place, cell.problems) is None
+        with pytest.raises(ValueError, match=r"."):
+            read_cell(short)
+    cells.keep(cell)
+    assert kept(cells, cell) and kept(cells, other)
+
+
+def test_other_settings_are_refused(make: Make, tmp_path: Path) -> None:
+    """A folder never mixes cells of other seeds or problems; settings that are lost vouch for no cell."""
+    cell = make("chain", 1, problems=3)
+    Cells(tmp_path, {"seed": 0, "examples": 3}).keep(cell)
+    with pytest.raises(ValueError, match=r"with examples 3, and 4 is asked for.*--output"):
+        Cells(tmp_path, {"seed": 0, "examples": 4})
+    with pytest.raises(ValueError, match=r"with temperature None, and 0.5"):
+        Cells(tmp_path, {"seed": 0, "examples": 3, "temperature": 0.5})
+    (tmp_path / "cells" / "settings.json").write_text("{")
+    again = Cells(tmp_path, {"seed": 1, "examples": 3})
+    again.keep(make("draft", 1, problems=3))
+    assert not kept(again, cell)
+
+
+def test_rows(make: Make) -> None:
+    """The columns that were promised, from known answers."""
+    row = row_of(make("majority:4", 4, 0.25, samples=4, tokens=12, difficulty=8, problems=40))
+    assert (row.folder, row.strategy, row.iterations, row.difficulty) == ("model", "majority:4", 4, 8)
+    assert (row.accuracy, row.flops_per_problem, row.tokens_per_problem, row.calls_per_problem) == (0.25, 100, 12, 4)
+    assert row.accuracy_low == pytest.approx(0.142, abs=1e-3) and row.accuracy_high == pytest.approx(0.402, abs=1e-3)
+    assert (row.seconds, row.examples, row.ceiling) == (20.0, 40, False)
+    names, line = to_csv([row_of(make("chain", None, flops=None))]).splitlines()
+    assert names.startswith(
+        "folder,strategy,iterations,difficulty,accuracy,accuracy_low,accuracy_high,flops_per_problem,"
+    )
+    assert line.startswith("model,chain,,,0.5,") and ",,8.0,1.0,100.0,200,False" in line

@@ -1,0 +1,271 @@
+"""`mull compare` from its command line: what it measures, that nothing is measured twice, and mistakes in one line."""
+
+import json
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+import mull
+from mull.cli import main
+from mull.inference.strategies import Marks
+from mull.inference.strategies.loading import solver_from
+from mull.inference.strategies.solver import seed_of
+from mull.inference.strategies.solving import solve
+from mull.training.comparing import measuring
+from mull.training.comparing.problems import of_folder
+from mull.training.data import ModChain
+
+WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<unk>", "<end>"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+def small(vocabulary: int, loop: bool, end: int) -> Any:
+    torch.manual_seed(5)
+    sizes = {"vocab_size": vocabulary, "d_model": 24, "n_heads": 3, "n_kv_heads": 3, "d_ff": 32, "max_length": 96}
+    if loop:
+        depth = {"n_prelude": 1, "n_core": 1, "n_coda": 1, "mean_iterations": 2}
+        return mull.RecurrentDepthTransformer(mull.RecurrentDepthConfig(**sizes, **depth, stop_tokens=(end,)))
+    return mull.Transformer(mull.TransformerConfig(**sizes, n_layers=2, stop_tokens=(end,)))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders, one with a loop and one without, and a file of problems, two of each difficulty."""
+    folder = tmp_path_factory.mktemp("compare")
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.add_special_tokens(["<end>"])
+    for name, loop in (("loop", True), ("twin", False)):
+        mull.save(small(len(WORDS), loop, len(WORDS) - 1), folder / name, tokenizer)
+    lines = [{"problem": f"{n} + {n} = ?", "answer": n, "difficulty": 1 + n % 2} for n in range(4)]
+    (folder / "problems.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return folder
+
+
+@pytest.fixture
+def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command, in the folder of both; gives its status and what it wrote on both streams."""
+    monkeypatch.chdir(place)
+    usual = ["--problems", "problems.jsonl", "--max-new-tokens", "8", "--strategies", "direct;chain"]
+
+    def command(*words: str, plain: bool = False) -> tuple[int, str, str]:
+        status = main(["compare", *([] if plain else usual), *words])
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return command
+
+
+def test_every_cell_is_what_solve_says(run: Run, place: Path, tmp_path: Path) -> None:
+    """Rows in the promised form, from the answers that mull.solve gives to each problem with its seed; a model without
+    a loop has one depth; the files are there."""
+    status, out, _ = run("loop", "twin", "--iterations", "1,2", "--output", str(tmp_path), "--json", "--seed", "3")
+    found = json.loads(out)
+    assert status == 0 and found == json.loads((tmp_path / "compare.json").read_text())
+    rows = {(row["folder"], row["strategy"], row["iterations"], row["difficulty"]): row for row in found["rows"]}
+    assert len(rows) == 2 * 2 * 2 + 2 * 2 and all(row["examples"] == 2 for row in rows.values())
+    solver = solver_from(place / "loop")
+    lines = [json.loads(line) for line in (place / "problems.jsonl").read_text().splitlines()]
+    for strategy, count, difficulty in (("chain", 2, 1), ("direct", 1, 2)):
+        asked = [line for line in lines if line["difficulty"] == difficulty]
+        costs = [
+            solve(
+                solver, line["problem"], strategy, generator=seed_of((3,), n), iterations=count, max_new_tokens=8
+            ).cost
+            for n, line in enumerate(asked)
+        ]
+        row = rows["loop", strategy, count, difficulty]
+        assert row["flops_per_problem"] == pytest.approx(sum(cost.flops for cost in costs) / 2)
+        assert row["tokens_per_problem"] == sum(cost.tokens for cost in costs) / 2 and row["calls_per_problem"] == 1
+    assert rows["twin", "chain", None, 1]["flops_per_problem"] > 0
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "compare.csv").read_text().splitlines()) == 1 + len(rows)
+    assert {"exchange", "envelope", "owners", "metrics", "settings", "command"} <= found.keys()
+
+
+def test_nothing_is_measured_twice(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same line again measures nothing; further cells are added; a damaged one is measured anew; an interrupt
+    keeps what is finished; other options are refused."""
+    solved: list[str] = []
+
+    def counting(solver: Any, problem: Any, strategy: Any, **how: Any) -> Any:
+        solved.append(problem.text)
+        if len(solved) == stop:
+            raise KeyboardInterrupt
+        return solve(solver, problem, strategy, **how)
+
+    monkeypatch.setattr(measuring, "solve", counting)
+    line, stop = ["loop", "--iterations", "1,2", "--difficulty", "1", "--output", str(tmp_path / "a")], 5
+    assert run(*line)[0] == 130 and len(list((tmp_path / "a" / "cells").glob("*.json"))) == 1 + 2
+    stop, before = 0, len(solved)
+    status, out, err = run(*line)
+    assert status == 0 and len(solved) - before == 4 and "2 of 4 cells are there already" in err
+    first = (tmp_path / "a" / "compare.json").read_text()
+    before = len(solved)
+    assert run(*line)[0:2] == (0, out) and len(solved) == before
+    assert (tmp_path / "a" / "compare.json").read_text() == first
+    cell = next((tmp_path / "a" / "cells").glob("chain_2_1-*.json"))
+    cell.write_bytes(cell.read_bytes()[:-20])
+    assert run(*line)[0] == 0 and len(solved) - before == 2
+    assert run(*line[:-4], "--difficulty", "1,2", "--output", str(tmp_path / "a"))[0] == 0
+    assert len(solved) - before == 2 + 8
+    for option, value, was in (
+        ("--seed", "1", "seed 0"),
+        ("--examples", "1", "examples 300"),
+        ("--top-k", "3", "top_k"),
+    ):
+        status, _, err = run(*line, option, value)
+        assert status == 2 and err.count("\n") == 1 and f"holds a comparison with {was}" in err
+
+
+def test_metrics_on_request(run: Run, tmp_path: Path) -> None:
+    """Of papers, in the JSON and as tables; those that lack what they need say so."""
+    more = ["--strategies", "draft;chain", "--metrics", "all", "--output", str(tmp_path)]
+    status, out, _ = run("loop", "--iterations", "1,2", *more)
+    found = json.loads((tmp_path / "compare.json").read_text())["metrics"]
+    assert status == 0 and list(found) == ["s1", "underthinking", "bins", "drafts"]
+    assert {row["knob"] for row in found["s1"]} == {"iterations"} and len(found["drafts"]) == 4
+    assert "underthinking: nothing to say" in out and "tokens of" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["loop", "--strategies", "directly"], "strategy 'directly' is not known"),
+        (["loop", "--strategies", ";"], "names none; write"),
+        (["loop", "--strategies", "chain; chain"], "the strategy chain is there twice"),
+        (["loop", "--strategies", "chain:3,x=1"], "chain"),
+        (["loop", "./loop"], "a folder is there twice in loop ./loop"),
+        ([], "nobody is named to write"),
+        (["nowhere"], "there is no checkpoint folder nowhere"),
+        (["loop", "--model", "m"], "add --endpoint"),
+        (["loop", "--endpoint", "x", "--model", "m"], "is no address of a server"),
+        (["loop", "--task", "loop"], "are two sources: give one"),
+        (["loop", "--problems", "none.jsonl"], "there is no file none.jsonl of problems"),
+        (["loop", "--difficulty", "7"], "has no problems of difficulty 7"),
+        (["loop", "--metrics", "s2"], "invalid list of s1, underthinking, bins, drafts; value: 's2'"),
+        (["loop", "--exit", "nothing:1"], "nothing"),
+        (["loop", "--marks", "none.json"], "there is no file none.json of marks"),
+        (["loop", "--iterations", "0"], "invalid list of integers from 1"),
+        (["loop", "--output", "problems.jsonl"], "problems.jsonl is a file; name a folder with --output"),
+    ],
+)
+def test_mistakes_are_one_line(run: Run, tmp_path: Path, words: list[str], said: str) -> None:
+    """Exit status 2, one line that names what is wrong, nothing written."""
+    output = tmp_path / "out"
+    status, out, err = run("--output", str(output), *words)
+    assert status == 2 and out == "" and err.count("\n") == 1 and err.startswith("mull: error: ")
+    assert said in err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "holds no JSON in line 2"),
+        ("[]", "must hold an object with problem and answer"),
+        ('{"problem": "1"}', "must hold an object with problem and answer"),
+        ('{"problem": "1", "answer": "1", "hint": "1"}', "must hold an object"),
+        ('{"problem": " ", "answer": "1"}', "must hold texts"),
+        ('{"problem": "1", "answer": null}', "must hold texts"),
+        ('{"problem": "1", "answer": "1", "difficulty": "4"}', "must hold an integer for difficulty in line 2"),
+    ],
+)
+def test_files_of_problems(run: Run, tmp_path: Path, line: str, said: str) -> None:
+    """A line that is no problem is named."""
+    (tmp_path / "p.jsonl").write_text('{"problem": "1", "answer": "1"}\n' + line)
+    status, _, err = run("loop", "--problems", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "out"))
+    assert status == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_strategy_that_lacks_something(run: Run, tmp_path: Path) -> None:
+    """What cannot be had is one line, which names the cell; what was finished stays, and counts for the next line."""
+    line = ["loop", "--iterations", "1", "--output", str(tmp_path / "a")]
+    status, _, err = run(*line, "--strategies", "chain;best_of_n:2,scorer=process", "--difficulty", "1")
+    last = err.splitlines()[-1]
+    assert status == 2 and "loop, best_of_n:2,scorer=process, 1 iteration, difficulty 1: " in last
+    assert f"1 of 2 cells are finished and kept in {tmp_path / 'a'}: the same command goes on" in last
+    status, _, err = run(*line, "--strategies", "chain", "--difficulty", "1")
+    assert status == 0 and "1 of 1 cells are there already" in err
+
+
+def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path) -> None:
+    """Finished cells are kept, the end is one line, and the same line goes on when the server is well again."""
+    pytest.importorskip("openai")
+    state = {"left": 3, "asked": 0}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.answer(404, b'{"error": {"message": "no models"}}')
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            state["left"], state["asked"] = state["left"] - 1, state["asked"] + 1
+            choice = {"index": 0, "text": " 3 </think> 3", "finish_reason": "stop", "logprobs": None}
+            body = {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+            self.answer(200, json.dumps(body).encode() if state["left"] >= 0 else b"<html>gone</html>")
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/v1"
+        line = ["--endpoint", address, "--model", "m", "--output", str(tmp_path / "a"), "--retries", "0"]
+        status, out, err = run(*line)
+        last = err.splitlines()[-1]
+        assert status == 2 and out == "" and "answers nonsense" in last and "1 of 4 cells are finished and kept" in last
+        assert last.startswith(f"mull: error: m at {address}, chain, difficulty 1: ") and len(last) < 500
+        state["left"] = 100
+        status, _, err = run(*line)
+        assert status == 0 and "1 of 4 cells are there already" in err and state["asked"] == 4 + 6
+    finally:
+        server.shutdown()
+        server.server_close()
+    rows = json.loads((tmp_path / "a" / "compare.json").read_text())["rows"]
+    assert [row["accuracy"] for row in rows] == [0.0, 0.0, 0.5, 0.5]  # it always says 3
+    assert {row["flops_per_problem"] for row in rows} == {None} and rows[0]["tokens_per_problem"] == 3
+    status, _, err = run(*line, "--difficulty", "1")
+    assert status == 2 and "cannot be reached" in err and err.count("\n") == 1
+
+
+def test_a_task_with_traces(run: Run, tmp_path: Path) -> None:
+    """Held-out problems of the folder's own task, its checker, and its exact labels of steps."""
+    task = ModChain(styles={"direct": 1, "chain": 1, "draft": 1})
+    made = small(len(task.symbols), True, task.symbols.index("<end>"))
+    mull.save(made, tmp_path / "chains", task.tokenizer)
+    description = {
+        "class_path": "mull.training.data.TaskData",
+        "init_args": {
+            "task": {"class_path": "mull.training.data.ModChain", "init_args": {"styles": {"direct": 1, "chain": 1}}},
+            "difficulty": [2, 3],
+        },
+    }
+    (tmp_path / "chains" / "training.yaml").write_text(json.dumps({"data": description}))
+    asked = of_folder(tmp_path / "chains", None, 3, 7)
+    assert asked.source == "task mod_chain" and list(asked.problems) == [2, 3]
+    expected = task.problems("test", 7, 3, 2)
+    assert [problem.text for problem in asked.problems[2]] == [problem.text for problem in expected]
+    words = ["--strategies", "chain;majority:3", "--iterations", "2", "--examples", "3", "--max-new-tokens", "9"]
+    words += ["--difficulty", "2", "--output", str(tmp_path / "a")]
+    status, _, err = run(str(tmp_path / "chains"), *words, plain=True)
+    assert status == 0, err
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "a" / "cells").glob("majority*.json")]
+    (answers,) = [json.loads(cell["cell"])["answered"] for cell in cells]
+    assert all(len(answer["samples"]) == 3 and answer["labels"] is not None for answer in answers)

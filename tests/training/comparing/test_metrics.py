@@ -1,0 +1,104 @@
+"""The metrics of papers on answers that were written by hand."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from mull.inference.strategies import Marks
+from mull.training.comparing.cells import Answered, Cell
+from mull.training.comparing.metrics import bin_of, bins, control, drafts, right_thought, s1, scaling, underthinking
+
+Make = Callable[..., Cell]
+MARKS = {"model": Marks()}
+
+
+def test_s1(make: Make) -> None:
+    """Formulas on known numbers: slopes over all pairs, the best, the share within limits; the twin in depth."""
+    assert scaling([1, 2, 4], [0.2, 0.4, 0.5]) == pytest.approx((0.2 / 1 + 0.1 / 2 + 0.3 / 3) / 3)
+    assert scaling([2, 2], [0.1, 0.2]) is None and scaling([], []) is None
+    assert control([1, 5, 9, 10], 2, 9) == 0.5 and control([1, 5], None, 4) == 0.5 and control([1], None, None) is None
+    cells = [make(f"budget_forcing:{n}", 2, 0.2 + 0.1 * n, tokens=10 + 10 * n) for n in (0, 1, 2)]
+    texts = ["1 2 3 </think> 4 5", "1 2 </think> 3", "1 2 3 4"]  # what is thought counts
+    for number, text in enumerate(texts):
+        answered = tuple(replace(each, text=text) for each in cells[number].answered)
+        cells[number] = replace(cells[number], limits=(None, 3.0), answered=answered)
+    cells += [make("chain", 2, 0.2), make("chain", 4, 0.6)]
+    by_tokens, in_depth = list(s1(cells, MARKS))
+    assert (by_tokens["strategy"], by_tokens["knob"], by_tokens["budgets"]) == ("budget_forcing:N", "tokens", 3)
+    assert by_tokens["scaling"] == pytest.approx(0.01) and by_tokens["performance"] == 0.4
+    assert by_tokens["control"] == pytest.approx(2 / 3)
+    assert (in_depth["strategy"], in_depth["knob"], in_depth["control"]) == ("chain", "iterations", None)
+    assert in_depth["scaling"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "share"),
+    [
+        ("a <step> b <step> </think> 3", [True, True], 1.0),  # all of it is the right thought
+        ("a <step> b <step> <switch> c <step> d e f", [False, False, True], 1.0),
+        ("a <step> b <step> <switch> c <step> d e", [True, True, False], 4 / 9),
+        ("a <step> <switch> b <step> <switch> c d", [True, True], 2 / 8),
+        ("a <step> <switch> b <step> <switch> c d", [False, True], 5 / 8),
+        ("a <step> b <step> <switch> c <step>", [True, False, False], 1.0),  # it began well, and went wrong
+        ("<switch> a <step> b <switch> c d", [True], 4 / 7),  # an attempt without a step is no thought
+        ("no step", [], 1.0),
+    ],
+)
+def test_right_thought(text: str, labels: list[bool], share: float) -> None:
+    """T' / T: tokens up to the end of the first attempt all of whose steps are on a right path."""
+    assert right_thought(text, labels, "<switch>", "<step>") == pytest.approx(share)
+
+
+def test_underthinking_is_of_wrong_answers(make: Make) -> None:
+    """The mean of 1 - T' / T over wrong answers only; cells without labels say nothing."""
+    wrong = Answered(False, None, 9, 1, 0, "", "a <step> b <step> <switch> c <step> d e", (True, True, False))
+    lost = replace(wrong, labels=(False, False, False))
+    cell = replace(make("chain", 1), answered=(wrong, lost, replace(wrong, right=True)))
+    (found,) = underthinking([cell, make("direct", 1)], MARKS)
+    assert found["underthinking"] == pytest.approx((5 / 9 + 0) / 2) and found["wrong"] == 2
+    assert found["with_a_right_thought"] == 1 and found["attempts"] == 2
+    right = replace(cell, answered=(replace(wrong, right=True),))
+    assert next(iter(underthinking([right], MARKS)))["underthinking"] is None
+
+
+def test_bins(make: Make) -> None:
+    """Absolute bins, the same problems for every strategy and depth, by the cell with the most samples."""
+    assert [bin_of(share) for share in (1, 0.5, 0.49, 0.1, 0.09, 0)] == [
+        "easy",
+        "easy",
+        "medium",
+        "medium",
+        "hard",
+        "hard",
+    ]
+
+    def cell(strategy: str, iterations: int, answers: list[tuple[bool, tuple[bool, ...] | None]]) -> Cell:
+        answered = tuple(Answered(right, 1.0, 1, 1, 0, samples=samples) for right, samples in answers)
+        return replace(make(strategy, iterations), answered=answered)
+
+    half, none = (True, True, False, False), (False,) * 4
+    judge = cell("majority:4", 2, [(True, half), (False, none), (True, half)])
+    other = cell("majority:4", 1, [(True, none), (False, none), (True, none)])
+    plain = cell("chain", 1, [(True, None), (True, None), (False, None)])
+    found = [each for each in bins([other, judge, plain], MARKS) if each["strategy"] == "chain"]
+    assert [(each["bin"], each["accuracy"], each["examples"]) for each in found] == [
+        ("easy", 0.5, 2),
+        ("medium", None, 0),
+        ("hard", 1.0, 1),
+    ]
+    assert found[0]["by"] == "majority:4, 2 iterations"
+    assert list(bins([plain], MARKS)) == []
+
+
+def test_drafts(make: Make) -> None:
+    """Tokens and the paired difference, of the same depth only."""
+    cells = [make("chain", 2, 0.8, tokens=20), make("draft", 2, 0.7, tokens=5), make("draft", 4, 0.7, tokens=5)]
+    (found,) = drafts(cells, MARKS)
+    assert (found["iterations"], found["tokens"], found["tokens_of_chain"], found["share_of_tokens"]) == (
+        2,
+        5,
+        20,
+        0.25,
+    )
+    assert found["difference"] == pytest.approx(-0.1) and found["low"] < -0.1 < found["high"] < 0

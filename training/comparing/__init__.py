@@ -1,0 +1,1 @@
+"""`mull compare`: iterations, tokens and samples on one axis of cost."""

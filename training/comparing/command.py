@@ -1,0 +1,195 @@
+"""`mull compare`: options, and what is refused before anything is measured."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mull.checkpoints.files import file_in_the_way, printable
+from mull.checkpoints.names import folder_of
+from mull.checkpoints.replacing import lock_of
+from mull.inference.arguments import Dtype, at_least, counts
+from mull.inference.console import dtype_of
+from mull.inference.exits import parse as parse_exit
+from mull.inference.strategies import Marks, choose_strategy
+from mull.inference.strategies.loading import is_ours, read_marks, solver_from
+from mull.training.comparing.cells import Cells
+from mull.training.comparing.measuring import Writer, key_of, marks_of, measure, places
+from mull.training.comparing.metrics import METRICS
+from mull.training.comparing.problems import Asked, of_file, of_folder
+from mull.training.comparing.report import Report
+
+WRITING = ("exit", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
+OURS = "mull"  # the word for mull's own marks
+
+
+def add_options(parser: Any) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "folders", nargs="*", default=[], help="checkpoint folders or names of them; also folders of transformers"
+    )
+    parser.add_argument(
+        "--strategies", type=str, required=True, help='ways of spending compute, "direct;chain;draft;majority:8"'
+    )
+    parser.add_argument("--iterations", type=counts, help="counts, 1,4,16 (default: the trained mean)")
+    parser.add_argument("--difficulty", type=counts, help="task difficulties, 4,8 (default: those of training)")
+    parser.add_argument("--examples", type=at_least(1), default=300, help="problems of each difficulty")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the problems and of the draws")
+    parser.add_argument(
+        "--output", type=str, required=True, help="folder for the finished cells, compare.json, .csv and .png"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
+    parser.add_argument("--metrics", type=metrics, help=f"of papers, too: {','.join(METRICS)}, or all")
+    parser.add_argument("--task", type=str, help="folder whose task is asked (default: the first one)")
+    parser.add_argument("--problems", type=str, help='in its place a file, {"problem": ..., "answer": ...} a line')
+    parser.add_argument("--endpoint", type=str, help="also a model behind this address, http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", type=str, help="its name there")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that an endpoint has for an answer")
+    parser.add_argument("--retries", type=at_least(0, 100), default=2, help="how often an endpoint is asked again")
+    parser.add_argument(
+        "--marks", type=str, help=f"JSON file of instructions and marks for models that are not mull's; {OURS}: its own"
+    )
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=256, help="longest text, thinking and answer")
+    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
+    parser.add_argument(
+        "--temperature", type=float | None, help="0 takes the likeliest token (default: what a strategy draws at)"
+    )
+    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
+    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
+    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+    parser.add_argument("--dtype", type=Dtype, default="same", help="of a mull folder's weights; same: as stored")
+    parser.add_argument(
+        "--batch-size", type=at_least(1, 4096), default=32, help="problems solved at once; the answers are the same"
+    )
+    parser.add_argument("--threads", type=at_least(1, 1024), help="of the processor (default: torch's own number)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+
+
+def run(options: Any, command: str) -> None:
+    """Compare; print and write what was found.
+
+    Args:
+        options: of the command.
+        command: the command line, which is recorded beside the results.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder or an option is wrong, or a writer fails. What was finished is kept.
+    """
+    strategies = listed(options.strategies)
+    output = Path(options.output).expanduser()
+    blocking = file_in_the_way(output)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    if options.exit is not None:
+        parse_exit(options.exit)
+    marks = marks_asked(options.marks)
+    writers = writers_of(options, marks)
+    asked = asked_of(options)
+    settings = {
+        "problems": asked.source, "examples": options.examples, "seed": options.seed, "marks": marks,
+        **{name: options[name] for name in WRITING}, "dtype": str(options.dtype),
+    }  # fmt: skip
+    cells = Cells(output, settings)
+    wanted = places(writers, strategies, options.iterations, asked)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    output.mkdir(parents=True, exist_ok=True)
+    manner = {name: options[name] for name in WRITING}
+    with lock_of(output) as free:
+        if free is False:
+            raise ValueError(f"another process is comparing in {output}: wait for it, or name another --output")
+        found = measure(wanted, asked, cells, options.seed, manner, options.batch_size, say)
+    report = Report(found, options.metrics or [], marks_of(writers), cells.settings, command)
+    title = ", ".join(dict.fromkeys(writer.name for writer in writers))
+    report.write(output, asked.difficulty_name, f"{title}: {asked.source}")  # before a reader who has gone ends it
+    if options.json:
+        print(report.json)
+    else:
+        report.print(title)
+
+
+def say(text: str) -> None:
+    """Tell how far it is, beside what is printed."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+def listed(text: str) -> list[str]:
+    """`direct;chain;majority:8` as a list of different strategies, all of which are known."""
+    found = [word.strip() for word in text.split(";") if word.strip()]
+    if not found:
+        raise ValueError(f'--strategies {text!r} names none; write "direct;chain;majority:8"')
+    twice = next((word for place, word in enumerate(found) if word in found[:place]), None)
+    if twice is not None:
+        raise ValueError(f"the strategy {twice} is there twice in --strategies: name it once")
+    for word in found:
+        choose_strategy(word)
+    return found
+
+
+def metrics(text: str | list[str]) -> list[str]:
+    """`s1,bins` as a list of known metrics; `all` for all of them."""
+    words = text if isinstance(text, list) else [word.strip() for word in str(text).split(",")]
+    if words == ["all"]:
+        return list(METRICS)
+    for word in words:
+        if word not in METRICS:
+            raise ValueError(f"there is no metric {word!r}; there are {', '.join(METRICS)}, or all")
+    return list(dict.fromkeys(words))
+
+
+metrics.__name__ = f"list of {', '.join(METRICS)};"
+
+
+def marks_asked(given: str | None) -> dict[str, str] | None:
+    """The marks that models get which are not mull's; None for the usual ones."""
+    if given is None:
+        return None
+    return dict(vars(Marks())) if given == OURS else read_marks(given)
+
+
+def writers_of(options: Any, marks: dict[str, str] | None) -> list[Writer]:
+    """Who writes: each folder, and the model behind an endpoint; opened when they are needed.
+
+    Raises:
+        FileNotFoundError, ValueError: nobody is named, a folder is not there, or one is there twice.
+    """
+    named = {folder: folder_of(folder) for folder in options.folders}
+    resolved = [place.resolve() for place in named.values()]
+    if len(set(resolved)) < len(options.folders):
+        raise ValueError(f"a folder is there twice in {' '.join(options.folders)}: name it once")
+    if not named and options.endpoint is None:
+        raise ValueError("nobody is named to write: name a folder, or --endpoint ADDRESS and --model NAME")
+    if options.model is not None and options.endpoint is None:
+        raise ValueError(f"--model {options.model} is the name of a model behind an endpoint: add --endpoint ADDRESS")
+    open_folder = partial(solver_from, marks=marks, device=options.device, dtype=dtype_of(options.dtype))
+    found = [Writer(name, key_of(place), partial(open_folder, place)) for name, place in named.items()]
+    if options.endpoint is not None:
+        there = solver_from(
+            endpoint=options.endpoint,
+            model=options.model,
+            marks=marks,
+            timeout=options.timeout,
+            retries=options.retries,
+        )
+        found.append(Writer(f"{options.model} at {options.endpoint}", "", lambda: there))
+    return found
+
+
+def asked_of(options: Any) -> Asked:
+    """The problems. Raises ValueError where nobody says which."""
+    if options.problems is not None:
+        if options.task is not None:
+            raise ValueError(f"--problems {options.problems} and --task {options.task} are two sources: give one")
+        return of_file(options.problems, options.difficulty, options.examples)
+    folders = [options.task] if options.task is not None else [each for each in options.folders if ours(each)]
+    if not folders:
+        raise ValueError("none of these says what to ask: give --task FOLDER, a folder of mull, or --problems FILE")
+    return of_folder(folder_of(folders[0]), options.difficulty, options.examples, options.seed)
+
+
+def ours(folder: str) -> bool:
+    return is_ours(folder_of(folder))
