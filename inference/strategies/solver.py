@@ -300,11 +300,11 @@ class Solver(ABC):
 
 
 def forked(branches: Sequence[Branch]) -> list[Branch]:
-    """The same branches, with keys of their own for those that are named again (or have another's key)."""
-    seen: Counter[tuple[Key, int]] = Counter()
+    """The same branches, with keys of their own for those that have the key of one before, as of the same named again."""
+    seen: Counter[tuple[str, Key, int]] = Counter()
     found = []
     for branch in branches:
-        place = (branch.key, len(branch.tokens))
+        place = (branch.prompt, branch.key, len(branch.tokens))
         copy = seen[place]
         seen[place] += 1
         found.append(replace(branch, key=(*branch.key, len(branch.tokens), copy)) if copy else branch)

@@ -83,7 +83,7 @@ def test_a_draw_depends_on_seed_and_branch_and_on_nothing_beside_it(
 
     def written(batch_size: int, backwards: bool) -> list[Branch]:
         solver = FolderSolver(model, batch_size=batch_size)
-        ways = [solver.begin(PROMPT, (1,)), solver.begin("1 <draft>", (2,)), solver.begin(PROMPT, (3,))]
+        ways = [solver.begin(PROMPT, (1,)), solver.begin("1 <draft>", (1,)), solver.begin(PROMPT, (3,))]
         found = solver.write(ways[::-1] if backwards else ways, manner)
         return found[::-1] if backwards else found
 
