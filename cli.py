@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, solve, compare, sweep, lm-eval, serve, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, solve, compare, sweep, lm-eval, serve, inspect and more.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
