@@ -1,4 +1,4 @@
-"""The `mull` command: train, evaluate, generate, chat, trace, solve, sweep, lm-eval, serve, inspect, convert, data.
+"""The `mull` command: train, evaluate, generate, chat, trace, solve, compare, sweep, lm-eval, serve, inspect and more.
 
 A user's mistake ends with exit status 2 and one line on stderr that names the value, the limit and the remedy. Set
 MULL_TRACEBACK=1 to see where it came from.
@@ -204,7 +204,7 @@ def compare(args: list[str]) -> None:
 
     parser = new_parser("compare")
     add_options(parser)
-    run(parse(parser, args, ["exit"]), shlex.join(["mull", "compare", *args]))
+    run(parse(parser, args, ["strategy", "scorer", "exit"]), shlex.join(["mull", "compare", *args]))
 
 
 def inspect(args: list[str]) -> None:
@@ -279,7 +279,10 @@ def new_parser(command: str) -> ArgumentParser:
         formatter_class=Page,
     )
     if command not in ("compare", "convert", "data", "sweep"):
-        parser.add_argument("folder", help=f"{FOLDER} ({', '.join(shipped())})")
+        # mull solve may be told of an endpoint in its place
+        parser.add_argument(
+            "folder", nargs="?" if command == "solve" else None, help=f"{FOLDER} ({', '.join(shipped())})"
+        )
     if command != "data":
         parser.add_argument("--plugin", action="append", help="module or .py file of yours to import first; repeatable")
     return parser
@@ -302,6 +305,6 @@ def parse(parser: ArgumentParser, args: list[str], words: Sequence[str] = ()) ->
         options = parser.parse_args(args)
     except ArgumentError as error:
         raise in_words(error, parser) from error
-    if "folder" in options:
+    if options.get("folder") is not None:
         options.folder = str(folder_of(options.folder))
     return options

@@ -7,11 +7,12 @@ from typing import Any
 
 from mull.checkpoints.quantities import si
 from mull.inference.arguments import MAX_COUNT, Dtype, at_least
-from mull.inference.commands import load_writer
+from mull.inference.console import dtype_of
 from mull.inference.strategies.contract import Event, Solution, choose_strategy
+from mull.inference.strategies.loading import OURS, marks_asked, solver_from
 from mull.inference.strategies.meter import Cost
 from mull.inference.strategies.solver import Problem
-from mull.inference.strategies.solving import solve, solver_of
+from mull.inference.strategies.solving import solve
 
 WIDEST = 100  # characters of a text in the trace
 
@@ -39,8 +40,20 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_writers(parser)
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+
+
+def add_writers(parser: Any) -> None:
+    """The options that name a writer which is no folder of mull, and how it is spoken to."""
+    parser.add_argument("--endpoint", type=str, help="a model behind this address, http://127.0.0.1:8000/v1")
+    parser.add_argument("--model", type=str, help="its name there")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that an endpoint has for an answer")
+    parser.add_argument("--retries", type=at_least(0, 100), default=2, help="how often an endpoint is asked again")
+    parser.add_argument(
+        "--marks", type=str, help=f"JSON file of instructions and marks for models that are not mull's; {OURS}: its own"
+    )
 
 
 def run(options: Any) -> None:
@@ -50,7 +63,17 @@ def run(options: Any) -> None:
         FileNotFoundError, ValueError: the folder or an option is wrong.
     """
     strategy = choose_strategy(options.strategy)
-    solver = solver_of(load_writer(options), batch_size=options.batch_size)
+    solver = solver_from(
+        options.folder,
+        endpoint=options.endpoint,
+        model=options.model,
+        marks=marks_asked(options.marks),
+        device=options.device,
+        dtype=dtype_of(options.dtype),
+        timeout=options.timeout,
+        retries=options.retries,
+        batch_size=options.batch_size,
+    )
     names = ("iterations", "exit", "temperature", "top_k", "top_p", "min_p", "max_new_tokens")
     found = solve(
         solver,
@@ -82,8 +105,9 @@ def bill(cost: Cost) -> str:
     """What was spent, in one line."""
     scorer = f" ({si(cost.scorer_flops)} of them the scorer's)" if cost.scorer_flops else ""
     looped = f", {cost.iterations:,} iterations" if cost.iterations else ""
+    flops = f"{si(cost.flops)}FLOPs{scorer}" if cost.flops else "FLOPs not known"  # as behind an endpoint
     return (
-        f"{si(cost.flops)}FLOPs{scorer}, {counted(cost.tokens, 'token')} written, {cost.read:,} read{looped}, "
+        f"{flops}, {counted(cost.tokens, 'token')} written, {cost.read:,} read{looped}, "
         f"{counted(cost.calls, 'call')}, {cost.seconds:.2f} s"
     )
 

@@ -22,6 +22,7 @@ from mull.inference.strategies.ordinary import ORDINARY, marks_with
 from mull.inference.strategies.solver import Marks, Solver
 from mull.models.families import FAMILIES
 
+OURS = "mull"  # the word for mull's own marks
 # what transformers raises for a folder that is none, or damaged
 MISTAKES = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
 
@@ -36,6 +37,7 @@ def solver_from(
     dtype: torch.dtype | None = None,
     timeout: float = 60.0,
     retries: int = 2,
+    batch_size: int = 64,
 ) -> Solver:
     """Who writes.
 
@@ -48,6 +50,7 @@ def solver_from(
         dtype: of a mull folder's weights; None is as they are stored.
         timeout: seconds that an endpoint has for an answer.
         retries: how often an endpoint is asked again.
+        batch_size: texts of a folder that are written at once.
 
     Raises:
         FileNotFoundError, ValueError: nothing is there, it cannot be opened, or an extra is missing.
@@ -64,11 +67,11 @@ def solver_from(
         raise ValueError(f"--model {model} is the name of a model behind an endpoint: add --endpoint, or leave it out")
     place = folder_of(folder)
     if not is_ours(place):
-        return transformers_solver(place, marks_with(marks or {}), device)
+        return transformers_solver(place, marks_with(marks or {}), device, batch_size)
     writer = load(place, device, dtype)
     if writer.tokenizer is None:
         writer.tokenizer = load_tokenizer(place)  # says what is missing
-    return FolderSolver(writer, marks_with(marks or {}, Marks()))
+    return FolderSolver(writer, marks_with(marks or {}, Marks()), batch_size)
 
 
 def is_ours(folder: Path) -> bool:
@@ -82,7 +85,9 @@ def is_ours(folder: Path) -> bool:
     return not isinstance(kind, str) or kind in FAMILIES or is_huginn(config)
 
 
-def transformers_solver(folder: Path, marks: Marks = ORDINARY, device: str = "cpu") -> HuggingFaceSolver:
+def transformers_solver(
+    folder: Path, marks: Marks = ORDINARY, device: str = "cpu", batch_size: int = 16
+) -> HuggingFaceSolver:
     """The solver of a folder in the layout of transformers; none of its own code is run, and nothing is fetched.
 
     Raises:
@@ -100,7 +105,14 @@ def transformers_solver(folder: Path, marks: Marks = ORDINARY, device: str = "cp
     except (*MISTAKES, SafetensorError) as error:
         said = str(error).partition("\n")[0]
         raise ValueError(f"{folder} cannot be opened by transformers: {said}") from error
-    return HuggingFaceSolver(writer.eval().to(device), tokenizer, marks)
+    return HuggingFaceSolver(writer.eval().to(device), tokenizer, marks, batch_size=batch_size)
+
+
+def marks_asked(given: str | None) -> dict[str, str] | None:
+    """The marks that models get which are not mull's, of a file or by the word for mull's own; None for the usual."""
+    if given is None:
+        return None
+    return dict(vars(Marks())) if given == OURS else read_marks(given)
 
 
 def read_marks(path: str | Path) -> dict[str, str]:

@@ -15,8 +15,9 @@ from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
-from mull.inference.strategies import Marks, choose_strategy
-from mull.inference.strategies.loading import is_ours, read_marks, solver_from
+from mull.inference.strategies import choose_strategy
+from mull.inference.strategies.command import add_writers
+from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
 from mull.training.comparing.cells import Cells
 from mull.training.comparing.measuring import Writer, key_of, marks_of, measure, places
 from mull.training.comparing.metrics import METRICS
@@ -24,7 +25,6 @@ from mull.training.comparing.problems import Asked, of_file, of_folder
 from mull.training.comparing.report import Report
 
 WRITING = ("exit", "max_new_tokens", "temperature", "top_k", "top_p", "min_p")
-OURS = "mull"  # the word for mull's own marks
 
 
 def add_options(parser: Any) -> None:
@@ -46,13 +46,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--metrics", type=metrics, help=f"of papers, too: {','.join(METRICS)}, or all")
     parser.add_argument("--task", type=str, help="folder whose task is asked (default: the first one)")
     parser.add_argument("--problems", type=str, help='in its place a file, {"problem": ..., "answer": ...} a line')
-    parser.add_argument("--endpoint", type=str, help="also a model behind this address, http://127.0.0.1:8000/v1")
-    parser.add_argument("--model", type=str, help="its name there")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that an endpoint has for an answer")
-    parser.add_argument("--retries", type=at_least(0, 100), default=2, help="how often an endpoint is asked again")
-    parser.add_argument(
-        "--marks", type=str, help=f"JSON file of instructions and marks for models that are not mull's; {OURS}: its own"
-    )
+    add_writers(parser)
     parser.add_argument("--max-new-tokens", type=at_least(1), default=256, help="longest text, thinking and answer")
     parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
     parser.add_argument(
@@ -142,13 +136,6 @@ def metrics(text: str | list[str]) -> list[str]:
 
 
 metrics.__name__ = f"list of {', '.join(METRICS)};"
-
-
-def marks_asked(given: str | None) -> dict[str, str] | None:
-    """The marks that models get which are not mull's; None for the usual ones."""
-    if given is None:
-        return None
-    return dict(vars(Marks())) if given == OURS else read_marks(given)
 
 
 def writers_of(options: Any, marks: dict[str, str] | None) -> list[Writer]:

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, COLUMNS = 6.4, 4.6, 3  # inches of a panel, and panels beside each other
+WIDTH, HEIGHT, COLUMNS = 7.2, 4.6, 3  # inches of a panel, and panels beside each other
 STYLES: Sequence[Any] = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))  # of folders
 MARKERS = "osD^vPX"
 CEILING = ":"
+LETTER, HANDLE, MOST_COLUMNS = 0.092, 0.75, 5  # inches in a legend: a letter, and what stands beside a text
 
 
 def draw(cells: Sequence[Cell], difficulty_name: str = "difficulty", title: str | None = None) -> Figure:
@@ -44,7 +45,7 @@ def draw(cells: Sequence[Cell], difficulty_name: str = "difficulty", title: str 
     difficulties = list(dict.fromkeys(row.difficulty for row in rows))
     columns = min(COLUMNS, len(difficulties))
     lines = -(-len(difficulties) // columns)
-    figure = Figure(figsize=(max(WIDTH, 5.2 * columns), HEIGHT * lines + 0.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(WIDTH, 5.4 * columns), HEIGHT * lines + 0.9), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     colors = colors_of(rows)
     folders = dict.fromkeys(row.folder for row in rows)
@@ -160,7 +161,18 @@ def add_legend(
         dot: Any = {"linestyle": "none", "marker": MARKERS[0], "markersize": math.sqrt(area)}
         entries.append(Line2D([], [], color=GREY, label=f"{count} iteration{'' if count == 1 else 's'}", **dot))
     if not by_tokens:
-        entries.append(Patch(color=GREY, alpha=0.22, linewidth=0, label="best for its FLOPs (colour: whose)"))
-    legend = figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=min(4, len(entries)))
+        entries.append(Patch(color=GREY, alpha=0.22, linewidth=0, label="best for its FLOPs"))
+    columns = columns_of([str(entry.get_label()) for entry in entries], figure.get_figwidth())
+    legend = figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def columns_of(labels: Sequence[str], width: float) -> int:
+    """How many columns a legend can have within a width in inches; it is filled column by column."""
+    for columns in range(min(MOST_COLUMNS, len(labels)), 1, -1):
+        lines = -(-len(labels) // columns)
+        longest = [max(map(len, labels[first : first + lines])) for first in range(0, len(labels), lines)]
+        if sum(LETTER * each + HANDLE for each in longest) <= width:
+            return columns
+    return 1

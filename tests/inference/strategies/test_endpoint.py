@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
+from mull.cli import main
 from mull.inference.strategies import Marks
 from mull.inference.strategies.endpoint import EndpointError, EndpointSolver, up_to, words
 from mull.inference.strategies.folder import FolderSolver
@@ -148,6 +149,7 @@ def stub() -> Iterator[Stub]:
                 pass
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # whoever asked may have gone
         Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_port}/v1", seen
@@ -289,3 +291,21 @@ def test_pieces() -> None:
     assert up_to("x\n", [("\nb", 0.0)], ["\n\n"]) == ([("\n", 0.0)], True)  # it began before
     assert up_to("x\n\n", pieces[:1], ["\n\n"]) == (pieces[:1], False)  # it was there before
     assert up_to("", pieces, ()) == (pieces, False)
+
+
+def test_the_command_asks_it_too(model: Any, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """mull solve in place of a folder: the answer of the folder, and a cost that says what nobody knows."""
+    line = ["solve", "--endpoint", address, "--model", "tiny", "--marks", "mull", "--prompt", PROBLEMS[0]]
+    assert main([*line, "--iterations", "2", "--max-new-tokens", "9"]) == 0
+    out = capsys.readouterr().out
+    expected = solve(FolderSolver(model), PROBLEMS[0], "chain", iterations=2, max_new_tokens=9)
+    assert expected.text in out and "cost      FLOPs not known, 9 tokens written" in out
+    for arguments, says in (
+        (["solve", "--prompt", "1"], "nobody is named to write"),
+        (["solve", "--prompt", "1", "--endpoint", address], "name one with --model NAME"),
+        ([*line, "--strategy", "thought_switching:3:4"], "show its logits"),
+        ([*line, "--strategy", "best_of_n:2,scorer=settled"], "settled"),
+    ):
+        assert main(arguments) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("mull: error: ") and err.count("\n") == 1 and says in err

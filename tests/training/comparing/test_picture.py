@@ -65,6 +65,16 @@ def test_picture_without_flops(make: Make) -> None:
     assert panel.get_xlabel() == "tokens per problem" and not any(line.get_linewidth() == 9 for line in panel.lines)
 
 
+@pytest.mark.parametrize("difficulties", [1, 2])
+def test_the_legend_is_within_the_picture(make: Make, difficulties: int) -> None:
+    """However long the names are that stand in it."""
+    names = ["direct", "chain", "draft", "beam:8,width=4,scorer=process,aggregation=product", "budget_forcing:1,cap=64"]
+    figure = draw([make(name, r, difficulty=d) for name in names for r in (1, 4, 16) for d in range(difficulties)])
+    png_of(figure)  # which lays it out
+    box, size = figure.legends[0].get_window_extent(), figure.bbox
+    assert size.x0 <= box.x0 and box.x1 <= size.x1 and size.y0 <= box.y0 and box.y1 <= size.y1
+
+
 def test_tables(cells: list[Cell]) -> None:
     """Stars stand where the envelope is, rates and owners are told, and odd names are no markup."""
     console = Console(file=StringIO(), width=200)
