@@ -300,7 +300,7 @@ class Solver(ABC):
 
 
 def forked(branches: Sequence[Branch]) -> list[Branch]:
-    """The same branches, with keys of their own for those that have the key of one before, as of the same named again."""
+    """The same branches, with keys of their own for those whose key one before has, such as a branch named again."""
     seen: Counter[tuple[str, Key, int]] = Counter()
     found = []
     for branch in branches:
