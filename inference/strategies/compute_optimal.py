@@ -4,8 +4,9 @@ arXiv 2408.03314; Liu et al., arXiv 2502.06703).
     theta*(N, bin) = argmax over theta with cost(theta) <= N of  accuracy(theta | bin)
 
 theta is a strategy and an iteration count, and the table is what `mull compare` wrote, on problems that are held out:
-its rows say strategy, iterations, difficulty, accuracy and FLOPs a problem. Bins are absolute, by the share of problems
-that one text solves (Pass@1), which is that of the strategy `reference` (chain, say) at its best iteration count:
+its rows say strategy, iterations, difficulty, accuracy and FLOPs a problem. Those of the oracle, a ceiling, are left
+out. Bins are absolute, by the share of problems that one text solves (Pass@1), which is that of the strategy
+`reference` (chain, say) at its best iteration count:
 
     easy 50 % to 100 %     medium 10 % to 50 %     hard 0 % to 10 %
 
@@ -78,7 +79,7 @@ class ComputeOptimal(Strategy):
         inner = choose_strategy(chosen.strategy)
         depth = manner.iterations if chosen.iterations is None else chosen.iterations
         found = inner.follow(problem, solver, replace(manner, iterations=depth), key)
-        by = chosen.strategy + ("" if depth is None else f" at {depth} iterations")
+        by = chosen.strategy + ("" if depth is None else f" at {depth} iteration{'' if depth == 1 else 's'}")
         return replace(found, trace=[Event("strategy", by), *found.trace], by=by)
 
     # The table ----------------------------------------------------------------------------------------------------
@@ -95,6 +96,8 @@ class ComputeOptimal(Strategy):
         for row in rows:
             if not isinstance(row, Mapping) or not all(isinstance(row.get(name), t) for name, t in NEEDED.items()):
                 raise ValueError(f"{where} has a row without {', '.join(NEEDED)}; give what mull compare wrote")
+            if "scorer=oracle" in row["strategy"]:
+                continue  # a ceiling, which nobody can follow who does not know the answer
             if len(folders) == 1 or row.get("folder") == self.folder:
                 depth, hard = row.get("iterations"), row.get("difficulty")
                 found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))

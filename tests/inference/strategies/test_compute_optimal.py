@@ -58,6 +58,12 @@ def test_the_choice_is_the_best_of_its_bin_within_the_budget() -> None:
     assert chosen(200, None) == ("majority:4", 1)  # means over all: 0.525 for 100 FLOPs, the deep chain 0.4625 for 100
 
 
+def test_a_ceiling_is_never_chosen() -> None:
+    """Guards against following the oracle, whose rows stand in the same table."""
+    rows = (*ROWS, *(row("best_of_n:4,scorer=oracle", 1, difficulty, 1.0, 1.0) for difficulty in MEASURED))
+    assert ComputeOptimal(rows=rows).choices == ComputeOptimal(rows=ROWS).choices
+
+
 def test_ties_go_to_the_cheaper_and_what_was_not_measured_everywhere_is_left_out() -> None:
     rows = (
         row("chain", 1, 2, 0.6, 10),
@@ -80,7 +86,7 @@ def test_what_is_chosen_is_followed(make_writer: Callable[..., LanguageModel], t
     found = mull.solve(model, Problem("1 + 2", difficulty=8), f"compute_optimal,table={table},folder=f", **asked)
     expected = mull.solve(model, "1 + 2", "majority:4", iterations=1, **asked)
     assert found.text == expected.text and found.cost.flops == expected.cost.flops
-    assert found.strategy.endswith("-> majority:4 at 1 iterations") and found.trace[0].what == "strategy"
+    assert found.strategy.endswith("-> majority:4 at 1 iteration") and found.trace[0].what == "strategy"
     assert found.trace[1:] == expected.trace
 
 
