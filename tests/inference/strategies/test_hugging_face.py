@@ -16,6 +16,7 @@ from mull.inference.strategies.loading import solver_from
 from mull.inference.strategies.ordinary import ORDINARY, marks_with
 from mull.inference.strategies.solver import Branch, Manner
 from mull.inference.strategies.solving import solve
+from mull.inference.strategies.together import solve_together
 
 transformers = pytest.importorskip("transformers")
 
