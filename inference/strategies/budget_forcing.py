@@ -2,7 +2,8 @@
 
     extend   when the end of the thinking has been drawn: it is taken back, `wait` stands in its place, and the model
              goes on with what is left of its budget; at most `waits` times
-    cap      when the thinking has `cap` tokens: the end of the thinking is put there, and the model answers
+    cap      when the thinking has `cap` tokens: its last step is closed, the end of the thinking is put there, and the
+             model answers; if it thinks on instead and ends its thinking once more, it is stopped there
 
 Both act after a token has been drawn. To forbid the end of the thinking before the draw would be another method: the
 mass of the forbidden token would go to all the others, and not to the wait.
@@ -23,6 +24,8 @@ from typing import Literal
 from mull.inference.exits import parse as parse_exit
 from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
 from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
+
+FORCED = 3  # tokens: the end of a step, the end of the thinking, and one of the answer
 
 
 @strategy
@@ -65,9 +68,12 @@ class BudgetForcing(Strategy):
             branch = self.extended(solver, branch, (*key, number))
             trace.append(Event("wait", branch.text))
         if self.cap and len(branch.tokens) >= limit and not branch.ended and not marks.thought(branch.text):
-            [branch] = solver.append([branch], marks.end_of_thinking)
+            for mark in [marks.end_of_thinking] if branch.at(marks.step) else [marks.step, marks.end_of_thinking]:
+                [branch] = solver.append([branch], mark)
             trace.append(Event("cap", branch.text))
-        [branch] = solver.write([branch], manner)
+            branch = self.answered(solver, branch, manner)
+        else:
+            [branch] = solver.write([branch], manner)
         last = Event("sample", branch.text, answer_of(marks, branch, self.style), chosen=True)
         return Found(branch, self.style, [*trace, last])
 
@@ -79,18 +85,27 @@ class BudgetForcing(Strategy):
         [longer] = solver.append([open_again], solver.marks.wait if self.put == "wait" else solver.random_text(key))
         return longer
 
+    def answered(self, solver: Solver, branch: Branch, manner: Manner) -> Branch:
+        """The text with an answer behind a forced end, up to where the thinking is ended once more."""
+        mark = solver.marks.end_of_thinking
+        [branch] = solver.write([branch], manner, until=[mark])
+        length = len(branch.tokens)
+        while solver.cut(branch, length).text.count(mark) > 1:
+            length -= 1
+        return solver.cut(branch, length)
+
     def thinking(self, manner: Manner, room: int) -> int:
         """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""
         if not self.cap:
             return manner.limit
-        if self.cap + 2 > manner.limit:
+        if self.cap + FORCED > manner.limit:
             raise ValueError(
                 f"strategy {self.name}: cap={self.cap} leaves no room for an answer within {manner.limit} new tokens; "
-                f"allow {self.cap + 2} or more, or cap earlier"
+                f"allow {self.cap + FORCED} or more, or cap earlier"
             )
-        if room < 3:
+        if room <= FORCED:
             raise ValueError(f"strategy {self.name}: behind this prompt there is room for {room} tokens: too few")
-        return min(self.cap, room - 2)  # as the paper keeps some tokens free for the answer
+        return min(self.cap, room - FORCED)  # as the paper keeps some tokens free for the answer
 
     def deepened(self, manner: Manner) -> Manner:
         """The manner with the budget of iterations."""

@@ -20,8 +20,8 @@ class InOneGo(Strategy):
     style: ClassVar[Style]
 
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        branches = solver.write([solver.begin(solver.marks.prompt(problem.text, self.style), key)], manner)
-        return Found(branches[0], self.style, samples("sample", branches, solver.marks, self.style))
+        [branch] = solver.write([solver.begin(solver.marks.prompt(problem.text, self.style), key)], manner)
+        return Found(branch, self.style, samples("sample", [branch], solver.marks, self.style, branch))
 
 
 @strategy

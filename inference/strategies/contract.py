@@ -157,6 +157,8 @@ def answer_of(marks: Marks, branch: Branch, style: Style) -> str:
     return " ".join(marks.answer(branch.text, style).split())
 
 
-def samples(what: str, branches: Iterable[Branch], marks: Marks, style: Style) -> list[Event]:
-    """An event of each branch."""
-    return [Event(what, branch.text, answer_of(marks, branch, style)) for branch in branches]
+def samples(
+    what: str, branches: Iterable[Branch], marks: Marks, style: Style, chosen: Branch | None = None
+) -> list[Event]:
+    """An event of each branch, of which one is chosen."""
+    return [Event(what, branch.text, answer_of(marks, branch, style), chosen=branch is chosen) for branch in branches]

@@ -69,10 +69,12 @@ class Marks:
         return f"{text}{self.between}{getattr(self, style)}"
 
     def answer(self, written: str, style: Style = "chain") -> str:
-        """What stands behind the end of the thinking. Where it has not ended: in the style `direct` all of it, in the
-        others nothing."""
-        _, ended, behind = written.rpartition(self.end_of_thinking)
-        return behind.strip() if ended or style == "direct" else ""
+        """What stands behind the end of the thinking, the first one: who thinks on has not answered. Where it has not
+        ended: in the style `direct` all of it, in the others nothing."""
+        _, ended, behind = written.partition(self.end_of_thinking)
+        if ended:
+            return behind.strip()
+        return written.strip() if style == "direct" else ""
 
     def thought(self, written: str) -> bool:
         """Whether the thinking has ended."""

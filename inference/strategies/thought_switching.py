@@ -69,5 +69,5 @@ class ThoughtSwitching(Strategy):
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         hook = Penalty(self.alpha, self.beta, frozenset(solver.first_tokens(solver.marks.switch)))
         root = solver.begin(solver.marks.prompt(problem.text, self.style), key)
-        branches = solver.write([root], manner, before=hook)
-        return Found(branches[0], self.style, samples("sample", branches, solver.marks, self.style))
+        [branch] = solver.write([root], manner, before=hook)
+        return Found(branch, self.style, samples("sample", [branch], solver.marks, self.style, branch))

@@ -322,13 +322,13 @@ def test_budget_forcing_is_its_token_hook(make_writer: Make) -> None:
 
 def by_hook(solver: FolderSolver, seed: int, waits: int, cap: int, end: int, wait: int) -> str:
     """The same text by one call with a hook."""
-    left, over = [waits], [False]
+    left, over, forced, step = [waits], [False], [False], solver.spelling.ids["<step>"]
 
     def after(line: Line, token: int) -> int:
         if over[0]:
             return token
-        if len(line.tokens) == cap:
-            token = end
+        if len(line.tokens) >= cap:
+            forced[0], token = True, end if line.tokens[-1].id == step else step
         elif token == end and left[0]:
             left[0] -= 1
             return wait
@@ -336,7 +336,9 @@ def by_hook(solver: FolderSolver, seed: int, waits: int, cap: int, end: int, wai
         return token
 
     root = solver.begin("1 + 2 <correct>", (seed,))
-    return solver.write([root], Manner(1, temperature=1.0, limit=12), after=after)[0].text
+    text = solver.write([root], Manner(1, temperature=1.0, limit=12), after=after)[0].text
+    thought, mark, rest = text.partition("</think>")
+    return f"{thought}{mark}{rest.partition('</think>')[0]}".strip() if forced[0] else text
 
 
 def test_the_controls_of_budget_forcing(make_writer: Make) -> None:
@@ -364,7 +366,7 @@ def test_a_text_that_ended_by_itself_is_not_capped(scripted: Any) -> None:
     found = mull.solve(scripted({"": [("1 2 3", -1.0)]}), "?", "budget_forcing:1,cap=3")
     assert found.text == "1 2 3" and [event.what for event in found.trace] == ["sample"]
     longer = mull.solve(scripted({"": [("1 2 3", -1.0)], "1 2 3": [("4 4", -1.0)]}), "?", "budget_forcing:1,cap=3")
-    assert longer.text.startswith("1 2 3 </think>") and longer.trace[0].what == "cap"
+    assert longer.text.startswith("1 2 3 <step> </think>") and longer.trace[0].what == "cap"
 
 
 def test_the_twin_on_depth_is_the_exit_rule_with_bounds(make_writer: Make) -> None:
@@ -460,7 +462,7 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
         ("lookahead:4,k=-1", "k must be at least 0, not -1"),
         ("budget_forcing:-1", "waits must be at least 0, not -1"),
         ("budget_forcing:1,least=4,most=2", "least=4 is more than most=2"),
-        ("budget_forcing:1,cap=30", "cap=30 leaves no room for an answer within 20 new tokens; allow 32 or more"),
+        ("budget_forcing:1,cap=30", "cap=30 leaves no room for an answer within 20 new tokens; allow 33 or more"),
         ("best_of_n:4,scorer=process", "scorer process: no process reward: the model has no reward head"),
         ("compute_optimal", "strategy compute_optimal lacks its table, which mull compare writes"),
     ],
@@ -498,10 +500,10 @@ def test_every_strategy_runs_as_its_example_says(make_writer: Make, monkeypatch:
 
 
 def test_marks_say_where_an_answer_is() -> None:
-    """Guards answers: behind the last end of the thinking; without one there is none, but where none was asked for."""
+    """Guards answers: behind the end of the thinking; without one there is none, but where none was asked for."""
     marks = Marks()
     assert marks.prompt("1 + 2", "draft") == "1 + 2 <draft>"
-    assert marks.answer("3 <step> </think> 4 </think> 5 ") == "5"
+    assert marks.answer("3 <step> </think> 4 </think> 5 ") == "4 </think> 5"
     assert (marks.answer("3 4"), marks.answer("3 4", "direct"), marks.answer("3 </think> 4", "direct")) == (
         "",
         "3 4",
