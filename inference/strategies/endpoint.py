@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -131,12 +132,18 @@ class EndpointSolver(Solver):
         count = own.get("iterations") if isinstance(own, dict) else None
         return count if isinstance(count, int) and count > 0 else None
 
+    def billed(self, meter: Meter) -> EndpointSolver:
+        """The same solver with another meter, which the branches bill that it begins; see together.py."""
+        found = copy(self)
+        found.meter = meter
+        return found
+
     # Branches -----------------------------------------------------------------------------------------------------
 
     def begin(self, prompt: str, key: Key = ()) -> Branch:
         if not prompt:
             raise ValueError("the prompt is empty; give at least one symbol")
-        return Branch(prompt, key)
+        return Branch(prompt, key, memory=self.meter)
 
     def append(self, branches: Sequence[Branch], text: str) -> list[Branch]:
         found = []
@@ -180,7 +187,7 @@ class EndpointSolver(Solver):
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
         for place, (branch, tokens, calls) in zip(places, written, strict=True):
-            self.meter.add(tokens=tokens, calls=calls)
+            branch.memory.add(tokens=tokens, calls=calls)
             found[place] = branch
         return found
 

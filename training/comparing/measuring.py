@@ -46,8 +46,11 @@ class Writer:
 
     @cached_property
     def solver(self) -> Solver:
-        """The writer, opened when it is first asked for."""
-        return self.open()
+        """The writer, opened when it is first asked for. Raises ValueError, which names it."""
+        try:
+            return self.open()
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
     @cached_property
     def mean(self) -> int | None:

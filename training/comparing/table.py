@@ -17,6 +17,7 @@ from mull.training.comparing.rows import Row
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDEST = 16  # letters of a family of strategies in a cell
 PLAIN = PERCENT._replace(scale=1.0)
 BOUNDED = ("underthinking", "accuracy", "difference")  # what the bounds of a metric are of
 
@@ -65,13 +66,14 @@ def exchange_table(rates: Sequence[Exchange]) -> Table | None:
     several = len({each.difficulty for each in rates}) > 1
     cells: dict[Any, dict[str, str]] = {}
     for place, each in enumerate(rates):
-        by = dict.fromkeys(map(family_of, each.by))
+        family = family_of(each.by[0])
+        by = family if len(family) <= WIDEST else f"{family.partition(',')[0]} ..."  # the JSON has all of it
         cells[place] = {
             "folder": names[each.folder],
             "at": "all" if each.difficulty is None and several else str(each.difficulty or ""),
             "iterations of": f"{each.base}, {each.iterations} to {each.more_iterations}",
             "accuracy %": f"{100 * each.accuracy:.1f} to {100 * each.more_accuracy:.1f}",
-            "bought with": f"samples of {next(iter(by))}" if each.currency == "samples" else "tokens",
+            "bought with": f"samples of {by}" if each.currency == "samples" else "tokens",
             "a doubling is worth": times(each.factor, each.factor_low, each.factor_high, each.reason),
             "at FLOPs": "" if each.cost is None else times(each.cost, each.cost_low, each.cost_high, None),
         }

@@ -22,6 +22,7 @@ from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import read_marks, solver_from
 from mull.inference.strategies.solver import Manner, Solver
 from mull.inference.strategies.solving import solve
+from mull.inference.strategies.together import solve_together
 
 pytest.importorskip("openai")
 
@@ -179,6 +180,16 @@ def test_what_is_asked(stub: Stub) -> None:
     solver.write(branches[:1], Manner(limit=9))
     assert seen[-1]["prompt"] == "p a b<step>" and seen[-1]["max_tokens"] == 9 - len(branches[0].tokens)
     assert solver.meter.spent.calls == 7 and "top_p" not in seen[-1] and "iterations" not in seen[-1]
+
+
+def test_several_problems_are_asked_at_once(stub: Stub) -> None:
+    """Each pays for its own answers, and is asked with its own seeds."""
+    address, seen = stub(lambda asked: (200, said(" 1" * int(asked["prompt"][0]) + " </think> 2")))
+    solver = EndpointSolver(address, "m", Marks())
+    jobs = [lambda one, n=n: solve(one, f"{n}", "majority:2", generator=n) for n in (1, 5)]
+    found = list(solve_together(solver, jobs))
+    assert [(each.cost.tokens, each.cost.calls, each.answer) for each in found] == [(6, 2, "2"), (14, 2, "2")]
+    assert len({asked["seed"] for asked in seen}) == 4 and solver.meter.spent.calls == 0
 
 
 def test_servers_that_do_not_say_which_stop(stub: Stub) -> None:

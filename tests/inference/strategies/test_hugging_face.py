@@ -16,6 +16,7 @@ from mull.inference.strategies.loading import solver_from
 from mull.inference.strategies.ordinary import ORDINARY, marks_with
 from mull.inference.strategies.solver import Branch, Manner
 from mull.inference.strategies.solving import solve
+from mull.inference.strategies.together import solve_together
 
 transformers = pytest.importorskip("transformers")
 
@@ -125,13 +126,34 @@ def test_strategies_run_on_it(solver: HuggingFaceSolver) -> None:
     assert first.text == second.text and first.cost.flops > 0 and first.cost.tokens <= 12
     with pytest.raises(ValueError, match=r"no loop that mull could turn: leave iterations 4 out"):
         solve(solver, "1 + 2 = ?", "chain", iterations=4)
-    with pytest.raises(
-        ValueError, match=r"the prompt has 97 tokens, and the model has room for 96|keeps nothing of it"
-    ):
-        solver.max_length = 96
-        solver.begin("1 " * 97)
-    with pytest.raises(ValueError, match=r"room for 1"):
+    with pytest.raises(ValueError, match=r"no loop that mull could turn: leave the exit rule latent:0.1 out"):
+        solve(solver, "1 + 2 = ?", "chain", exit="latent:0.1")
+    with pytest.raises(ValueError, match=r"no process reward"):
+        solver.score([solver.begin("1")], MANNER)
+
+
+def test_several_problems_at_once(solver: HuggingFaceSolver) -> None:
+    """Each has the text and the bill that it has alone, of equal lengths and others."""
+    texts, how = ("1 + 2 = ?", "3 + 4 = ?", "7"), {"max_new_tokens": 8}
+    jobs = [lambda one, n=n, t=t: solve(one, t, "majority:2", generator=n, **how) for n, t in enumerate(texts)]
+    together = list(solve_together(HuggingFaceSolver(solver.model, solver.tokenizer, Marks()), jobs))
+    for job, found in zip(jobs, together, strict=True):
+        alone = job(HuggingFaceSolver(solver.model, solver.tokenizer, Marks()))
+        assert (found.text, found.cost.tokens, found.cost.read) == (alone.text, alone.cost.tokens, alone.cost.read)
+        assert found.cost.flops == pytest.approx(alone.cost.flops) and alone.cost.flops > 0
+
+
+def test_there_is_room_or_one_line() -> None:
+    """A branch ends where the model has no more positions; what does not fit is refused."""
+    solver = HuggingFaceSolver(model("llama"), tokenizer(), Marks())
+    (full,) = solver.write([solver.begin("1 " * 94)], Manner(limit=24))
+    assert full.ended and len(full.tokens) <= 2
+    with pytest.raises(ValueError, match=r"the prompt has 96 tokens, and the model has room for 96"):
+        solver.begin("1 " * 96)
+    with pytest.raises(ValueError, match=r"'<wait> 4' needs 2 tokens and there is room for 1"):
         solver.append([solver.begin("1 " * 95)], "<wait> 4")
+    with pytest.raises(ValueError, match=r"keeps nothing of it"):
+        solver.begin(" ")
 
 
 def test_bytes_and_chats() -> None:

@@ -54,6 +54,7 @@ def test_each_is_what_it_is_alone(make_writer: Make, strategy: str, how: dict[st
     shared = FolderSolver(model)
     together = list(solve_together(shared, jobs(strategy, max_new_tokens=14, **how), at_once=4))
     assert list(map(timeless, together)) == list(map(timeless, alone))
+    assert all(solution.cost.flops > 0 and solution.cost.tokens > 0 for solution in together)
     assert shared.meter.spent.flops == 0  # each problem has paid for itself
     assert len({solution.text for solution in together}) > 1
 

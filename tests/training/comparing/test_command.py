@@ -147,6 +147,7 @@ def test_metrics_on_request(run: Run, tmp_path: Path) -> None:
         ([], "nobody is named to write"),
         (["nowhere"], "there is no checkpoint folder nowhere"),
         (["loop", "--model", "m"], "add --endpoint"),
+        (["loop", "parity"], "parity: the tokenizer of this model has no <chain>"),
         (["loop", "--endpoint", "x", "--model", "m"], "is no address of a server"),
         (["loop", "--task", "loop"], "are two sources: give one"),
         (["loop", "--problems", "none.jsonl"], "there is no file none.jsonl of problems"),
