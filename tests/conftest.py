@@ -29,6 +29,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def short_cards() -> Iterator[None]:
     """For whoever trains and looks at no card: its example is of two tokens, and its picture is not drawn."""
+    import mull.training.measuring  # takes the picture along when it is first imported, and would keep this one  # noqa: F401
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mull.training.export.LONGEST_ANSWER", 2)
         patch.setattr("mull.training.export.picture_of", lambda *_: b"no picture")

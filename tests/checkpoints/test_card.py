@@ -87,7 +87,7 @@ def test_the_card_says_what_an_evaluation_says() -> None:
     )  # fmt: skip
     result = Result(**given)
     (made,) = measured_tables([result])
-    shown = {str(column.header): next(iter(column.cells)) for column in made.columns}
+    shown = {str(column.header): str(next(iter(column.cells))) for column in made.columns}
     (header, row), *_ = tables("\n".join(depth_table([asdict(result)])) + "\n")
     assert dict(zip(header, row, strict=True)) == {name: text for name, text in shown.items() if name != "sec"}
     assert shown["vs 8"] == "-2.0 ±1.0" and shown["met %"] == "90.0/89.0/11.0" and shown["asked %"] == "90/90/10"

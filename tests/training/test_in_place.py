@@ -34,7 +34,7 @@ def test_sudoku_trains_and_is_measured_but_writes_nothing(
     above the sixth of a guess within 60 steps."""
     given = ["--data.init_args.task.init_args.side", "6", "--data.init_args.task.init_args.holes", "4",
              "--data.init_args.validation_examples", "8"]  # fmt: skip
-    monkeypatch.setattr("mull.training.run.measured_examples", lambda *_: 32)
+    monkeypatch.setattr("mull.training.run.measured_examples", lambda *_: 200)
     folder = train(arguments(tmp_path / "run", "mull.training.data.Sudoku", *given))
     assert mull.load(folder).config.causal is False
     card = (folder / "README.md").read_text()

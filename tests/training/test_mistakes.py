@@ -43,7 +43,7 @@ from mull.cli import main
             "data.length",
             "3",
             "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, advance, "
-            "repeat, batch_size, validation_examples, seed",
+            "repeat, batch_size, validation_examples, workers, seed",
         ),
     ],
 )

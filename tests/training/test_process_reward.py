@@ -9,7 +9,6 @@ import yaml
 import mull
 from mull.models.families import FAMILIES
 from mull.training.data import ModChain, Parity, TaskData, Traces
-from mull.training.data.batches import EndlessBatches
 from mull.training.data.task import IGNORE
 from mull.training.iterations import Fixed
 from mull.training.losses import LastIteration, ProcessReward
@@ -153,13 +152,3 @@ def test_workers_make_the_same_batches_in_the_same_order(workers: int) -> None:
         batch, expected = next(loader), data().training_batch(number)
         assert batch.keys() == expected.keys() == {"input_ids", "labels", "values"}
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
-
-
-def test_workers_do_not_go_with_a_curriculum_that_waits() -> None:
-    from mull.training.data import ReachedAccuracy
-
-    with pytest.raises(ValueError, match=r"advance waits for the answers .* leave workers 2 out"):
-        TaskData(Parity(8), [4, 8], advance=ReachedAccuracy(), workers=2)
-    with pytest.raises(ValueError, match="workers is -1: it must be 0 or more"):
-        data(workers=-1)
-    assert next(iter(EndlessBatches(lambda number: {"n": torch.tensor(number)}, lambda: 4)))["n"] == 4

@@ -155,9 +155,9 @@ def test_an_old_folder_is_the_same_function(
 
 
 def test_fields_of_this_version_are_left_as_they_are(make_config: MakeConfig) -> None:
-    new = {"rule": "update", "mean_iterations": 3, "window": 3, "causal": True, "board": False}
+    new = {"rule": "update", "mean_iterations": 3, "window": 3, "causal": True, "board": False, "value_head": False}
     assert upgraded("inner_thinking", new) == new
-    later = ("causal", "board")  # there was no other order then
+    later = ("causal", "board", "value_head")  # there was no other order then, and no such head
     before = {name: value for name, value in new.items() if name not in later}
     assert upgraded("inner_thinking", before) == new
     saved = {**{name: values[0] for name, values in SWITCHES.items()}, "mean_iterations": 3}
