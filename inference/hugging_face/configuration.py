@@ -52,7 +52,7 @@ class MullConfig(PreTrainedConfig):
             setattr(self, name, value)
         for name in SUMS:
             others.pop(name, None)
-        self.dtype = number_type(self.dtype or others.pop("torch_dtype", None))
+        self.dtype: Any = number_type(self.dtype or others.pop("torch_dtype", None))
         super().__post_init__(**others)
 
     def architecture(self) -> ModelConfig:
@@ -79,7 +79,7 @@ class MullConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         kwargs.setdefault("name_or_path", str(pretrained_model_name_or_path))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 

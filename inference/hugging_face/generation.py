@@ -83,7 +83,7 @@ class MullGeneration(GenerationMixin):
             behind = kwargs["attention_mask"].sum(dim=1) - ids.shape[1]
             given = kwargs.pop("stopping_criteria", None) or []
             kwargs["stopping_criteria"] = StoppingCriteriaList([*given, Full(behind, self.mull.config.max_length)])
-        with in_eval(self.mull), in_eval(self):  # type: ignore[arg-type]  # a module, when it is mixed into one
+        with in_eval(self.mull), in_eval(self):  # a module, when it is mixed into one
             return super().generate(ids, generation_config, *args, **kwargs)
 
     def checked_mask(self, ids: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -120,7 +120,7 @@ class MullGeneration(GenerationMixin):
         routing_options(self.mull, capacity=others.get("capacity"))
         return config, others
 
-    def _prepare_cache_for_generation(  # type: ignore[override]
+    def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
     ) -> None:
         if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
@@ -133,7 +133,7 @@ class MullGeneration(GenerationMixin):
             limit += int((mask == 0).sum(dim=1).max())
         generation_config.max_length = min(generation_config.max_length, limit)
 
-    def _get_candidate_generator(  # type: ignore[override]
+    def _get_candidate_generator(
         self, generation_config: Any, *args: Any, model_kwargs: dict[str, Any], **kwargs: Any
     ) -> Any:
         """transformers', where an assistant thinks as long as its own configuration says, and not as long as this model

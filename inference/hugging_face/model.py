@@ -267,7 +267,7 @@ class MullForCausalLM(MullGeneration, PreTrainedModel):
         """See `saving.open_folder`."""
         return open_folder(cls, pretrained_model_name_or_path, *args, **kwargs)
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """See `saving.save_folder`."""
         save_folder(self, save_directory, **kwargs)
 
