@@ -83,20 +83,42 @@ def test_there_is_an_example_of_each_and_none_is_long() -> None:
     assert long == {}
 
 
-def test_injection_task_sampler_loss_exit_and_decoder(mine: Path) -> None:
+BUILT = (
+    "train --plugin gated --plugin maximum --plugin schedule --config mine.yaml --output run",
+    "evaluate run --plugin gated --plugin maximum --iterations 1,4 --examples 8 --json",
+    "generate run --plugin gated --plugin turning --exit turning:0.1 --prompt '3 1 4'",
+    "generate run --plugin gated --plugin patient --decode patient:2:0.9 --prompt '3 1 4'",
+    "inspect run --plugin gated",
+)
+FAMILY = (
+    "train --plugin looped --config looped.yaml --output family",
+    "evaluate family --plugin looped --iterations 1,4 --examples 8 --json",
+    "generate family --plugin looped --exit latent:0.1 --iterations 8 --prompt '1 0 1'",
+    "generate family --plugin looped --decode speculate:2:3 --iterations 8 --prompt '1 0 1'",
+)
+
+
+@pytest.fixture(scope="module")
+def done(mine: Path) -> tuple[Path, list[int]]:
+    """The same with both runs, in `run` and `family`, and the exit statuses of what was done with them, in one process
+    that begins in the folder."""
+    return mine, run(mine, *BUILT, *FAMILY)
+
+
+def test_injection_task_sampler_loss_exit_and_decoder(done: tuple[Path, list[int]]) -> None:
     """Guards the way of a stranger's additions through train, evaluate and generate, named by --plugin."""
-    statuses = run(
-        mine,
-        "train --plugin gated --plugin maximum --plugin schedule --config mine.yaml --output run",
-        "evaluate run --plugin gated --plugin maximum --iterations 1,4 --examples 8 --json",
-        "generate run --plugin gated --plugin turning --exit turning:0.1 --prompt '3 1 4'",
-        "generate run --plugin gated --plugin patient --decode patient:2:0.9 --prompt '3 1 4'",
-        "inspect run --plugin gated",
-    )
-    assert statuses == [0] * 5
+    mine, statuses = done
+    assert statuses[: len(BUILT)] == [0] * len(BUILT)
     assert json.loads((mine / "run" / "config.json").read_text())["injection"] == "gated"
     assert {row["difficulty"] for row in json.loads((mine / "run" / "depth.json").read_text())["rows"]} == {12}
     assert (mine / "run" / "README.md").is_file()
+
+
+def test_a_family(done: tuple[Path, list[int]]) -> None:
+    """Guards an own family: trained by class path, saved with a card, loaded, evaluated, decoded in every way."""
+    mine, statuses = done
+    assert statuses[len(BUILT) :] == [0] * len(FAMILY)
+    assert json.loads((mine / "family" / "config.json").read_text())["model_type"] == "looped"
 
 
 def test_a_strategy(mine: Path) -> None:
@@ -115,28 +137,9 @@ def test_a_strategy(mine: Path) -> None:
     assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
-@pytest.fixture(scope="module")
-def family(mine: Path) -> tuple[Path, list[int]]:
-    """The same with a run of the own family in `family`, and the exit statuses of what was done with it."""
-    return mine, run(
-        mine,
-        "train --plugin looped --config looped.yaml --output family",
-        "evaluate family --plugin looped --iterations 1,4 --examples 8 --json",
-        "generate family --plugin looped --exit latent:0.1 --iterations 8 --prompt '1 0 1'",
-        "generate family --plugin looped --decode speculate:2:3 --iterations 8 --prompt '1 0 1'",
-    )
-
-
-def test_a_family(family: tuple[Path, list[int]]) -> None:
-    """Guards an own family: trained by class path, saved with a card, loaded, evaluated, decoded in every way."""
-    mine, statuses = family
-    assert statuses == [0] * 4
-    assert json.loads((mine / "family" / "config.json").read_text())["model_type"] == "looped"
-
-
-def test_without_the_word_a_folder_runs_nothing(family: tuple[Path, list[int]]) -> None:
+def test_without_the_word_a_folder_runs_nothing(done: tuple[Path, list[int]]) -> None:
     """Guards that a checkpoint is data: what it names is not imported, and the refusal says what to do."""
-    mine, _ = family
+    mine, _ = done
     mark = "\nopen('imported', 'w').close()\n"
     (mine / "looped.py").write_text(EXAMPLES["looped"] + mark)
     assert run(mine, "inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'") == [2, 2, 2]
