@@ -120,9 +120,7 @@ class MullGeneration(GenerationMixin):
         routing_options(self.mull, capacity=others.get("capacity"))
         return config, others
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
-    ) -> None:
+    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
         if model_kwargs.get("cache") is None and generation_config.use_cache is not False:
             model_kwargs["cache"] = MullCache()
         else:
