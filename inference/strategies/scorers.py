@@ -183,7 +183,10 @@ class Oracle(Scorer):
 
     def check(self, judged: Judged) -> None:
         if judged.problem.check is None:
-            raise ValueError("scorer oracle: it asks the exact checker of answers, and this text has none: give check=")
+            raise ValueError(
+                "scorer oracle: it asks the exact checker of answers, and this text has none: give check= in Python, "
+                "or take the problems of a task, as mull compare does"
+            )
 
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
         problem = judged.problem
