@@ -4,9 +4,9 @@
     max       the text with the best path
     vote      the answer whose texts have the largest sum of paths     (majority vote where every path is 1)
 
-Ties go to the larger summed log-probability, never to what was written first: of texts for `max`, of an answer's texts
-together for `vote`, and an answer is given by its likeliest text. Texts without an answer are taken only where there is
-no other.
+Ties go to the likelier, never to what was written first: for `max` to the text of the larger log-probability, for
+`vote` to the answer whose texts have the larger sum of probabilities. An answer is given by its likeliest text. Texts
+without an answer are taken only where there is no other.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def choose(candidates: Sequence[Candidate], how: Choice) -> Candidate:
 
 
 def likelihood(group: Sequence[Candidate]) -> float:
-    """The summed log-probability: log of the probability that one of these texts is written."""
+    """The logarithm of the summed probabilities of these texts."""
     chances = [each.branch.log_probability for each in group]
     top = max(chances)
     return top + math.log(sum(math.exp(chance - top) for chance in chances))

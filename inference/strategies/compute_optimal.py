@@ -20,6 +20,7 @@ knows the difficulty of its problems.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,13 @@ class ComputeOptimal(Strategy):
             if len(folders) == 1 or row.get("folder") == self.folder:
                 depth, hard = row.get("iterations"), row.get("difficulty")
                 found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))
+        if not found:
+            raise ValueError(f"{where} has only rows of the oracle, a ceiling; measure strategies without it, too")
         return found
+
+    @property
+    def goes_by(self) -> str:
+        return hashlib.sha256(repr(self.measured).encode()).hexdigest()[:16]
 
     @cached_property
     def bins(self) -> dict[int | None, str]:

@@ -130,6 +130,12 @@ class Strategy(ABC):
         """`solve`, at the temperature of this strategy where the manner says none."""
         return self.solve(problem, solver, manner.at(self.temperature), key)
 
+    @property
+    def goes_by(self) -> str:
+        """A digest of what its options name and do not hold, such as a file's contents: where that changes, a
+        comparison measures anew. Empty where there is nothing of the kind."""
+        return ""
+
     def at_least(self, limit: int, /, **values: int) -> None:
         """Raise a ValueError for an option below a limit."""
         for name, value in values.items():

@@ -61,8 +61,9 @@ class Scorer(ABC):
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
         """The scores of a branch as it was after so many tokens each; the last length is all of it."""
 
-    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> None:  # noqa: B027  # most have nothing to compute
-        """Compute together what the scores of all of these take."""
+    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> Sequence[Branch]:
+        """Compute together what the scores of all of these take; the branches that hold it, in their order."""
+        return branches
 
     def places(self, judged: Judged, branch: Branch) -> list[int]:
         """The lengths at which a branch is judged: after each step, and as it is."""
@@ -71,8 +72,8 @@ class Scorer(ABC):
     def scores(self, judged: Judged, branches: Sequence[Branch]) -> list[list[float]]:
         """The scores of each branch after each of its steps, and as it is."""
         with judged.solver.meter.scoring():
-            self.prepare(judged, branches)
-            return [self.prefixes(judged, branch, self.places(judged, branch)) for branch in branches]
+            ready = self.prepare(judged, branches)
+            return [self.prefixes(judged, branch, self.places(judged, branch)) for branch in ready]
 
 
 def steps_of(solver: Solver, branch: Branch) -> list[int]:
@@ -137,9 +138,10 @@ class Process(Scorer):
     def places(self, judged: Judged, branch: Branch) -> list[int]:
         return branch.ends(judged.solver.marks.step) or [len(branch.tokens)]
 
-    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> None:
+    def prepare(self, judged: Judged, branches: Sequence[Branch]) -> Sequence[Branch]:
         last = [judged.solver.cut(branch, self.places(judged, branch)[-1]) for branch in branches]
         judged.solver.score(last, self.manner(judged))  # what is read here, is read of all branches together
+        return last  # a branch that was cut holds what was read of it at another depth, and the whole one does not
 
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
         parts = [judged.solver.cut(branch, length) for length in lengths]
@@ -183,7 +185,10 @@ class Oracle(Scorer):
 
     def check(self, judged: Judged) -> None:
         if judged.problem.check is None:
-            raise ValueError("scorer oracle: it asks the exact checker of answers, and this text has none: give check=")
+            raise ValueError(
+                "scorer oracle: it asks the exact checker of answers, and this text has none: give check= in Python, "
+                "or take the problems of a task, as mull compare does"
+            )
 
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
         problem = judged.problem

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from mull.inference.exits import Exit
 from mull.inference.strategies.contract import Solution, Strategy, answer_of, choose_strategy
 from mull.inference.strategies.folder import FolderSolver
-from mull.inference.strategies.solver import Manner, Marks, Problem, Solver
+from mull.inference.strategies.solver import Manner, Marks, Problem, Solver, Style
 from mull.models import LanguageModel
 
 
@@ -69,10 +69,12 @@ def solve(
         steps: of a written text, whether the answer can still be reached after each of its steps; likewise.
 
     Raises:
-        ValueError: an unknown strategy, option or scorer, or a model that lacks what the strategy needs.
+        ValueError: an unknown strategy, option or scorer, a model that lacks what the strategy needs, or a problem that
+            is empty or has a style.
     """
     chosen, solver = choose_strategy(strategy), solver_of(writer)
     problem = text if isinstance(text, Problem) else Problem(text, check, steps)
+    check_text(problem.text, solver.marks)
     if isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
     drawn = 0.0 if temperature is None else temperature
@@ -83,6 +85,16 @@ def solve(
     by = written_out(chosen) + (f" -> {found.by}" if found.by else "")
     answer = answer_of(solver.marks, found.branch, found.style)
     return Solution(answer, found.branch.text, cost, found.trace, by, found.scorer)
+
+
+def check_text(text: str, marks: Marks) -> None:
+    """Raise a ValueError for a problem that is empty, or that has one of mull's styles behind it already."""
+    words = text.split()
+    if not words:
+        raise ValueError("the problem is empty; give at least one symbol")
+    styles = {getattr(marks, name) for name in get_args(Style)} & set(vars(Marks()).values())
+    if words[-1] in styles:
+        raise ValueError(f"the problem ends with the style {words[-1]}: leave it out, the strategy puts its own there")
 
 
 def written_out(strategy: Strategy) -> str:

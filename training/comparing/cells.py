@@ -37,7 +37,8 @@ class Place:
 
     Attributes:
         folder: the checkpoint folder, or the model behind an endpoint, as it was named.
-        key: of the weights, so that a folder which was trained again is measured again; "" where nobody can say.
+        key: of the weights, and of what else the strategy goes by, so that a folder which was trained again is measured
+            again; "" where nobody can say.
         strategy: as written on the command line.
         iterations: of every token; None for a model without a loop.
         difficulty: of the problems; None where they have none.

@@ -79,13 +79,14 @@ def places(
     writers: Sequence[Writer], strategies: Sequence[str], counts: Sequence[int] | None, asked: Asked
 ) -> list[tuple[Writer, Place]]:
     """All cells of a comparison, in the order in which they are measured. A writer without a loop has no counts."""
-    found = []
+    found, goes_by = [], {strategy: choose_strategy(strategy).goes_by for strategy in strategies}
     for writer in writers:
         mean = writer.mean
         depths: Sequence[int | None] = [None] if mean is None else counts or [mean]
         for difficulty in asked.problems:
             for strategy in strategies:
-                found += [(writer, Place(writer.name, writer.key, strategy, count, difficulty)) for count in depths]
+                key = writer.key + goes_by[strategy]
+                found += [(writer, Place(writer.name, key, strategy, count, difficulty)) for count in depths]
     return found
 
 

@@ -5,7 +5,7 @@
     bins           Liu et al. (2025, arXiv:2502.06703): accuracy by the Pass@1 of the problem, in absolute bins
     drafts         Xu et al. (2025, arXiv:2502.18600): tokens and accuracy of drafts against those of chains
 
-s1: with f(a) the accuracy at the budget a, and A the budgets that were measured,
+s1: with f(a) the accuracy at the budget a, and A the budgets that were measured, those of several caps on one curve,
 
     control     = share of runs whose thinking is as long as they were told (a cap, of budget forcing)
     scaling     = mean over a < b in A of (f(b) - f(a)) / (b - a)
@@ -23,6 +23,7 @@ strategies that are compared by it: give `majority:16` or more as a strategy of 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from statistics import fmean
@@ -43,6 +44,12 @@ def words(text: str) -> int:
     return len(text.split())
 
 
+def thinking(text: str, marks: Marks) -> int:
+    """The tokens of a text's thinking. The mark that closes its last step is left out, since it is put there, beyond
+    the cap, where a thinking is cut off within a step."""
+    return words(text.partition(marks.end_of_thinking)[0].strip().removesuffix(marks.step))
+
+
 # s1 -------------------------------------------------------------------------------------------------------------------
 
 
@@ -60,6 +67,11 @@ def scaling(budgets: Sequence[float], accuracies: Sequence[float]) -> float | No
     return fmean(slopes) if slopes else None
 
 
+def knob_of(strategy: str) -> str:
+    """The name of strategies that differ in their first value and in their cap only."""
+    return re.sub(r"\bcap=\d+", "cap=C", family_of(strategy))
+
+
 def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
     """The numbers of every knob with at least two budgets: over tokens that of each family of strategies, and over
     iterations, its twin in depth, that of each strategy."""
@@ -67,7 +79,7 @@ def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
     for cell in cells:
         place = cell.place
         here = (place.folder, place.difficulty)
-        curves.setdefault((*here, "tokens", family_of(place.strategy), place.iterations), []).append(cell)
+        curves.setdefault((*here, "tokens", knob_of(place.strategy), place.iterations), []).append(cell)
         if place.iterations is not None:
             curves.setdefault((*here, "iterations", place.strategy, None), []).append(cell)
     for (folder, difficulty, knob, strategy, iterations), own in curves.items():
@@ -75,9 +87,8 @@ def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
         slope = scaling(budgets, [float(cell.right.mean()) for cell in own])
         if slope is None:
             continue
-        ending = marks[folder].end_of_thinking
-        thought = [[words(each.text.partition(ending)[0]) for each in cell.answered] for cell in own]
-        held = [control(t, *cell.limits) for t, cell in zip(thought, own, strict=True)] if knob == "tokens" else []
+        long = [[thinking(each.text, marks[folder]) for each in cell.answered] for cell in own]
+        held = [control(t, *cell.limits) for t, cell in zip(long, own, strict=True)] if knob == "tokens" else []
         limited = [each for each in held if each is not None]
         yield {
             "metric": "s1", "folder": folder, "difficulty": difficulty, "strategy": strategy, "iterations": iterations,
@@ -181,8 +192,10 @@ def drafts(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa
         (cell.place.folder, cell.place.difficulty, cell.place.iterations, cell.place.strategy): cell for cell in cells
     }
     for (folder, difficulty, iterations, strategy), draft in at.items():
-        chain = at.get((folder, difficulty, iterations, strategy.replace("draft", "chain", 1)))
-        if chain is None or chain is draft or chain.problems != draft.problems:
+        names = (strategy.replace("draft", "chain", 1), strategy.replace(",style=draft", "", 1))  # chain is usual
+        others = [(folder, difficulty, iterations, name) for name in names if name != strategy]
+        chain = next((at[other] for other in others if other in at), None)
+        if chain is None or chain.problems != draft.problems:
             continue
         difference = draft.right - chain.right
         low, high = paired_share(difference.tolist(), [1] * len(difference))

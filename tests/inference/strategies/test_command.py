@@ -54,6 +54,8 @@ def test_it_prints_what_solve_returns(folder: Path, capsys: pytest.CaptureFixtur
         (["FOLDER", "--prompt", "1", "--strategy", "best_of_n:2,scorer=process"], "train one with value_head: true"),
         (["FOLDER", "--prompt", "1", "--strategy", "best_of_n:2,scorer=oracle"], "it asks the exact checker"),
         (["FOLDER", "--prompt", "x"], "unknown symbol 'x'"),
+        (["FOLDER", "--prompt", " "], "the problem is empty"),
+        (["FOLDER", "--prompt", "1 + 2 <direct>"], "ends with the style <direct>: leave it out"),
         (["FOLDER", "--prompt", "1 " * 70], "max_length is 64"),
         (["FOLDER", "--prompt", "1", "--iterations", "0"], "--iterations: invalid integer from 1 to"),
         (["FOLDER", "--prompt", "1", "--exit", "latent"], "exit latent lacks threshold"),

@@ -97,6 +97,7 @@ def test_what_is_chosen_is_followed(make_writer: Callable[..., LanguageModel], t
         ("{", "", "is not JSON"),
         ("[]", "", "has no rows; give the compare.json of mull compare"),
         ('{"rows": [{"strategy": "chain"}]}', "", "a row without strategy, accuracy, flops_per_problem"),
+        (json.dumps({"rows": [row("best_of_n:4,scorer=oracle", 1, 8, 1.0, 1)]}), "", "has only rows of the oracle"),
         (json.dumps({"rows": ROWS}), ",budget=5", "a budget of 5 FLOPs is too small for one answer: the cheapest"),
         (json.dumps({"rows": ROWS}), ",budget=-1", "budget must be at least 0, not -1"),
         (json.dumps({"rows": ROWS}), ",reference=draft", "no rows of reference=draft"),

@@ -146,6 +146,22 @@ def test_scores_are_their_formulas(make_writer: Make) -> None:
     assert 0 <= min(chance) < 0.02 and 0.98 < max(chance) < 1 and 0.45 < sum(chance) / len(chance) < 0.55
 
 
+@pytest.mark.parametrize("depth", [2, 5])
+def test_a_process_reward_reads_a_text_once(make_writer: Make, depth: int) -> None:
+    """Guards the cost of judging at another depth than was written with: up to its last step a text is read once, for
+    the scores of all of its steps; at its own depth only what was not read yet. What stands behind is not read."""
+    solver = FolderSolver(make_writer(value_head=True))
+    [branch] = solver.write([solver.begin("1 <chain>", (1,))], Manner(iterations=2, limit=4))
+    [branch] = solver.append([branch], "1 <step> 2 3 <step> </think> 4")
+    before, read = solver.meter.spent, len(branch.memory.ids) - len(branch.tokens) + branch.ends("<step>")[-1]
+    [scores] = choose_scorer(f"process:{depth}").scores(Judged(Problem("1"), solver, Manner(2), "chain"), [branch])
+    spent, written = solver.meter.spent - before, len(branch.memory.ids) - len(branch.tokens) + 3
+    assert (spent.read, spent.calls) == (read if depth == 5 else read - written, 1)
+    alone = [solver.score([FolderSolver(solver.model).append([solver.begin("1 <chain>")], text)[0]], Manner(depth))[0]
+             for text in (solver.cut(branch, end).text for end in branch.ends("<step>"))]  # fmt: skip
+    assert scores == pytest.approx(alone)
+
+
 def test_the_oracle_is_exact_and_always_labelled(scripted: Any) -> None:
     """Guards ceilings against being taken for results: steps by their labels, ends by the checker, and the label in
     trace, solution and JSON."""

@@ -1,12 +1,16 @@
 """Cells that are kept: whole, found again, never believed when damaged, never mixed with others."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mull.inference.strategies import Solver
 from mull.training.comparing.cells import Answered, Cell, Cells, read_cell, write_cell
+from mull.training.comparing.measuring import Writer, places
+from mull.training.comparing.problems import Asked
 from mull.training.comparing.rows import row_of, to_csv
 
 Make = Callable[..., Cell]
@@ -77,3 +81,19 @@ def test_rows(make: Make) -> None:
         "folder,strategy,iterations,difficulty,accuracy,accuracy_low,accuracy_high,flops_per_problem,"
     )
     assert line.startswith("model,chain,,,0.5,") and ",,8.0,1.0,100.0,200,False" in line
+
+
+def test_a_strategy_that_goes_by_a_file_is_measured_anew_with_another(tmp_path: Path) -> None:
+    """Guards a comparison that is gone on with after the table of compute_optimal was written anew: its cell has
+    another key, those of others the same."""
+    writer = Writer("f", "weights", Solver)
+    vars(writer)["mean"] = 2  # it need not be opened
+    asked, table = Asked("some", "difficulty", {4: []}), tmp_path / "compare.json"
+
+    def keys(accuracy: float) -> list[str]:
+        row = {"strategy": "chain", "accuracy": accuracy, "flops_per_problem": 9.0}
+        table.write_text(json.dumps({"rows": [row]}))
+        return [place.key for _, place in places([writer], ["chain", f"compute_optimal,table={table}"], [1], asked)]
+
+    first, again, other = keys(0.25), keys(0.25), keys(0.5)
+    assert first == again and first[0] == other[0] == "weights" and first[1] != other[1]

@@ -32,6 +32,24 @@ def test_s1(make: Make) -> None:
     assert in_depth["scaling"] == pytest.approx(0.2)
 
 
+def test_a_cap_is_a_budget(make: Make) -> None:
+    """Guards budget forcing's own knob: several caps are one curve; and a thinking that was cut off keeps to its cap,
+    whose last step is closed beyond it."""
+    cells = []
+    for cap, accuracy, text in (
+        (4, 0.2, "1 <step> 2 = <step> </think> 3"),
+        (6, 0.6, "1 <step> 2 = 3 <step> </think> 3"),
+    ):
+        cell = make(f"budget_forcing:0,cap={cap}", 2, accuracy, tokens=cap + 2)
+        answered = tuple(replace(each, text=text) for each in cell.answered)
+        cells.append(replace(cell, limits=(None, float(cap)), answered=answered))
+    (found,) = s1(cells, MARKS)
+    assert (found["strategy"], found["budgets"], found["control"]) == ("budget_forcing:N,cap=C", 2, 1.0)
+    assert found["scaling"] == pytest.approx(0.2)
+    over = tuple(replace(each, text="1 <step> 2 = 3 4 5 </think> 3") for each in cells[1].answered)
+    assert next(iter(s1([cells[0], replace(cells[1], answered=over)], MARKS)))["control"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "share"),
     [
@@ -102,3 +120,6 @@ def test_drafts(make: Make) -> None:
         0.25,
     )
     assert found["difference"] == pytest.approx(-0.1) and found["low"] < -0.1 < found["high"] < 0
+    votes = [make("majority:8", 2, 0.9, samples=8, tokens=80), make("majority:8,style=draft", 2, 0.8, samples=8)]
+    (found,) = drafts(votes, MARKS)  # chains are the usual style, which need not be said
+    assert (found["strategy"], found["tokens_of_chain"]) == ("majority:8,style=draft", 80)
