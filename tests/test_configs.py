@@ -59,7 +59,7 @@ def small(config: Path, tmp_path: Path) -> list[str]:
     if base["trainer"].get("accelerator") == "auto":  # for a GPU, of which the easiest items are enough here
         easiest = base["data"]["init_args"]["difficulty"][0]
         overrides |= {"trainer.accelerator": "cpu", "data.init_args.difficulty": easiest}
-    if re.search(r"^[^#]*\bpool:", config.read_text(), re.MULTILINE):
+    if "pool" in base["data"]["init_args"].get("task", {}).get("init_args", {}):
         overrides["data.init_args.task.init_args.pool"] = 1
     quick = ("parity", "sudoku", "halting", "maze", "mod_chain", "p_hop_gpu", "n_ary_addition")
     if config.stem.startswith(quick) and "transformer" not in config.stem:
