@@ -49,10 +49,19 @@ class Loss(ABC):
         """
         return None
 
+    def begins_anew(self, network: nn.Module) -> list[nn.Parameter]:  # noqa: ARG002
+        """Those that keep their fresh weights where a run starts from a folder that has trained ones (`--from`)."""
+        return []
+
     @property
     def asks_value(self) -> bool:
         """Whether it trains the process reward."""
         return False
+
+    @property
+    def asks_tokens(self) -> bool:
+        """Whether it needs labels."""
+        return True
 
     @abstractmethod
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
@@ -222,14 +231,18 @@ class ProcessReward(Loss):
             false: every scored token does, so that a long trace weighs as much as many direct answers.
         alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, as for
             `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one.
+        afresh: with alone, a process reward that the folder has is not gone on with: a fresh one takes its place, which
+            knows nothing of what the old one was taught.
     """
 
-    def __init__(self, weight: float = 0.5, by_row: bool = False, alone: bool = False) -> None:
+    def __init__(self, weight: float = 0.5, by_row: bool = False, alone: bool = False, afresh: bool = False) -> None:
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a number above 0, not {weight}")
         if by_row and alone:
             raise ValueError("by_row weighs cross entropies, which alone leaves out: choose one")
-        self.weight, self.by_row, self.alone = weight, by_row, alone
+        if afresh and not alone:
+            raise ValueError("afresh begins a process reward anew behind a finished model: set alone to true with it")
+        self.weight, self.by_row, self.alone, self.afresh = weight, by_row, alone, afresh
 
     def trained(self, network: nn.Module) -> list[nn.Parameter] | None:
         found = network.value_parameters() if isinstance(network, LanguageModel) else []
@@ -240,9 +253,16 @@ class ProcessReward(Loss):
             )
         return found if self.alone else None
 
+    def begins_anew(self, network: nn.Module) -> list[nn.Parameter]:
+        return (self.trained(network) or []) if self.afresh else []
+
     @property
     def asks_value(self) -> bool:
         return True
+
+    @property
+    def asks_tokens(self) -> bool:
+        return not self.alone
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:  # noqa: ARG002
         raise ValueError("ProcessReward needs judgements of steps, which labels do not hold: take of_batch")
@@ -275,6 +295,15 @@ class ProcessReward(Loss):
                 "ProcessReward needs data whose steps are judged: a task with traces, as in styles: {search: 1}"
             )
         return batch["values"] >= 0
+
+
+def check_labels(loss: Loss, data: object) -> None:
+    """Raise a ValueError where a loss needs labels and the batches of the data have none."""
+    if loss.asks_tokens and not getattr(data, "scores_tokens", True):
+        raise ValueError(
+            f"{type(data).__name__} judges steps and has no tokens to learn, which {type(loss).__name__} of this kind "
+            "needs: take the loss ProcessReward with alone: true"
+        )
 
 
 def one_count(iterations: Iterations | None, who: str) -> int:

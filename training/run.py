@@ -33,6 +33,7 @@ from mull.training.data.order import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
+from mull.training.losses import check_labels
 from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
@@ -78,6 +79,7 @@ def train_alone(run: TrainingCLI, command: str) -> None:
     complete(run.folder)  # finishes a save that was killed
     check_order(run.model.network, run.datamodule)
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
+    check_labels(run.model.loss, run.datamodule)
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
     device = run.trainer.strategy.root_device
@@ -118,6 +120,7 @@ def try_out(run: TrainingCLI) -> None:
     """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
     check_order(run.model.network, run.datamodule)
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
+    check_labels(run.model.loss, run.datamodule)
     run.trainer.fit(run.model, run.datamodule)
     if run.trainer.is_global_zero:
         say(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")

@@ -98,7 +98,8 @@ def check_architecture(start: Start, network: dict[str, Any]) -> None:
 def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
     """Give the network of a run the weights of the folder; its shapes become those of the folder.
 
-    An exit gate and a process reward that the folder lacks keep the weights that they start with.
+    An exit gate and a process reward that the folder lacks keep the weights that they start with, as does what the
+    loss begins anew.
 
     Raises:
         ValueError: the tokens of the data are not those of the folder, or its weights are damaged.
@@ -114,8 +115,9 @@ def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
     gained += network.gate_parameters() if isinstance(network, IteratedModel) else []
     own = network.state_dict(keep_vars=True).items()
     fresh = {name: value.detach() for name, value in own if any(value is each for each in gained)}
-    weights = {**fresh, **weights}
-    network.load_state_dict(weights)
+    begun = module.loss.begins_anew(network)
+    anew = {name: value.detach() for name, value in own if any(value is each for each in begun)}
+    network.load_state_dict({**fresh, **weights, **anew})
 
 
 def check_tokens(start: Start, data: Any) -> None:

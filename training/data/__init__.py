@@ -23,6 +23,7 @@ from mull.training.data.traces import Traces
 
 if TYPE_CHECKING:
     from mull.training.data.module import TaskData, TextData
+    from mull.training.data.own_texts import OwnTextData
     from mull.training.data.reasoning_gym import ReasoningGym
     from mull.training.data.rollouts import RolloutData
 
@@ -34,6 +35,7 @@ __all__ = [
     "Example",
     "Maze",
     "ModChain",
+    "OwnTextData",
     "PHop",
     "Parity",
     "Problem",
@@ -61,6 +63,10 @@ def __getattr__(name: str) -> Any:
         from mull.training.data.reasoning_gym import ReasoningGym
 
         return ReasoningGym
+    if name == "OwnTextData":
+        from mull.training.data.own_texts import OwnTextData
+
+        return OwnTextData
     if name == "RolloutData":
         from mull.training.data.rollouts import RolloutData
 

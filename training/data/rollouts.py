@@ -6,22 +6,16 @@ whether it can be reached at all: a policy's mistakes count as the step's. For e
 are not judged, since rollouts of all would cost as many times as much.
 """
 
-from functools import cached_property
-
 import torch
 
-from mull.checkpoints import load
-from mull.inference.generate import generate
-from mull.models import LanguageModel
 from mull.training.data.batches import Batch, require_positive
-from mull.training.data.module import TaskData
+from mull.training.data.policies import PolicyData, behind_style
 from mull.training.data.streams import Stream
 from mull.training.data.task import Task
-from mull.training.data.traced import TracedTask
-from mull.training.data.traces import NOT_JUDGED, STYLE_WORDS
+from mull.training.data.traces import NOT_JUDGED
 
 
-class RolloutData(TaskData):
+class RolloutData(PolicyData):
     """A task with traces whose steps are judged by rollouts: `values` are shares from 0 to 1.
 
     Args:
@@ -51,27 +45,14 @@ class RolloutData(TaskData):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            task,
-            difficulty,
-            batch_size=batch_size,
-            validation_examples=validation_examples,
-            workers=workers,
-            seed=seed,
+            task, policy, temperature, iterations, difficulty, batch_size, validation_examples, workers, seed
         )
         require_positive(rollouts=rollouts)
-        if not isinstance(task, TracedTask) or task.mixture is None:
-            raise ValueError(f"the {task.name} task writes no steps to judge: name styles, as in styles: {{search: 1}}")
         if temperature <= 0:
             raise ValueError(
                 f"temperature is {temperature}: rollouts that are all alike judge nothing, use more than 0"
             )
-        self.traced, self.policy = task, policy
-        self.rollouts, self.temperature, self.iterations = rollouts, temperature, iterations
-
-    @cached_property
-    def model(self) -> LanguageModel:
-        """The policy."""
-        return load(self.policy)
+        self.rollouts = rollouts
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         batch = super().training_batch(number, rank, world_size)
@@ -81,34 +62,17 @@ class RolloutData(TaskData):
         rows = [row for row in range(len(judged)) if bool(judged[row].any())]
         random = stream.at(number)
         places = [int(judged[row].nonzero()[random.integers(int(judged[row].sum()))]) for row in rows]
-        words = self.traced.symbols
         begun = [
-            [words[token] for token in batch["input_ids"][row, : place + 1].tolist()]
+            self.words_of(batch["input_ids"][row, : place + 1].tolist())
             for row, place in zip(rows, places, strict=True)
         ]
         seeds = random.integers(2**63 - 1, size=len(rows) * self.rollouts).tolist()
-        ended = self.continued([" ".join(each) for each in begun for _ in range(self.rollouts)], seeds)
+        longest = max(self.traced.width(difficulty) for difficulty in self.difficulties)
+        ended = self.continued([" ".join(each) for each in begun for _ in range(self.rollouts)], seeds, longest)
         for i, (row, place) in enumerate(zip(rows, places, strict=True)):
-            style = next(at for at, word in enumerate(begun[i]) if word in STYLE_WORDS)
-            prompt, written = " ".join(begun[i][: style + 1]), " ".join(begun[i][style + 1 :])
+            behind = behind_style(begun[i])
+            prompt, written = " ".join(begun[i][:behind]), " ".join(begun[i][behind:])
             mine = ended[i * self.rollouts : (i + 1) * self.rollouts]
             right = sum(self.traced.check(prompt, f"{written} {text}") for text in mine)
             values[row, place] = right / self.rollouts
         return {**batch, "values": values}
-
-    def continued(self, texts: list[str], seeds: list[int]) -> list[str]:
-        """What the policy writes behind each of these texts, each by draws of its own."""
-        if not texts:
-            return []
-        longest = max(self.traced.width(difficulty) for difficulty in self.difficulties)
-        generators = [torch.Generator(self.model.device).manual_seed(seed) for seed in seeds]
-        written = generate(
-            self.model,
-            texts,
-            iterations=self.iterations,
-            max_new_tokens=longest,
-            temperature=self.temperature,
-            generator=generators,
-        ).text
-        assert isinstance(written, list)
-        return written

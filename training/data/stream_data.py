@@ -26,6 +26,7 @@ class StreamData(pl.LightningDataModule, ABC):
     difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
     answers_ahead: bool = False  # what one position is to predict is read at a later one
     in_place: bool = False  # each position is answered where it stands, out of the whole row
+    scores_tokens: bool = True  # training batches have labels; without them there is nothing but judgements of steps
     repeat: int = 1  # how often in a row each training batch comes
     workers: int = 0  # processes that make training batches ahead of time
 

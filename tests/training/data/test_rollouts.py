@@ -35,8 +35,8 @@ def test_a_share_is_that_of_the_continuations_that_are_right(policy: Path, monke
     one <step> of each row with steps is judged, and everything else of the batch is as it was."""
     asked = []
 
-    def continued(_: RolloutData, texts: list[str], seeds: list[int]) -> list[str]:
-        assert len(set(seeds)) == len(texts) and all(text.endswith(STEP) for text in texts)
+    def continued(_: RolloutData, texts: list[str], seeds: list[int], most: int) -> list[str]:
+        assert most == TASK.width(2) and len(set(seeds)) == len(texts) and all(text.endswith(STEP) for text in texts)
         asked.extend(texts)
         found = []
         for i, text in enumerate(texts):
@@ -65,7 +65,7 @@ def test_a_batch_is_a_function_of_its_number_and_the_policy_itself_writes(policy
     assert all(torch.equal(one[name], same[name]) for name in one) and not torch.equal(one["values"], other["values"])
     data = rollouts(policy, rollouts=2, temperature=0.7, iterations=2)
     text = "a = 3 ; b = a + 1 ; c = b + 1 ; ? c <search> a = 3 <step>"
-    found = data.continued([text, text, text.removesuffix(" a = 3 <step>")], [5, 6, 7])
+    found = data.continued([text, text, text.removesuffix(" a = 3 <step>")], [5, 6, 7], TASK.width(2))
     alone = mull.generate(
         mull.load(policy), text, iterations=2, temperature=0.7, max_new_tokens=TASK.width(2),
         generator=torch.Generator().manual_seed(6),

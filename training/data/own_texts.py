@@ -1,0 +1,88 @@
+"""OwnTextData: judgements of the steps that a model writes itself, where a task's traces hold those that are made up.
+
+A process reward that has seen nothing but made-up mistakes knows nothing of those that a model makes: best-of-N asks it
+about texts of another distribution. Here a finished model, the policy, answers the questions of the training items, and
+every <step> of its texts is judged,
+
+    exact     whether the answer can still be reached from what stands before it, by the task's own checker of steps
+    outcome   whether this text ends in a right answer: one continuation, which is written already, says how
+              likely the policy gets there, roughly; it needs no checker of steps   (Cobbe et al., arXiv 2110.14168)
+
+For `ProcessReward(alone=True)`: no token is a label, since a model is not to learn its own mistakes.
+"""
+
+from typing import Literal
+
+import torch
+
+from mull.training.data.batches import Batch
+from mull.training.data.policies import PolicyData, behind_style
+from mull.training.data.streams import Stream
+from mull.training.data.task import END, IGNORE, Task
+from mull.training.data.traces import END_OF_THINKING, NOT_JUDGED, STEP
+
+
+class OwnTextData(PolicyData):
+    """The questions of a task with traces, and what a finished model writes behind them: `values` judge its steps.
+
+    Args:
+        task: The task, with its default difficulty; it must name styles, which are those that are written.
+        policy: Checkpoint folder of the model that writes; it is read when the first batch is made.
+        judgement: `exact` or `outcome`; see the head of the file.
+        temperature: of the draws; strategies draw at 0.7.
+        iterations: of the policy; None means its own.
+        difficulty: Difficulty of all items, or a list, as of `TaskData`.
+        batch_size: Items per batch and rank.
+        validation_examples: Items of the validation split, with the traces of the task.
+        workers: Processes that make batches ahead, as of `TaskData`; each has the policy.
+        seed: Names the streams of items and of draws.
+    """
+
+    scores_tokens = False
+
+    def __init__(
+        self,
+        task: Task,
+        policy: str,
+        judgement: Literal["exact", "outcome"] = "exact",
+        temperature: float = 0.7,
+        iterations: int | None = None,
+        difficulty: int | list[int] | None = None,
+        batch_size: int = 64,
+        validation_examples: int = 256,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            task, policy, temperature, iterations, difficulty, batch_size, validation_examples, workers, seed
+        )
+        if judgement not in ("exact", "outcome"):
+            raise ValueError(f"judgement is {judgement!r}: it must be exact or outcome")
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature}: it must be a number of at least 0; 0 draws nothing")
+        self.judgement = judgement
+
+    def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
+        asked = super().training_batch(number, rank, world_size)["input_ids"]
+        rows = [self.words_of(row) for row in asked.tolist()]
+        begun = [row[: behind_style(row)] for row in rows]
+        random = Stream("own texts", self.seed, rank, world_size).at(number)
+        seeds = random.integers(2**63 - 1, size=len(rows)).tolist()
+        most = self.traced.answer_length(self.training_difficulty(number))
+        texts = self.continued([" ".join(each) for each in begun], seeds, most)
+        ids = self.tokenizer.get_vocab()  # those of the policy, which may also write what is no symbol of the task
+        input_ids = torch.full_like(asked, ids[END])
+        values = torch.full(asked.shape, NOT_JUDGED)
+        for row, (question, text) in enumerate(zip(begun, texts, strict=True)):
+            words = [*question, *text.split()][: asked.shape[1]]
+            input_ids[row, : len(words)] = torch.tensor([ids[word] for word in words])
+            thought = words[: words.index(END_OF_THINKING)] if END_OF_THINKING in words else words
+            places = [place for place, word in enumerate(thought) if word == STEP]
+            values[row, places] = torch.tensor(self.judged(" ".join(question), text, len(places)))
+        return {"input_ids": input_ids, "labels": torch.full_like(input_ids, IGNORE), "values": values}
+
+    def judged(self, question: str, text: str, steps: int) -> list[float]:
+        """The judgements of the first steps of a text, so many."""
+        if self.judgement == "outcome":
+            return [float(self.traced.check(question, text))] * steps
+        return [float(fine) for fine in self.traced.reachable(question, text)[:steps]]
