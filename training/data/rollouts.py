@@ -3,7 +3,8 @@
 The judgement of a <step> is the share of k continuations, drawn from a finished model, that end in a right answer
 (Math-Shepherd, arXiv 2312.08935). It says how likely this model reaches the answer from there, which is less than
 whether it can be reached at all: a policy's mistakes count as the step's. For each row one <step> is drawn; the others
-are not judged, since rollouts of all would cost as many times as much.
+are not judged, since rollouts of all would cost as many times as much. The steps are those of the task's traces; for
+the steps that the model itself writes see own_texts.py.
 """
 
 import torch
