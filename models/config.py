@@ -41,12 +41,13 @@ class ModelConfig:
         causal: a token sees itself and what stands before it; false: all tokens of its row, for tasks whose answers
             stand where the questions do. Such a model has no cache and writes no text.
         board: the tokens of a row are the cells of a square board, in reading order: rotary positions count rows and
-            columns, half of a head's pairs each, and a window is a square. It needs causal false.
+            columns, half of a head's pairs each, and a window is a square. It needs causal false and
+            no convolution.
         window: the latest tokens that a head of attention sees, its own included; 0 means all there are. Where order is
             not causal, as many to the right; on a board, as many in each of the four directions.
         window_heads: query heads that look through the window, the others see everything; None means all of them.
-        convolution: a causal depthwise convolution over positions: inside the gated MLP, before attention, or none
-            (models/convolution.py).
+        convolution: a depthwise convolution over a token and those before it, whatever attention sees: inside the gated
+            MLP, before attention, or none (models/convolution.py).
         kernel: positions that the convolution joins, its own included.
         residual_scale: what attention and MLP are multiplied by before they join the residual stream.
         value_head: a process reward, w . norm(h) + b, read out beside the logits of every position: how likely the
@@ -223,13 +224,13 @@ class ModelConfig:
         elif self.near_heads % (self.n_heads // self.kv_heads):
             sharing = self.n_heads // self.kv_heads
             found.append(f"window_heads {self.window_heads} must be a multiple of the {sharing} heads that share keys")
-        if not self.causal and self.convolution != "none":
-            found.append(
-                f"causal false does not go with convolution {self.convolution!r}, which joins a token with those "
-                "before it: use none"
-            )
         if self.causal and self.board:
             found.append("board true needs causal false: the cells of a board see each other")
+        if self.board and self.convolution != "none":
+            found.append(
+                f"board true does not go with convolution {self.convolution!r}, which joins a token with those before "
+                "it in reading order: use none"
+            )
         if self.window < 0:
             found.append(f"window must be 0 (no window) or more, not {self.window}")
         if self.window == 0 and self.near_heads:

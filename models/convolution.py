@@ -9,6 +9,8 @@ added to what queries, keys and values are made of.
 In a looped block it is what makes iterations buy length: each iteration carries a state up to k - 1 places to the
 right by a rule that knows no positions, so that a row twice as long needs twice the iterations and nothing else.
 
+It looks back even where attention looks both ways (`causal: false`): without positions it is then what order there is.
+
 A token needs the x of the k - 1 tokens before it at the same layer and iteration. Behind a cache they are found there
 (`Context.recent`), kept like keys and values. The sum is elementwise and in one order, so that cached, batched and
 padded calls agree with plain ones to the last bit.

@@ -49,6 +49,7 @@ NUMBERS: list[dict[str, Any]] = [  # of numeric options, what changes what is co
     {"window": 2, "causal": False, "board": True},
     {"convolution": "mlp", "kernel": 2, "window": 4},
     {"convolution": "attention", "positions": "none"},
+    {"convolution": "mlp", "causal": False},
     {"residual_scale": 0.5},
 ]
 CHOICES: list[tuple[type[ModelConfig], dict[str, Any]]] = [
@@ -122,11 +123,10 @@ def configurations(draw: st.DrawFn, family: type[ModelConfig], **fixed: Any) -> 
         values["window_heads"] = draw(st.sampled_from((None, group * draw(st.integers(0, kv_heads)))))
     values |= {"d_ff": draw(st.sampled_from((None, 7, 16))), "vocab_size": draw(st.integers(2, 13)), "max_length": 64}
     heads = {"n_heads": kv_heads * group, "n_kv_heads": kv_heads, "d_model": kv_heads * group * 2 * half_width}
-    if fixed.get("convolution", "none") != "none":
-        values["causal"] = True
-    elif not fixed.get("causal", values["causal"]):  # what joins earlier tokens does not go with it
+    if fixed.get("causal", values["causal"]) or fixed.get("convolution", "none") != "none":
+        values["board"] = False
+    if fixed.get("board", values["board"]):  # what joins earlier tokens does not go with it
         values["convolution"] = "none"
-    values["board"] = values["board"] and not fixed.get("causal", values["causal"])
     if fixed.get("window_heads") is not None:  # which must be whole groups of heads
         fixed = fixed | {"window_heads": group}
     elif "window" in fixed:

@@ -26,6 +26,7 @@ Tokens = Callable[..., Tensor]
 
 LOOSE = {"rtol": 1e-10, "atol": 1e-10}
 WINDOWS: list[dict[str, Any]] = [{}, {"window": 2}, {"window": 3, "window_heads": 3}]
+CONVOLUTIONS: list[dict[str, Any]] = [{"convolution": "mlp", "kernel": 3}, {"convolution": "attention", "window": 2}]
 
 
 def answers(model: LanguageModel, ids: Tensor, **given: Any) -> Tensor:
@@ -87,10 +88,10 @@ def test_each_answer_depends_on_what_it_sees_and_on_nothing_else(
     assert torch.equal(seen, torch.ones_like(seen) if everything else distance < window["window"])
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_padding_is_not_seen(both_ways: Callable[..., LanguageModel], tokens: Tokens, window: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", [*WINDOWS, *CONVOLUTIONS])
+def test_padding_is_not_seen(both_ways: Callable[..., LanguageModel], tokens: Tokens, kind: dict[str, Any]) -> None:
     """Rows with padding before, after and in the middle are answered as they are alone."""
-    model = both_ways(**window)
+    model = both_ways(**kind)
     lengths = (5, 3, 8, 1)
     mask = torch.tensor([[0, 1, 1, 1, 1, 1, 0, 0], [1, 0, 0, 1, 0, 1, 0, 0], [1] * 8, [0, 0, 0, 0, 0, 0, 0, 1]])
     rows, ids = [tokens(model.config, 1, n, seed=n)[0] for n in lengths], torch.zeros(4, 8, dtype=torch.int64)
@@ -100,6 +101,19 @@ def test_padding_is_not_seen(both_ways: Callable[..., LanguageModel], tokens: To
     assert together.isfinite().all()
     for i, row in enumerate(rows):
         torch.testing.assert_close(together[i, mask[i].bool()], answers(model, row[None])[0], **LOOSE)
+
+
+def test_a_convolution_looks_back_where_attention_looks_both_ways(build: Build, tokens: Tokens) -> None:
+    """One layer, one pass, a window of one token: an answer depends on its own token and on the two before it."""
+    model = build(TransformerConfig(vocab_size=11, d_model=24, n_heads=6, n_kv_heads=2, n_layers=1, causal=False,
+                                    window=1, convolution="mlp", kernel=3))  # fmt: skip
+    ids = tokens(model.config, 1, 7)
+    whole = answers(model, ids)
+    for place in range(7):
+        other = ids.clone()
+        other[0, place] = (ids[0, place] + 1) % 11
+        changed = (answers(model, other) != whole).any(-1)[0].nonzero().flatten().tolist()
+        assert changed == list(range(place, min(7, place + 3)))
 
 
 def test_it_costs_what_a_causal_model_costs(small: Small) -> None:
@@ -135,9 +149,9 @@ def test_a_cache_is_refused_and_so_is_all_that_writes(
 
 
 def test_what_does_not_go_with_it_is_refused(small: Small) -> None:
-    """A convolution joins a token with those before it, and a router decides by them."""
-    with pytest.raises(ValueError, match=r"causal false does not go with convolution 'mlp'.*: use none"):
-        small(causal=False, convolution="mlp")
+    """A convolution joins a cell with those before it in reading order, and a router decides by earlier tokens."""
+    with pytest.raises(ValueError, match=r"board true does not go with convolution 'mlp'.*: use none"):
+        small(causal=False, board=True, convolution="mlp")
     with pytest.raises(ValueError, match="causal must be one of True, not False"):
         InnerThinkingConfig(vocab_size=5, causal=False)  # type: ignore[arg-type]
 

@@ -11,7 +11,7 @@ The question stands at the end: a causal model reads all statements before it, a
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from string import ascii_lowercase
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from mull.training.data.traces import Derivation, Draws, Step, Traces
 OPERATORS = "+-*"
 PLACE, TARGET, SOURCE, OPERATOR, CONSTANT = range(5)  # columns of an item; its rows are the statements
 MAX_MODULUS = 1000
-LEAST_TRACED = 2  # operations of the shortest chain that has a trace
+LEAST_STEPS = 2  # operations of the shortest chain whose steps are shown
 
 
 class ModChain(TracedTask):
@@ -48,6 +48,10 @@ class ModChain(TracedTask):
             alone. A step in full is "c = 9 - 5 = 4", and its result "4". A chain needs 2 operations or more; the number
             and the first two decide the split.
         traces: What goes astray in them; None means the usual shares.
+        every: Whether training also scores the statements that lead to the answer, each where it ends, with the value
+            of its variable: a teacher at every step, for models whose tokens see all statements (`causal: false`). A
+            test scores the answer alone. Chains have 2 operations or more then; the number and the first two decide the
+            split, so that no value that a test asks for was scored in training.
     """
 
     name: ClassVar[str] = "mod_chain"
@@ -65,7 +69,12 @@ class ModChain(TracedTask):
         variables: int = 52,
         styles: dict[str, float] | None = None,
         traces: Traces | None = None,
+        every: bool = False,
     ) -> None:
+        if every and styles is not None:
+            raise ValueError(
+                "every scores statements where they stand, and styles writes them out: leave one of them out"
+            )
         if not 2 <= modulus <= MAX_MODULUS:
             raise ValueError(f"modulus is {modulus}: it must be between 2 and {MAX_MODULUS}")
         if distractors < 0:
@@ -75,7 +84,7 @@ class ModChain(TracedTask):
             raise ValueError(f"variables is {variables}: it must be between 2 and {len(names)}")
         self.modulus, self.distractors, self.names = modulus, distractors, tuple(names[:variables])
         self.factors = np.array([k for k in range(1, modulus) if math.gcd(k, modulus) == 1])
-        self.default_difficulty = operations
+        self.default_difficulty, self.every = operations, every
         self.trace(styles, traces)
         self.resolve(operations)
 
@@ -92,6 +101,11 @@ class ModChain(TracedTask):
     def own_stop_symbols(self) -> tuple[str, ...]:
         return tuple(map(str, range(self.modulus)))  # the answer to a prompt is one number
 
+    @property
+    def shows_steps(self) -> bool:
+        """Whether training tells the results on the way."""
+        return self.every or self.mixture is not None
+
     def options(self) -> tuple[object, ...]:
         return (self.modulus, self.distractors, len(self.names))
 
@@ -103,8 +117,10 @@ class ModChain(TracedTask):
                 f"{operations} operations and {self.distractors} distractors need {needed} variables, "
                 f"not {len(self.names)}: raise variables"
             )
-        if self.mixture is not None and operations < LEAST_TRACED:
-            raise ValueError(f"a chain of {operations} operation has no trace: use {LEAST_TRACED} operations or more")
+        if self.shows_steps and operations < LEAST_STEPS:
+            raise ValueError(
+                f"a chain of {operations} operation has no steps on the way: use {LEAST_STEPS} operations or more"
+            )
         return operations
 
     def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
@@ -149,18 +165,34 @@ class ModChain(TracedTask):
         question = np.stack([np.full_like(asked, ask), asked], axis=1)
         input_ids = np.concatenate([statements, question], axis=1)
         labels = np.full_like(input_ids, IGNORE)
-        labels[:, -1] = self.values(items, difficulty)
+        values = self.values(items, difficulty)
+        labels[:, -1] = values[:, -1]
+        if self.every:
+            rows = np.arange(len(items))
+            ends = np.where(number, 4, 6).cumsum(axis=1) - 1  # the ";" of each statement
+            for place in range(difficulty + 1):
+                labels[rows, ends[rows, (items[..., PLACE] == place).argmax(axis=1)]] = values[:, place]
+        return input_ids, labels
+
+    def batch(
+        self, split: Split, seed: int, indices: Iterable[int], difficulty: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        input_ids, labels = super().batch(split, seed, indices, difficulty)
+        if self.every and split != "train":
+            labels[:, :-1] = IGNORE  # the beginnings of its chain may be those of training
         return input_ids, labels
 
     def values(self, items: np.ndarray, difficulty: int) -> np.ndarray:
-        """The answers of items (B, ...): the chain, operation by operation."""
+        """What the statements of the chains of items (B, ...) make, in the chain's order: (B, difficulty + 1)."""
         rows = np.arange(len(items))
-        value = np.zeros(len(items), dtype=np.int64)
+        values = np.zeros((len(items), difficulty + 1), dtype=np.int64)
         for place in range(difficulty + 1):
             statement = items[rows, (items[..., PLACE] == place).argmax(axis=1)]
             operator, constant = statement[:, OPERATOR], statement[:, CONSTANT]
-            value = np.choose(operator, [value + constant, value - constant, value * constant]) % self.modulus
-        return value
+            before = values[:, place - 1]  # nothing, at the first place
+            results = [before + constant, before - constant, before * constant]
+            values[:, place] = np.choose(operator, results) % self.modulus
+        return values
 
     def judge(self, question: str, answer: str) -> bool:
         return answer.split() == [self.told(question)[-1][-1]]
@@ -245,11 +277,11 @@ class ModChain(TracedTask):
         return found
 
     def split_of(self, item: np.ndarray) -> Split:
-        """With traces a chain shows the results on the way: so the number and the first operations decide, as many as
-        the shortest chain has, and a question of a test is the beginning of no chain of training."""
-        if self.mixture is None:
+        """A chain that shows the results on the way answers its own beginnings: so the number and the first operations
+        decide, as many as the shortest chain has, and a question of a test is the beginning of no chain of training."""
+        if not self.shows_steps:
             return super().split_of(item)
-        return super().split_of(item[(item[:, PLACE] >= 0) & (item[:, PLACE] <= LEAST_TRACED)])
+        return super().split_of(item[(item[:, PLACE] >= 0) & (item[:, PLACE] <= LEAST_STEPS)])
 
     def no_prompt(self, prompt: str) -> ValueError:
         return ValueError(

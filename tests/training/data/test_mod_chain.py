@@ -52,6 +52,44 @@ def test_every_statement_of_the_chain_is_needed_and_no_distractor_is() -> None:
         assert all(values == {int(answer)} for values in found if len(values) == 1)
 
 
+def test_every_statement_of_the_chain_is_answered_where_it_ends() -> None:
+    """In training the ";" of each statement of the chain is labelled with what its variable is, by textual
+    substitution, and nothing else but the answer is; a test scores the answer alone."""
+    task = ModChain(4, modulus=11, distractors=3, every=True)
+    inputs, labels = task.batch("train", 0, range(20))
+    for row, told in zip(inputs, labels, strict=True):
+        words = [task.symbols[token] for token in row]
+        asked, found = words[-1], {len(row) - 1: evaluated(" ".join(words), 11)}
+        statements = " ".join(words).split(" ; ")[:-1]
+        equals = dict(statement.split(" = ") for statement in statements)
+        ends = {
+            statement.split()[0]: i for statement, i in zip(statements, np.flatnonzero(row == row[-3]), strict=True)
+        }
+        while asked:
+            found[int(ends[asked])] = evaluated(" ; ".join([*statements, f"? {asked}"]), 11)
+            asked = next(iter(re.findall("[a-z]+", equals[asked])), "")
+        assert {i: told[i] for i in np.flatnonzero(told != IGNORE)} == found and len(found) == 6
+    for split in ("validation", "test"):
+        held_out = task.batch(split, 0, range(20))
+        assert ((held_out[1] != IGNORE) == (np.arange(held_out[1].shape[1]) == held_out[1].shape[1] - 1)).all()
+    rows = ModChain(4, modulus=11, distractors=3, styles={"direct": 1}).batch("test", 0, range(20))[0]
+    assert (held_out[0] == rows[:, : held_out[0].shape[1]]).all()  # whose beginnings decide too
+
+
+def test_a_chain_and_its_beginnings_are_of_one_split() -> None:
+    """Training scores the beginnings of a chain: none of those of two operations or more is a chain of a test."""
+    task = ModChain(5, modulus=5, distractors=2, every=True)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        item = task.draw(rng, 5)
+        beginnings = [item[(item[:, 0] <= most)] for most in (2, 3, 4, 5)]
+        assert len({task.split_of(beginning) for beginning in beginnings}) == 1
+    with pytest.raises(ValueError, match="a chain of 1 operation has no steps on the way: use 2 operations or more"):
+        task.batch("train", 0, [0], 1)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        ModChain(every=True, styles={"chain": 1})
+
+
 def test_names_order_and_distractors_make_no_other_item() -> None:
     """The chain alone decides the split: the same one drawn among other statements is in the same split."""
     task = ModChain(3, modulus=5, distractors=3)

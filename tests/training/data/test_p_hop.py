@@ -35,12 +35,37 @@ def test_labels_are_the_end_of_the_chain(hops: int, length: int, alphabet: int) 
         assert labels[-1] != IGNORE and all(a != b for a, b in pairwise(letters))
 
 
+@pytest.mark.parametrize(("hops", "length", "alphabet"), [(1, 10, 3), (3, 20, 4), (9, 40, 5)])
+def test_marks_are_answered_hop_by_hop(hops: int, length: int, alphabet: int) -> None:
+    """In training the j-th mark has the letter j hops from the last one, by hand; a test asks for all hops alone. The
+    letters are those of the task that says the number, and no number of hops is beyond the vocabulary."""
+    task, plain = PHop(hops, length, alphabet, max_hops=1, asked="marks"), PHop(hops, length, alphabet)
+    for index in range(10):
+        input_ids, labels = task.example("train", 0, index)
+        letters = input_ids[:length].tolist()
+        assert letters == plain.example("train", 0, index).input_ids[1:].tolist()
+        assert [task.symbols[mark] for mark in input_ids[length:]] == ["hop"] * hops
+        assert (labels[:length] == IGNORE).all()
+        assert labels[length:].tolist() == [hop_by_hand(letters, length - 1, j) for j in range(1, hops + 1)]
+        told = task.example("test", 0, index).labels
+        assert (told[:-1] == IGNORE).all() and told[-1] != IGNORE
+        prompt, answer = task.prompt("test", 0, index)
+        assert task.check(prompt, answer)
+        assert not any(task.check(prompt, other) for other in task.stop_symbols if other != answer)
+
+
+@pytest.mark.parametrize("prompt", ["a b a", "hop a b a", "a b hop a", "hop", "a hop4", "a x a hop"])
+def test_a_text_without_marks_behind_letters_is_refused(prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"not a p_hop prompt: .* then hop for each"):
+        PHop(2, length=20, asked="marks").check(prompt, "a")
+
+
 def test_the_documented_example() -> None:
     """From the last b: b stood at position 2 before, d came after it; d never stood before."""
     task = PHop(1, length=8)
     assert task.check("hop1 a c b d a b", "d")
     assert task.check("hop3 b a a", "a")  # between equal neighbours a hop stays on the spot, by the definition
-    with pytest.raises(ValueError, match="the chain of hop2 leaves the sequence"):
+    with pytest.raises(ValueError, match="the chain of 2 hops leaves the sequence"):
         task.check("hop2 a c b d a b", "d")
 
 
@@ -72,6 +97,8 @@ def test_limits_name_their_remedy() -> None:
         PHop().batch("train", 0, [0], difficulty=17)
     with pytest.raises(ValueError, match="16 hops over 4 letters need a length of 49, not 48"):
         PHop(16, length=48)
+    with pytest.raises(ValueError, match="asked must be one of number, marks, not 'words'"):
+        PHop(asked="words")  # type: ignore[arg-type]
     for alphabet in (2, 27):
         with pytest.raises(ValueError, match=f"alphabet is {alphabet}: it must be between 3 and 26"):
             PHop(alphabet=alphabet)

@@ -235,6 +235,7 @@ BRUTE = [
     (Countdown(3, largest=10), [3], [3]),
     (PHop(1, length=10, alphabet=3), [1, 2], [1, 2, 3]),
     (PHop(1, length=5, alphabet=3), [1, 2], [1, 2]),
+    (PHop(1, length=10, alphabet=3, asked="marks"), [1, 2], [1, 2, 3]),
 ]
 
 
