@@ -155,6 +155,13 @@ class Settled(Scorer):
 
     name = example = "settled"
 
+    def check(self, judged: Judged) -> None:
+        if judged.manner.iterations == 1:
+            raise ValueError(
+                "scorer settled: at 1 iteration there is no change from one to the next to go by; give 2 iterations or "
+                "more, or take another scorer"
+            )
+
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
         found = []
         for length in lengths:

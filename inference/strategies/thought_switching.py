@@ -67,7 +67,10 @@ class ThoughtSwitching(Strategy):
         self.at_least(0, beta=self.beta)
 
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        hook = Penalty(self.alpha, self.beta, frozenset(solver.first_tokens(solver.marks.switch)))
         root = solver.begin(solver.marks.prompt(problem.text, self.style), key)
-        [branch] = solver.write([root], manner, before=hook)
+        [branch] = solver.write([root], manner, before=self.penalty(solver))
         return Found(branch, self.style, samples("sample", [branch], solver.marks, self.style, branch))
+
+    def penalty(self, solver: Solver) -> Penalty:
+        """The hook by itself, for who goes on behind a thought that has begun; what was put there is part of it."""
+        return Penalty(self.alpha, self.beta, frozenset(solver.first_tokens(solver.marks.switch)))

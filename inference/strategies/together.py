@@ -26,6 +26,7 @@ from mull.inference.strategies.meter import Meter
 from mull.inference.strategies.solver import After, Before, Branch, Key, Manner, Solver
 
 Job = Callable[[Solver], Solution]
+HOOKS = 3  # the place of the hooks among what `write` is asked beside the branches
 
 
 @runtime_checkable
@@ -176,16 +177,25 @@ class Table:
         return [turn.solution for turn in turns if turn.solution is not None]
 
     def serve(self, turns: Sequence[Turn]) -> None:
-        """Answer what was asked: those who want the same are served in one call. A hook is for its own lines only."""
+        """Answer what was asked: those who want the same are served in one call. Hooks are the same where they are
+        equal, as values are (a penalty of the same size); a function is for its own lines only."""
         groups: dict[Hashable, list[Turn]] = {}
-        for place, turn in enumerate(turns):
+        for turn in turns:
             assert turn.asked is not None
             what, _, how = turn.asked
-            hooked = what == "write" and (how[3] is not None or how[4] is not None)
-            groups.setdefault((place,) if hooked else (what, *map(repr, how)), []).append(turn)
+            groups.setdefault((what, *map(repr, how[:HOOKS]), *map(as_value, how[HOOKS:])), []).append(turn)
         for group in groups.values():
             what, _, how = group[0].asked or ("", (), ())
             given = [list(turn.asked[1]) if turn.asked else [] for turn in group]
             answers = list(getattr(self.solver, what)([branch for own in given for branch in own], *how))
             for turn, own in zip(group, given, strict=True):
                 turn.answer, answers = answers[: len(own)], answers[len(own) :]
+
+
+def as_value(hook: Before | After | None) -> Hashable:
+    """What is equal for hooks that are, and where nobody can say, for the same one only."""
+    try:
+        hash(hook)
+    except TypeError:
+        return id(hook)
+    return hook

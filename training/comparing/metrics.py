@@ -17,8 +17,10 @@ here the exact labels of the steps say it: an attempt is on a right path if it h
 still be reached after every one of its steps.
 
 Bins: a problem is easy from a Pass@1 of 50 %, medium from 10 %, hard below. Pass@1 is the share of right ones among the
-answers that the strategy with the most samples drew; it is noisy with few of these, and it must not be that of the
-strategies that are compared by it: give `majority:16` or more as a strategy of its own for it.
+answers that the strategy with the most samples drew; it is noisy with few of these. It must not go by what it is then
+told of: a problem has one seed, so that the first N texts are the same for all that draw N, and a problem would be hard
+because these came out wrong. Those that other strategies drew are therefore left out of it, and a strategy that leaves
+fewer than `FEWEST` over gets no row: give `majority:16` for what draws up to 12.
 """
 
 from __future__ import annotations
@@ -159,9 +161,10 @@ def bins(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: 
         rated = [(sampled, cell.place.iterations or 0, cell) for cell in own if (sampled := fewest(cell)) >= FEWEST]
         if not rated:
             continue
-        judge = max(rated, key=lambda each: each[:2])[2]
-        names = [bin_of(fmean(each.samples or (each.right,))) for each in judge.answered]
-        for cell in own:
+        all_of_it, _, judge = max(rated, key=lambda each: each[:2])
+        shared = max((n for n in map(texts_of, own) if n <= all_of_it - FEWEST), default=0)
+        names = [bin_of(fmean((each.samples or ())[shared:])) for each in judge.answered]
+        for cell in (each for each in own if texts_of(each) <= max(shared, 1)):
             for name in BINS:
                 right = [each.right for each, bin in zip(cell.answered, names, strict=True) if bin == name]
                 bounds = wilson(sum(right), len(right)) if right else (None, None)
@@ -169,13 +172,18 @@ def bins(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: 
                     "metric": "bins", "folder": folder, "difficulty": difficulty, "strategy": cell.place.strategy,
                     "iterations": cell.place.iterations, "bin": name, "accuracy": fmean(right) if right else None,
                     "low": bounds[0], "high": bounds[1], "examples": len(right),
-                    "by": f"{judge.place.strategy}, {judge.place.iterations or 'no'} iterations",
+                    "by": f"{judge.place.strategy}, {judge.place.iterations or 'no'} iterations, less {shared} texts",
                 }  # fmt: skip
 
 
 def fewest(cell: Cell) -> int:
     """The least number of samples that a problem of a cell has."""
     return min(len(each.samples or ()) for each in cell.answered)
+
+
+def texts_of(cell: Cell) -> int:
+    """How many texts a strategy drew for a problem at most, whether it chose among whole ones or on the way."""
+    return max(cell.samples or 1, *(len(each.samples or ()) for each in cell.answered))
 
 
 def bin_of(pass_at_1: float) -> str:

@@ -490,12 +490,18 @@ def test_a_mistake_is_one_line_with_a_way_out(make_writer: Make, strategy: str, 
 
 
 def test_texts_that_would_be_the_same_are_not_paid_for(make_writer: Make) -> None:
-    """Guards greedy votes; and a writer without a loop against a scorer of residuals."""
+    """Guards greedy votes; and a writer without a loop, or with one iteration, against a scorer of residuals: what one
+    iteration lacks is said before anything is written, and is not said to be a loop."""
     for strategy in ("majority:4", "best_of_n:4", "beam:4", "self_backtracking:4"):
         with pytest.raises(ValueError, match="at temperature 0 all of its 4 texts would be the same"):
             mull.solve(make_writer(), "1", strategy, temperature=0)
     with pytest.raises(ValueError, match="scorer settled: this writer has no residuals"):
         mull.solve(make_writer("transformer"), "1", "best_of_n:2,scorer=settled")
+    solver = FolderSolver(make_writer())
+    with pytest.raises(ValueError, match=r"at 1 iteration there is no change .* give 2 iterations or more"):
+        mull.solve(solver, "1", "best_of_n:2,scorer=settled", iterations=1)
+    assert solver.meter.spent.tokens == 0
+    assert mull.solve(solver, "1", "best_of_n:2,scorer=settled", iterations=2, max_new_tokens=4).scorer == "settled"
     with pytest.raises(ValueError, match="or a Solver, not str"):
         mull.solve("parity", "1")  # type: ignore[arg-type]
 

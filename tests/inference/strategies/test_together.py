@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from mull.inference.strategies import Solution, Solver
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.solving import solve
+from mull.inference.strategies.thought_switching import ThoughtSwitching
 from mull.inference.strategies.together import solve_together
 from mull.models import LanguageModel
 
@@ -23,6 +24,14 @@ def jobs(strategy: str, **how: Any) -> list[Callable[[Solver], Solution]]:
         partial(lambda solver, text, seed: solve(solver, text, strategy, generator=seed, **how), text=text, seed=seed)
         for seed, text in enumerate(PROBLEMS)
     ]
+
+
+@dataclass
+class Unhashable:
+    """A hook that may change, so that it equals none but itself."""
+
+    def __call__(self, *asked: Any) -> Any:
+        return asked[1]
 
 
 def timeless(solution: Solution) -> Any:
@@ -60,7 +69,8 @@ def test_each_is_what_it_is_alone(make_writer: Make, strategy: str, how: dict[st
 
 
 def test_what_is_wanted_at_once_is_written_at_once(make_writer: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards that it saves anything: one call for all problems that ask the same, and a hook's lines are its own."""
+    """Guards that it saves anything: one call for all problems that ask the same, hooks that are equal included; a hook
+    that is a function, of which nobody knows what it keeps, sees the lines of its own problem only."""
     calls: list[int] = []
     plain = FolderSolver.write
     monkeypatch.setattr(
@@ -73,7 +83,16 @@ def test_what_is_wanted_at_once_is_written_at_once(make_writer: Make, monkeypatc
     assert calls == [15]
     calls.clear()
     list(solve_together(solver, jobs("thought_switching:3:4", max_new_tokens=6)))
-    assert calls == [1] * 5
+    assert calls == [5]
+    calls.clear()
+    mixed = [*jobs("thought_switching:3:4", max_new_tokens=6)[:2], *jobs("thought_switching:4:4", max_new_tokens=6)]
+    list(solve_together(solver, mixed))
+    assert sorted(calls) == [2, 5]
+    for made in (Unhashable, lambda: lambda *asked: asked[1]):
+        calls.clear()
+        monkeypatch.setattr(ThoughtSwitching, "penalty", lambda *_, made=made: made())
+        list(solve_together(solver, jobs("thought_switching:3:4", max_new_tokens=6)))
+        assert calls == [1] * 5
     calls.clear()
     list(solve_together(solver, jobs("chain", max_new_tokens=6), at_once=1))
     assert calls == [1] * 5

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mull.inference.strategies import Marks
@@ -105,8 +106,32 @@ def test_bins(make: Make) -> None:
         ("medium", None, 0),
         ("hard", 1.0, 1),
     ]
-    assert found[0]["by"] == "majority:4, 2 iterations"
+    assert found[0]["by"] == "majority:4, 2 iterations, less 0 texts"
     assert list(bins([plain], MARKS)) == []
+
+
+def test_bins_go_by_texts_that_nobody_chose_among(make: Make) -> None:
+    """Guards against binning by the outcome: 2,000 problems of one Pass@1, 30 %, are equally hard, and so every
+    strategy is right as often in every bin, although the first eight texts are the same for all. What draws as many as
+    the judge has no row."""
+    rng = np.random.default_rng(0)
+    texts = rng.random((2000, 16)) < 0.3
+
+    def cell(strategy: str, rights: np.ndarray, samples: np.ndarray | None, n: int | None) -> Cell:
+        given = [None] * len(rights) if samples is None else [tuple(map(bool, each)) for each in samples]
+        answered = [Answered(bool(right), 1.0, 1, 1, 0, samples=own) for right, own in zip(rights, given, strict=True)]
+        return replace(make(strategy), answered=tuple(answered), samples=n)
+
+    cells = [
+        cell("majority:16", texts.sum(axis=1) > 8, texts, 16),
+        cell("best_of_n:8,scorer=random", texts[:, 3], texts[:, :8], 8),
+        cell("beam:8", texts[:, 0], None, 8),  # its first steps are those of the first texts
+        cell("chain", texts[:, 0], None, None),  # as it would be at a temperature
+    ]
+    found = list(bins(cells, MARKS))
+    assert {each["strategy"] for each in found} == {"best_of_n:8,scorer=random", "beam:8", "chain"}
+    assert all(each["low"] < 0.3 < each["high"] for each in found if each["examples"] > 100)
+    assert sum(each["examples"] > 100 for each in found) >= 6
 
 
 def test_drafts(make: Make) -> None:
