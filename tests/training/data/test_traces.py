@@ -91,7 +91,7 @@ def test_a_chain_of_a_test_is_the_beginning_of_no_chain_of_training() -> None:
                 ordered = item[item[:, 0].argsort()][:3, 3:]
                 beginnings[split].add(ordered.tobytes())
     assert len(beginnings["test"]) > 10 and not beginnings["train"] & beginnings["test"]
-    with pytest.raises(ValueError, match="a chain of 1 operation has no trace: use 2 operations or more"):
+    with pytest.raises(ValueError, match="a chain of 1 operation has no steps on the way: use 2 operations or more"):
         task.batch("train", 0, [0], 1)
 
 
