@@ -24,6 +24,7 @@ import mull
 from mull.checkpoints import load_tokenizer
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.results import Result
+from mull.training.data import IGNORE
 from mull.training.data.corpora import find
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -31,7 +32,6 @@ CONTEXTS = (64, 256, 1024)  # bytes of a window
 SCORED = 32  # the last of them
 EXAMPLES = (0, 1, 2)
 LONGEST = 340  # bytes of a record, so that three of them are a window
-IGNORE = -100
 Pair = tuple[Tensor, Tensor]
 Encode = Callable[[str], np.ndarray]
 

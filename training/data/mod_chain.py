@@ -11,7 +11,7 @@ The question stands at the end: a causal model reads all statements before it, a
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from string import ascii_lowercase
 from typing import ClassVar
 
@@ -172,14 +172,6 @@ class ModChain(TracedTask):
             ends = np.where(number, 4, 6).cumsum(axis=1) - 1  # the ";" of each statement
             for place in range(difficulty + 1):
                 labels[rows, ends[rows, (items[..., PLACE] == place).argmax(axis=1)]] = values[:, place]
-        return input_ids, labels
-
-    def batch(
-        self, split: Split, seed: int, indices: Iterable[int], difficulty: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        input_ids, labels = super().batch(split, seed, indices, difficulty)
-        if self.every and split != "train":
-            labels[:, :-1] = IGNORE  # the beginnings of its chain may be those of training
         return input_ids, labels
 
     def values(self, items: np.ndarray, difficulty: int) -> np.ndarray:

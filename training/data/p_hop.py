@@ -5,12 +5,11 @@ shallow model without loops does not. One hop is the induction head. In "a c b d
 at position 2, so one hop leads to the d after it; d does not occur before, so there is no second hop.
 """
 
-from collections.abc import Iterable
 from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from mull.training.data.task import IGNORE, MAX_DIFFICULTY, Split, Task
+from mull.training.data.task import IGNORE, MAX_DIFFICULTY, Task
 
 Asked = Literal["number", "marks"]
 MARK = "hop"  # one hop, where a mark stands for each
@@ -62,7 +61,7 @@ class PHop(Task):
         if not max(length, max_hops) <= MAX_DIFFICULTY:
             raise ValueError(f"length {length} and max_hops {max_hops} must be at most {MAX_DIFFICULTY:,}")
         self.length, self.alphabet, self.max_hops, self.asked = length, alphabet, max_hops, asked
-        self.default_difficulty = hops
+        self.default_difficulty, self.every = hops, asked == "marks"
         self.resolve(hops)
 
     @property
@@ -114,14 +113,6 @@ class PHop(Task):
             np.concatenate([announced, letters], axis=1),
             np.concatenate([np.full_like(announced, IGNORE), labels], axis=1),
         )
-
-    def batch(
-        self, split: Split, seed: int, indices: Iterable[int], difficulty: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        input_ids, labels = super().batch(split, seed, indices, difficulty)
-        if self.asked == "marks" and split != "train":
-            labels[:, :-1] = IGNORE  # fewer hops are what lower difficulties ask for
-        return input_ids, labels
 
     def check(self, prompt: str, answer: str) -> bool:
         words = prompt.split()

@@ -68,6 +68,7 @@ class Task(ABC):
     # Whether each position is answered where it stands, by a model with `causal: false` that sees all of the item. The
     # prompt is then the whole row, and the answer the row with its scored positions filled in.
     in_place: ClassVar[bool] = False
+    every: bool = False  # training also scores steps on the way to the answer; a test scores the answer alone
 
     # The hooks ------------------------------------------------------------------------------------------------------
 
@@ -182,6 +183,8 @@ class Task(ABC):
         input_ids, labels = self.lay_out(items, difficulty)
         if self.decided_by is not None and split != "train":
             labels[:, : min(self.decided_by, items.shape[1])] = IGNORE  # the beginning may occur in training
+        if self.every and split != "train":
+            labels[:, : -self.answer_length(difficulty)] = IGNORE  # the steps may occur in training
         return input_ids, labels
 
     def columns(
