@@ -279,6 +279,11 @@ class Task(ABC):
         """Held-out items found so far, by (split, seed, difficulty), and their canonical forms."""
         return {}
 
+    @cached_property
+    def _exhausted(self) -> set[tuple[Split, int, int]]:
+        """The addresses where no more items were found: looking takes long, and would be done for every batch."""
+        return set()
+
     def _held_out(self, split: Split, seed: int, difficulty: int, count: int) -> list[np.ndarray]:
         """The first `count` or more items of a held-out stream, all different; fewer if no more are found.
 
@@ -286,15 +291,17 @@ class Task(ABC):
         """
         if count > MAX_HELD_OUT:
             raise ValueError(f"{count} held-out items are more than the limit of {MAX_HELD_OUT}: ask for fewer")
-        items, known = self._found.setdefault((split, seed, difficulty), ([], set()))
+        address = (split, seed, difficulty)
+        items, known = self._found.setdefault(address, ([], set()))
         stream = self._stream(split, seed, difficulty)
-        while len(items) < count:
+        while len(items) < count and address not in self._exhausted:
             rng = stream.at(len(items))
             for _ in range(MAX_NEW_DRAWS):
                 item = self.draw(rng, difficulty)
                 if self.split_of(item) == split and self.canonical(item) not in known:
                     break
             else:
+                self._exhausted.add(address)
                 break
             items.append(self.finish(rng, item, difficulty))
             known.add(self.canonical(item))

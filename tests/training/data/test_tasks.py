@@ -384,3 +384,20 @@ def test_any_seed_and_index_is_an_address(length: int, seed: int, index: int) ->
     """Addresses are 64 bits wide and need no neighbours."""
     input_ids, labels = Parity().example("train", seed, index, length)
     assert input_ids.shape == labels.shape == (length + 1,)  # the start symbol and the bits
+
+
+def test_items_that_are_not_there_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the time of small tasks: that no more items are found takes 32,768 draws, and each batch would ask again.
+    What is found stays the same."""
+    task, calls, real = Parity(4), [], Parity.draw
+
+    def counted(self: Parity, rng: np.random.Generator, difficulty: int) -> np.ndarray:
+        calls.append(difficulty)
+        return real(self, rng, difficulty)
+
+    monkeypatch.setattr(Parity, "draw", counted)
+    found = task.available("test", 0, 1000)
+    looked = len(calls)
+    assert found < 16 and looked > 10_000
+    assert task.available("test", 0, 1000) == task.available("test", 0, 2000) == found and len(calls) == looked
+    assert task.available("test", 1, 1000) > 0 and len(calls) > looked  # another stream is another matter
