@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class TensorBoardLog(TensorBoardLogger):
                 name="logs",
                 version="tensorboard",
                 default_hp_metric=False,
-                filename_suffix=f".{uuid.uuid4().hex[:8]}",  # names are of whole seconds: two starts could share one
+                filename_suffix=own_suffix(),
             )
         except ModuleNotFoundError as error:
             raise ValueError(
@@ -83,11 +84,23 @@ class TensorBoardLog(TensorBoardLogger):
         super().log_metrics({tag(name): value for name, value in metrics.items()}, step)
 
     @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file; what is logged afterwards begins another one, under a name of its own."""
+        super().finalize(status)
+        self._experiment, self._kwargs["filename_suffix"] = None, own_suffix()
+
+    @rank_zero_only
     def conclude(self, results: Mapping[str, float], step: int) -> None:
         """Add what was measured, and say that the run has ended well."""
         self.log_metrics(results, step)
         self.experiment._get_file_writer().add_summary(hparams_of({}, results)[2], step)
         self.finalize("success")
+
+
+def own_suffix() -> str:
+    """Of a file's name, which else says its second alone: what was begun in the same one would be overwritten. Names
+    are read in their order, so they go by the time."""
+    return f".{time.time_ns()}"
 
 
 def tag(name: str) -> str:

@@ -10,7 +10,7 @@ import yaml
 
 from mull.inference.measure.results import Result
 from mull.training import run as run_module
-from mull.training.boards import WandbLog, events, tag
+from mull.training.boards import TensorBoardLog, WandbLog, events, tag
 from mull.training.callbacks import Throughput
 from mull.training.data import TaskData
 from mull.training.records import flat, named
@@ -131,6 +131,20 @@ def test_tensorboard_has_every_row_once(reliability, tmp_path, option):
     shown = plugins[0][1]  # the names of the columns beside the configuration
     assert all(tag(name).encode() in shown for name in ("val/loss", "depth/loss@1", "depth/loss@12"))
     assert b"model.iterations.init_args.mean" in start and b"seed_everything" in start
+
+
+def test_what_is_logged_after_the_end_overwrites_nothing(tmp_path, monkeypatch):
+    """Guards a run of less than a second, whose results are logged behind its end: their file would have the name of
+    that of its rows."""
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: 1234567890.5)
+    log = TensorBoardLog(tmp_path)
+    log.log_metrics({"train/loss": 1.0}, 0)
+    log.finalize("success")
+    log.conclude({"depth/loss@1": 2.0}, 1)
+    files = sorted((tmp_path / "logs" / "tensorboard").glob("events*"))
+    assert [{step for _, step in events(file.read_bytes())} for file in files] == [{0}, {0, 1}]
+    assert b"train/loss" in files[0].read_bytes() and b"depth/loss_1" in files[1].read_bytes()
 
 
 def test_events_are_read_as_far_as_they_were_written(reliability, tmp_path):
