@@ -57,8 +57,8 @@ model:
 data:
   class_path: mull.training.data.TaskData
   init_args:
-    task: {class_path: mull.training.data.Parity, init_args: {length: 5}}
-    difficulty: [4, 5]
+    task: {class_path: mull.training.data.Parity, init_args: {length: 9}}
+    difficulty: [7, 9]
     batch_size: 3
     validation_examples: 6
 """

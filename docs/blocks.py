@@ -208,9 +208,6 @@ def executed(notebook: Path) -> Any:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--check":  # what tests do in a fresh process: the page, and the folder to run it in
-        different = checked(Path(sys.argv[2]).resolve(), Path(sys.argv[3]).resolve())
-        sys.exit("\n".join(different) or 0)
     for name in sys.argv[1:]:
         if name.endswith(".ipynb"):
             import nbformat

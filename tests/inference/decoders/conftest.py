@@ -65,6 +65,12 @@ def pair(request: pytest.FixtureRequest) -> tuple[str, str, str]:
     return request.param
 
 
+@pytest.fixture(params=PAIRS, ids="-".join)
+def far(request: pytest.FixtureRequest) -> tuple[Decoder, str]:
+    """Every way of writing with every family that it goes with, once."""
+    return WAYS[request.param[0]], request.param[1]
+
+
 @pytest.fixture
 def way(pair: tuple[str, str, str]) -> Decoder:
     return WAYS[pair[0]]

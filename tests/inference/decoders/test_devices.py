@@ -49,11 +49,12 @@ def answers(model: LanguageModel, way: Decoder, ids: Tensor) -> list[tuple[str, 
 
 
 def test_every_way_of_writing_runs_elsewhere_and_writes_the_same(
-    pair: tuple[str, str, str], way: Decoder, make_model: Callable[..., LanguageModel], elsewhere: ModuleType
+    far: tuple[Decoder, str], make_model: Callable[..., LanguageModel], elsewhere: ModuleType
 ) -> None:
     """Ids come from the CPU, as a tokenizer gives them. Small models: made-up devices are slow."""
-    layers = {"n_core": 1, "n_coda": 1, "exit_gate": True} if pair[1] == "recurrent_depth" else {"n_layers": 2}
-    model = make_model(pair[1], **layers)
+    way, family = far
+    layers = {"n_core": 1, "n_coda": 1, "exit_gate": True} if family == "recurrent_depth" else {"n_layers": 2}
+    model = make_model(family, **layers)
     ids = torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(0))
     expected = answers(model, way, ids)
     assert len(expected) >= 4

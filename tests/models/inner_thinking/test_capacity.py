@@ -34,7 +34,7 @@ def test_a_requested_capacity_is_met_within_two_points(make: Make, tokens: Token
     model = make(vocab_size=199, **changes).float()
     model.calibrate(tokens(model.config, 4000, 4, seed=3))
     fresh = tokens(model.config, 4000, 4, seed=4)
-    for capacity in (0.05, 0.3, 0.55, 0.7, 0.95):
+    for capacity in (0.05, 0.5, 0.95):
         met = model(fresh, capacity=capacity).selected.double().mean(dim=(0, 1))
         assert (met - capacity).abs().max() < 0.02, (capacity, met)
 
