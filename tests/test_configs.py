@@ -18,7 +18,7 @@ from mull.checkpoints import load_tokenizer
 from mull.models.families import FAMILIES
 from mull.training import capacities, data, iterations, losses, optimizers
 from mull.training.cli import read_configuration
-from mull.training.data import sudoku_pool
+from mull.training.data import TaskData, sudoku_pool
 from mull.training.run import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers, epochs and command lines
@@ -93,6 +93,8 @@ def test_configuration_trains_saves_loads_and_generates(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A configuration that no longer runs is noticed here and not by the newcomer."""
+    real = TaskData.evaluation_batches
+    monkeypatch.setattr(TaskData, "evaluation_batches", lambda self, **_: real(self, examples=4))
     monkeypatch.setattr(sudoku_pool, "AT_ONCE", 8)
     monkeypatch.setattr(sudoku_pool, "CACHE", tmp_path / "pools")
     folder = train([*command(config), *small(config, tmp_path)])

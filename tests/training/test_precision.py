@@ -101,7 +101,7 @@ def test_what_is_left_is_measured_in_the_precision_that_it_is_saved_in(tmp_path:
     reliability.train([*args, str(tmp_path / "out")])
     model = mull.load(tmp_path / "out")
     assert model.dtype == torch.float32
-    data = TaskData(Parity(length=5), difficulty=[4, 5], batch_size=3)
+    data = TaskData(Parity(length=9), difficulty=[7, 9], batch_size=3)
     found = evaluate(model, data.evaluation_batches(examples=4), [1, 3, 12])
     recorded = read_depth(tmp_path / "out" / "depth.json")["rows"]
     rows = {(row["iterations"], row["difficulty"]): row["loss"] for row in recorded}
