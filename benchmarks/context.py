@@ -6,7 +6,8 @@ differences are those of the context and of the count, and not of the text:
 - bytes of context: the last 32 bytes of windows of 64, 256 and 1,024 bytes, behind the rest of them;
 - examples: the answers of a problem's record behind its question, and behind 0, 1 or 2 other records before that.
 
-A series saturates at the least count that has 99 % of what the best count gains over one iteration.
+Texts follow on each other as in training, with the token that ends a text between them. A series saturates at the least
+count that has 99 % of what the best count gains over one iteration.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.results import Result
 from mull.training.data import IGNORE
 from mull.training.data.corpora import find
+from mull.training.data.task import END
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (64, 256, 1024)  # bytes of a window
@@ -52,7 +54,7 @@ def pairs(windows: list[np.ndarray], scored: list[int], at_once: int = 16) -> It
 
 def by_context(records: list[str], windows: int, encode: Encode) -> dict[int, list[Pair]]:
     """The same last bytes behind ever more of a text."""
-    text = np.concatenate([encode(record + "\n\n") for record in records])
+    text = np.concatenate([encode(record + END) for record in records])
     starts = np.linspace(0, len(text) - max(CONTEXTS) - 1, windows).astype(int)
     whole = [text[start : start + max(CONTEXTS) + 1] for start in starts]
     return {context: list(pairs([w[-context - 1 :] for w in whole], [SCORED] * windows)) for context in CONTEXTS}
@@ -66,7 +68,7 @@ def by_examples(records: list[tuple[str, str]], windows: int, encode: Encode) ->
         texts, scored = [], []
         for number, (asked, told) in enumerate(chosen):
             before = [short[(number + k) % len(short)] for k in range(1, many + 1)]
-            shown = "".join(f"{question}\n{answer}\n\n" for question, answer in before)
+            shown = "".join(f"{question}\n{answer}{END}" for question, answer in before)
             texts.append(encode(f"{shown}{asked}\n{told}"))
             scored.append(len(encode(told)))
         found[many] = list(pairs(texts, scored))

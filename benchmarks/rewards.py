@@ -79,8 +79,10 @@ def heads(folders: list[str]) -> tuple[LanguageModel, dict[str, Any]]:
         other = mull.load(folder)
         if other.value_head is None:
             raise ValueError(f"{folder} has no reward head: train one with configs/reward.yaml")
-        for name, weight in other.state_dict().items():
-            if not name.startswith("value_head.") and not (name in own and torch.equal(weight, own[name])):
+        weights = other.state_dict()
+        for name in {*own, *weights}:
+            same = name in own and name in weights and torch.equal(weights[name], own[name])
+            if not name.startswith("value_head.") and not same:
                 raise ValueError(f"{folder} and {folders[0]} differ in {name}: compare heads of one model")
         found[folder] = other.value_head
     return model, found

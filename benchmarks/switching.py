@@ -9,8 +9,9 @@ where it is a dead end. Here both are laid down behind the same held-out problem
 
 The exact labels of steps say which is which. By set, alpha (0 is without a penalty) and beta: the share of right
 answers with its difference to alpha 0 on the same problems and the same draws, and of texts that switch at once, right
-behind what was laid down; switches and tokens of a text; the share of texts that begin anew by another mark, which no
-penalty holds; the underthinking of wrong answers (training/comparing/metrics.py). Intervals are of 95 %.
+behind what was laid down; switches and tokens of a text; the share of texts with another mark that goes back or begins
+anew (<wait>, <backtrack>, the word of a style), which no penalty holds; the underthinking of wrong answers
+(training/comparing/metrics.py). Intervals are of 95 %.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Outcome(NamedTuple):
     at_once: bool
     switches: int
     tokens: int
-    elsewise: bool
+    marked: bool
     underthinking: float
 
 
@@ -61,6 +62,8 @@ def sets_of(task: Any, solver: Solver, difficulty: int, problems: int, place: in
     derivations = task.derivations(task.items("test", 0, range(len(given)), difficulty), difficulty)
     stream, found = Stream("switching", task.name, difficulty), {name: list[Begun]() for name in SETS}
     for number, (problem, derivation) in enumerate(zip(given, derivations, strict=True)):
+        if place >= len(derivation.steps):
+            raise ValueError(f"--place {place}: problems of {difficulty} have {len(derivation.steps)} steps; use less")
         right = derivation.steps[: place + 1]
         wrong = [*right[:place], *derivation.astray(place, 1, Draws(stream.at(number)))]
         root = solver.begin(solver.marks.prompt(problem.text, "attempts"), (number,))
@@ -92,7 +95,7 @@ def outcome(marks: Marks, problem: Problem, before: Branch, after: Branch) -> Ou
         at_once=new[0].text.strip() == marks.switch,
         switches=sum(token.text.strip() == marks.switch for token in new),
         tokens=len(new),
-        elsewise=any(token.text.strip() in others for token in new),
+        marked=any(token.text.strip() in others for token in new),
         underthinking=1 - right_thought(after.text, problem.steps(after.text), marks.switch, marks.step),
     )
 
@@ -118,7 +121,7 @@ def row(penalty: str, found: Sequence[Outcome], difference: str = "") -> str:
     return (
         f"  {penalty:<8}{100 * fmean(each.right for each in found):>6.1f}  {difference:<23}"
         f"{100 * fmean(each.at_once for each in found):>7.1f}{fmean(each.switches for each in found):>10.2f}"
-        f"{fmean(each.tokens for each in found):>8.1f}{100 * fmean(each.elsewise for each in found):>9.1f}"
+        f"{fmean(each.tokens for each in found):>8.1f}{100 * fmean(each.marked for each in found):>9.1f}"
         f"{fmean(wrong) if wrong else 0:>10.2f} of {len(wrong)}"
     )
 
@@ -134,7 +137,7 @@ def main(options: argparse.Namespace) -> None:
     print(f"{options.folder}, {shown}, step {options.place + 1} right or wrong, temperature {options.temperature:g}")
     head = f"  {'penalty':<8}{'right':>6}  {'difference to none':<23}{'at once':>7}{'switches':>10}{'tokens':>8}"
     for name in SETS:
-        print(f"{name}\n{head}{'elsewise':>9}{'underthinking':>15}", flush=True)
+        print(f"{name}\n{head}{'marked':>9}{'underthinking':>15}", flush=True)
         for line in rows(solver, found[name], options.alphas, options.betas, manner):
             print(line, flush=True)
 

@@ -85,7 +85,9 @@ class TensorBoardLog(TensorBoardLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the file; what is logged afterwards begins another one, under a name of its own."""
+        """Close the file, if there is one; what is logged afterwards begins another, under a name of its own."""
+        if self._experiment is None:
+            return
         super().finalize(status)
         self._experiment, self._kwargs["filename_suffix"] = None, own_suffix()
 

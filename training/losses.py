@@ -226,16 +226,22 @@ class ProcessReward(Loss):
     be reached. The judgements are those of a task with traces, which must hold wrong steps.
 
     Args:
-        weight: w, of the term.
+        weight: w, of the term; 0.5 where it is not named. With alone there is nothing that it would weigh against.
         by_row: every row weighs alike, as a mean over its scored tokens and w times one over its judged positions;
             false: every scored token does, so that a long trace weighs as much as many direct answers.
-        alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, as for
-            `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one.
+        alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, for
+            `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one. What a validation logs is
+            the cross entropy of tokens, which then stays as it was.
         afresh: with alone, a process reward that the folder has is not gone on with: a fresh one takes its place, which
             knows nothing of what the old one was taught.
     """
 
-    def __init__(self, weight: float = 0.5, by_row: bool = False, alone: bool = False, afresh: bool = False) -> None:
+    def __init__(
+        self, weight: float | None = None, by_row: bool = False, alone: bool = False, afresh: bool = False
+    ) -> None:
+        if weight is not None and alone:
+            raise ValueError(f"weight {weight} weighs the term against cross entropies, which alone leaves out")
+        weight = 0.5 if weight is None else weight
         if not 0 < weight < math.inf:
             raise ValueError(f"weight must be a number above 0, not {weight}")
         if by_row and alone:

@@ -213,7 +213,8 @@ class TrainingModule(pl.LightningModule):
             total = int(sums["scored"])
             told = torch.tensor(sums["loss"] / max(1, total), dtype=loss.dtype, device=loss.device)
         if not total:
-            rank_zero_warn("a training batch scores no position (all labels are -100), so nothing is learned from it")
+            what = "scores no position (all labels are -100)" if self.loss.asks_tokens else "judges no step"
+            rank_zero_warn(f"a training batch {what}, so nothing is learned from it")
         if not torch.isfinite(told):
             self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
         elif total:

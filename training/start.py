@@ -124,8 +124,8 @@ def check_tokens(start: Start, data: Any) -> None:
     """Raise a ValueError if an id of the data means something else in the folder, or nothing."""
     if data.vocab_size > start.config.vocab_size:
         raise ValueError(
-            f"the data has {data.vocab_size} tokens and the model in {start.folder} {start.config.vocab_size}; use its "
-            f"own tokenizer: --data.init_args.tokenizer {start.folder / TOKENIZER}"
+            f"the data has {data.vocab_size} tokens and the model in {start.folder} {start.config.vocab_size}; "
+            f"{remedy(start, data)}"
         )
     if not (start.folder / TOKENIZER).is_file() or not hasattr(data, "tokenizer"):
         return
@@ -133,6 +133,13 @@ def check_tokens(start: Start, data: Any) -> None:
     for token, number in data.tokenizer.get_vocab().items():
         if known.get(token, number) != number:
             raise ValueError(
-                f"the token {token!r} is {number} in the data and {known[token]} in {start.folder}; use its own "
-                f"tokenizer: --data.init_args.tokenizer {start.folder / TOKENIZER}"
+                f"the token {token!r} is {number} in the data and {known[token]} in {start.folder}; "
+                f"{remedy(start, data)}"
             )
+
+
+def remedy(start: Start, data: Any) -> str:
+    """How data comes to have the tokens of a folder: a task makes its own, out of its options."""
+    if hasattr(data, "task"):
+        return "name the task that the folder was trained on, with its options (those of its training.yaml)"
+    return f"use its own tokenizer: --data.init_args.tokenizer {start.folder / TOKENIZER}"

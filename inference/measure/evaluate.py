@@ -128,7 +128,8 @@ def evaluate(
         model: any family, measured in eval mode and left in the mode it is in.
         batches: for every difficulty (None where there is none) the batches (input_ids, labels), each (B, T) int64;
             labels[:, t] is the token to predict at position t, or -100 where nothing is scored. Padding on the right
-            needs no mask: nothing attends to what follows it.
+            needs no mask where the model is causal: nothing attends to what follows it. Where it is not, the rows of a
+            batch must be of one length.
         iterations: the counts; None is the count of the config (a Transformer has no loop and takes nothing but None).
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
         capacity: share of the positions in routed passes; see `InnerThinkingTransformer.forward`.

@@ -136,8 +136,9 @@ def covering() -> Iterator[ModelConfig]:
         shape = {name: value for name, value in SHAPE.items() if name in hints}
         for i in range(max(map(len, options.values()))):
             yield family(**shape, **{name: values[i % len(values)] for name, values in options.items()})
-        if hints["causal"] is bool:  # which has no cache, and no convolution
+        if hints["causal"] is bool:  # which has no cache
             yield family(**shape, causal=False, window=2)
+            yield family(**shape, causal=False, convolution="mlp")
             yield family(**shape, causal=False, board=True, window=2)
 
 

@@ -122,6 +122,8 @@ def test_what_has_no_reward_or_no_judgements_is_refused() -> None:
         ProcessReward(0)
     with pytest.raises(ValueError, match="by_row weighs cross entropies, which alone leaves out"):
         ProcessReward(by_row=True, alone=True)
+    with pytest.raises(ValueError, match=r"weight 0\.3 weighs the term against cross entropies"):
+        ProcessReward(0.3, alone=True)
     with pytest.raises(ValueError, match="afresh begins a process reward anew behind a finished model: set alone"):
         ProcessReward(afresh=True)
 
@@ -193,6 +195,15 @@ def test_a_finished_model_gains_a_reward_and_keeps_its_weights(tmp_path: Path) -
     assert {*now} - {*weights} == HEAD
     assert all(torch.equal(weights[name], now[name]) for name in weights)
     assert now["value_head.bias"].any()  # it started at zero
+
+
+def test_a_reward_alone_needs_a_model(tmp_path: Path) -> None:
+    """Without --from all else would be frozen as it began, and a folder be written that answers nothing."""
+    loss = {"class_path": "mull.training.losses.ProcessReward", "init_args": {"alone": True}}
+    args = configuration(tmp_path, loss=loss)
+    with pytest.raises(ValueError, match=r"ProcessReward trains a part of a finished model.* with --from"):
+        train([*args, "--output", str(tmp_path / "out"), "--model.network.init_args.config.value_head", "true"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("fewer")

@@ -179,7 +179,7 @@ def test_starting_from_a_public_folder_with_a_padded_vocabulary(constant, tmp_pa
     assert asdict(tuned.config) == asdict(wide.config)
     tokens = {name: number + 1 for name, number in Parity(5).tokenizer.get_vocab().items()}
     mull.save(wide, tmp_path / "shifted", tokenizer=type(Parity(5).tokenizer)(shifted(tokens)))
-    with pytest.raises(ValueError, match=r"the token '.*' is \d in the data and \d in .*shifted; use its"):
+    with pytest.raises(ValueError, match=r"the token '.*' is \d in the data and \d in .*shifted; name the task"):
         train([*args, str(tmp_path / "y"), "--from", str(tmp_path / "shifted")])
 
 

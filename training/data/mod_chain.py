@@ -36,7 +36,10 @@ class ModChain(TracedTask):
     that there is. So T = 6 (operations + distractors) + 6, and two less where there are distractors.
 
     The number and the operations behind an answer decide the split of an item: a chain that is asked for in a test was
-    asked for in no training item, under whatever names, in whatever order and among whatever distractors.
+    asked for in no training item, under whatever names, in whatever order and among whatever distractors. Operations
+    are told apart as they are written, so that - 2 and + 3 modulo 5 are two: a short chain of a small modulus mostly
+    has a twin in training that says the same in other words (modulo 5 nine of ten of two operations, one of fifty of
+    four).
 
     Args:
         operations: Default difficulty.
@@ -84,9 +87,14 @@ class ModChain(TracedTask):
             raise ValueError(f"variables is {variables}: it must be between 2 and {len(names)}")
         self.modulus, self.distractors, self.names = modulus, distractors, tuple(names[:variables])
         self.factors = np.array([k for k in range(1, modulus) if math.gcd(k, modulus) == 1])
-        self.default_difficulty, self.every = operations, every
+        self.default_difficulty, self.every, self.sees_all = operations, every, every
         self.trace(styles, traces)
         self.resolve(operations)
+
+    @property
+    def room(self) -> str:  # type: ignore[override]
+        """Where the first operations decide the split, further ones make no more beginnings."""
+        return "modulus" if self.shows_steps else self.difficulty_name
 
     @property
     def equals(self) -> int:

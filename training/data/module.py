@@ -9,7 +9,7 @@ What the trainer needs of a data module, your own included (give its class path 
   read only after the data has been prepared;
 - batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
   t, or -100 if the position is not scored; labels are aligned with positions and are not shifted later;
-- optionally `answers_ahead: bool` and `in_place: bool`, which say what attention it is for (`check_order`);
+- optionally `answers_ahead: bool` and `sees_all: bool`, which say what attention it is for (`check_order`);
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
 - optionally `repeat: int`, how often in a row each training batch comes, for `carry` (carrying.py);
@@ -96,6 +96,7 @@ class TaskData(StreamData):
             raise ValueError(f"advance has nothing to let in: name at least two difficulties, not {difficulty}")
         self.tokenizer, self.stop_tokens = task.tokenizer, task.stop_tokens
         self.difficulty_name, self.in_place = task.difficulty_name, task.in_place
+        self.sees_all = task.in_place or task.sees_all
         self.answers_ahead = not task.in_place and task.answer_length(task.default_difficulty) > 1
 
     def setup(self, stage: str) -> None:

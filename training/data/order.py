@@ -12,9 +12,9 @@ def check_order(network: object, data: object) -> None:
             f"causal: false does not go with {type(data).__name__} of this kind: the network would read the tokens "
             "that it is to predict; set model.network.init_args.config.causal to true"
         )
-    if causal is True and getattr(data, "in_place", False):
+    if causal is True and getattr(data, "sees_all", False):
         warnings.warn(
-            "each position of this task is answered where it stands, out of the whole row, but the network is causal "
+            "positions of this task are answered where they stand, out of the whole row, but the network is causal "
             "and does not see what comes later: set model.network.init_args.config.causal to false",
             stacklevel=2,
         )

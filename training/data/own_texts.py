@@ -33,7 +33,8 @@ class OwnTextData(PolicyData):
         iterations: of the policy; None means its own.
         difficulty: Difficulty of all items, or a list, as of `TaskData`.
         batch_size: Items per batch and rank.
-        validation_examples: Items of the validation split, with the traces of the task.
+        validation_examples: Items of the validation split, with the traces of the task: what is validated is how likely
+            the model finds those, and not its process reward.
         workers: Processes that make batches ahead, as of `TaskData`; each has the policy.
         seed: Names the streams of items and of draws.
     """

@@ -25,7 +25,8 @@ class StreamData(pl.LightningDataModule, ABC):
     bytes_per_token: float | None = None
     difficulty_name: str = "difficulty"  # what a difficulty counts, for legends
     answers_ahead: bool = False  # what one position is to predict is read at a later one
-    in_place: bool = False  # each position is answered where it stands, out of the whole row
+    in_place: bool = False  # each position is answered where it stands, and nothing is written behind the row
+    sees_all: bool = False  # what stands behind a position may decide its answer
     scores_tokens: bool = True  # training batches have labels; without them there is nothing but judgements of steps
     repeat: int = 1  # how often in a row each training batch comes
     workers: int = 0  # processes that make training batches ahead of time

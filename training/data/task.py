@@ -11,7 +11,9 @@ not occur in training with the same answer scored:
   where answers stand in place of the question (mazes), for models whose tokens see the whole row;
 - where it is scored on the way (parity, p_hop), a hash of its first `decided_by` symbols does, so that all rows with
   this beginning, however they go on and however long they are, are in one split; and in validation and test nothing is
-  scored before the beginning is complete. In training everything is scored.
+  scored before the beginning is complete. In training everything is scored;
+- where training also scores steps on the way to one answer (`every`), what the shortest of these steps is a function of
+  decides the split: `decided_by`, or a `split_of` of the task's own (mod_chain).
 """
 
 from abc import ABC, abstractmethod
@@ -68,7 +70,11 @@ class Task(ABC):
     # Whether each position is answered where it stands, by a model with `causal: false` that sees all of the item. The
     # prompt is then the whole row, and the answer the row with its scored positions filled in.
     in_place: ClassVar[bool] = False
-    every: bool = False  # training also scores steps on the way to the answer; a test scores the answer alone
+    # Whether training scores steps on the way to the answer too; a test then scores the answer alone. What the shortest
+    # of these steps is a function of must decide the split.
+    every: bool = False
+    sees_all: bool = False  # what stands behind a position may decide its answer, also where it is not in place
+    room: ClassVar[str | None] = None  # the option that makes more items where there are too few; None: the difficulty
 
     # The hooks ------------------------------------------------------------------------------------------------------
 
@@ -312,7 +318,7 @@ class Task(ABC):
     def _too_few(self, split: Split, difficulty: int, draws: int) -> ValueError:
         return ValueError(
             f"the {self.name} task has too few items of {self.difficulty_name} {difficulty} for disjoint splits "
-            f"(none of {draws} draws belongs to {split}): use a larger {self.difficulty_name}"
+            f"(none of {draws} draws belongs to {split}): use a larger {self.room or self.difficulty_name}"
         )
 
     def _words(self, ids: np.ndarray) -> list[str]:

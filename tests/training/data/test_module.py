@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import mull
-from mull.training.data import Addition, Maze, Parity, ReachedAccuracy, Sudoku, TaskData, TextData
+from mull.training.data import Addition, Maze, ModChain, Parity, ReachedAccuracy, Sudoku, TaskData, TextData
 from mull.training.data.module import StreamData
 from mull.training.data.order import check_order
 
@@ -257,6 +257,9 @@ def test_a_network_that_sees_ahead_is_not_given_what_it_is_to_predict(text_data:
         check_order(one_way, data)
     with pytest.warns(UserWarning, match="the network is causal and does not see what comes later: set .* to false"):
         check_order(one_way, TaskData(Sudoku(4, side=4)))
+    with pytest.warns(UserWarning, match="the network is causal and does not see what comes later: set .* to false"):
+        check_order(one_way, TaskData(ModChain(2, every=True)))
+    check_order(one_way, TaskData(ModChain(2)))  # asked for behind all of it
     for fits in (Sudoku(4, side=4), Maze(7), Parity(9)):  # what parity asks for is nowhere in its rows
         check_order(both_ways, TaskData(fits))
     check_order(torch.nn.Linear(1, 1), text_data)  # of networks of one's own nothing is known

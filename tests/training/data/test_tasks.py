@@ -374,6 +374,13 @@ def test_a_space_too_small_for_splits_says_so() -> None:
         with pytest.raises(ValueError, match=f"too few items of length 1 .* to {missing}.: use a larger length"):
             Parity().batch(missing, 0, [0], difficulty=1)
     assert len({*SPLITS} - owners) >= 1
+    marks = PHop(1, length=4, alphabet=3, asked="marks")  # more hops are no more beginnings
+    rng = np.random.default_rng(0)
+    missing = {*SPLITS} - {marks.split_of(marks.draw(rng, 1)) for _ in range(500)}
+    for split in missing:
+        with pytest.raises(ValueError, match=f"too few items of hops 1 .* to {split}.: use a larger length"):
+            marks.batch(split, 0, [0])
+    assert missing
     with pytest.raises(ValueError, match="1099511627777 held-out items are more than the limit of 1048576"):
         Parity().batch("test", 0, [2**40])
 
