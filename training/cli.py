@@ -79,11 +79,6 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     if isinstance(run.trainer.strategy, Sharded):
         run.model.check_dividing()  # before further processes are started
     run.start = start
-    if start is None and run.model.loss.trained(run.model.network) is not None:
-        raise ValueError(
-            f"{type(run.model.loss).__name__} trains a part of a finished model and freezes the rest, which here "
-            "would stay as it begins: name the model with --from FOLDER"
-        )
     if start is not None:
         check_architecture(start, run.resolved["model"]["network"])
         give_weights(start, run.model, run.datamodule)

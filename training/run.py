@@ -39,6 +39,7 @@ from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
 from mull.training.sharding import is_sharded
 from mull.training.skips import NonFiniteLossError
+from mull.training.start import check_finished
 from mull.training.states import LAST, PREVIOUS, damage, read_state, settle
 from mull.training.threads import choose_threads
 
@@ -77,9 +78,7 @@ def train(args: list[str]) -> Path:
 def train_alone(run: TrainingCLI, command: str) -> None:
     """Finish the run, from whatever the folder holds of it; this process has the lock."""
     complete(run.folder)  # finishes a save that was killed
-    check_order(run.model.network, run.datamodule)
-    check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
-    check_labels(run.model.loss, run.datamodule)
+    check_together(run)
     run.datamodule.prepare_data()  # before anything is written: text that cannot be read is the user's to mend
     run.identity = identify(run)
     device = run.trainer.strategy.root_device
@@ -116,11 +115,17 @@ def train_alone(run: TrainingCLI, command: str) -> None:
         raise ended from None
 
 
-def try_out(run: TrainingCLI) -> None:
-    """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
+def check_together(run: TrainingCLI) -> None:
+    """Raise a ValueError where network, data, loss and start do not go with each other."""
     check_order(run.model.network, run.datamodule)
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     check_labels(run.model.loss, run.datamodule)
+    check_finished(run.model, run.start)
+
+
+def try_out(run: TrainingCLI) -> None:
+    """Run the few batches of fast_dev_run, in which no state of the folder is read and nothing is written."""
+    check_together(run)
     run.trainer.fit(run.model, run.datamodule)
     if run.trainer.is_global_zero:
         say(f"tried {run.trainer.global_step} steps and kept nothing; leave --trainer.fast_dev_run out to train")

@@ -120,6 +120,15 @@ def give_weights(start: Start, module: TrainingModule, data: Any) -> None:
     network.load_state_dict({**fresh, **weights, **anew})
 
 
+def check_finished(module: TrainingModule, start: Start | None) -> None:
+    """Raise a ValueError where a loss trains a part of a model that is random otherwise."""
+    if start is None and module.loss.trained(module.network) is not None:
+        raise ValueError(
+            f"{type(module.loss).__name__} trains a part of a finished model and freezes the rest, which would stay as "
+            "it begins: name the model with --from FOLDER"
+        )
+
+
 def check_tokens(start: Start, data: Any) -> None:
     """Raise a ValueError if an id of the data means something else in the folder, or nothing."""
     if data.vocab_size > start.config.vocab_size:
