@@ -527,6 +527,7 @@ def every_case() -> dict[str, Case]:
         cases[f"training/{name}"] = Case(partial(trained, model, data, arguments), **tolerance)
     cases["shipped/parity"] = Case(partial(shipped, "parity", iterations=16))
     cases["shipped/state_tracking"] = Case(partial(shipped, "state_tracking", iterations=16))
+    cases["shipped/maze"] = Case(partial(shipped, "maze", iterations=16))
     cases["shipped/sudoku"] = Case(partial(shipped, "sudoku", iterations=16))
     cases["shipped/sudoku_9x9"] = Case(partial(shipped, "sudoku_9x9", iterations=16))
     cases["shipped/reasoner"] = Case(partial(shipped, "reasoner", iterations=4))
