@@ -1,5 +1,7 @@
-"""What every test shares: one thread, hypothesis without chance, deadlines or files, and a second device."""
+"""What every test shares: one thread, little collecting of garbage, hypothesis without chance, deadlines or files, and
+a second device."""
 
+import gc
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -10,6 +12,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# A million objects of torch, Lightning and the rest are alive all the time: to look through them for garbage as often
+# as Python does by itself takes a sixth of the tests' time.
+gc.set_threshold(100_000, 20, 50)
 torch.set_num_threads(1)  # two threads on a small shared machine can be 20 times slower than one
 settings.register_profile("mull", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("mull")
@@ -24,6 +29,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, beginning in enumerate(LONGEST) if file.startswith(beginning)), len(LONGEST))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ OWN = Path(__file__).with_name("contrast.py")
 MORE = (  # examples are written for long texts and large models: these are at work on tiny ones too
     "adaptive:latent:0.3",
     "adaptive:acceleration:0.4,minimum=2",
-    "adaptive:kl:0.05",
     "speculate:1:3",
     "speculate:5:2",
     "wavefront:2:5,threshold=0.3,headway=2",
@@ -36,7 +35,7 @@ def load_own() -> type[Decoder]:
 
 CONTRAST = load_own()
 WAYS = {text: choose_decoder(text, None) for text in (*(kind.example for kind in DECODERS.values()), *MORE)}
-WAYS |= {text: CONTRAST.from_text(text.partition(":")[2]) for text in (CONTRAST.example, "contrast:2:3")}
+WAYS |= {text: CONTRAST.from_text(text.partition(":")[2]) for text in (CONTRAST.example,)}
 
 
 def goes_with(way: Decoder, family: str) -> bool:
