@@ -8,6 +8,9 @@ INSTALLED := $(VENV)/installed
 # A strict editable install is a folder of links, which type checkers can follow: anew when a file comes or goes.
 FOLDERS := checkpoints $(shell find configs models inference training -type d -not -name __pycache__)
 
+# Compiled modules are kept, whatever the environment says: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo data test docs format clean
 
 demo: $(INSTALLED)
