@@ -41,8 +41,7 @@ class ModelConfig:
         causal: a token sees itself and what stands before it; false: all tokens of its row, for tasks whose answers
             stand where the questions do. Such a model has no cache and writes no text.
         board: the tokens of a row are the cells of a square board, in reading order: rotary positions count rows and
-            columns, half of a head's pairs each, and a window is a square. It needs causal false
-            and no convolution.
+            columns, half of a head's pairs each, and a window is a square. It needs causal false and no convolution.
         window: the latest tokens that a head of attention sees, its own included; 0 means all there are. Where order is
             not causal, as many to the right; on a board, as many in each of the four directions.
         window_heads: query heads that look through the window, the others see everything; None means all of them.

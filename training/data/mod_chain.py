@@ -89,12 +89,9 @@ class ModChain(TracedTask):
         self.factors = np.array([k for k in range(1, modulus) if math.gcd(k, modulus) == 1])
         self.default_difficulty, self.every, self.sees_all = operations, every, every
         self.trace(styles, traces)
+        if self.shows_steps:
+            self.room = "modulus"  # the first operations decide the split, and further ones make no more beginnings
         self.resolve(operations)
-
-    @property
-    def room(self) -> str:  # type: ignore[override]
-        """Where the first operations decide the split, further ones make no more beginnings."""
-        return "modulus" if self.shows_steps else self.difficulty_name
 
     @property
     def equals(self) -> int:

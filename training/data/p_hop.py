@@ -50,7 +50,7 @@ class PHop(Task):
     )
     difficulty_name: ClassVar[str] = "hops"
     decided_by: ClassVar[int] = 8
-    room: ClassVar[str] = "length"
+    room = "length"
 
     def __init__(
         self, hops: int = 4, length: int = 64, alphabet: int = 4, max_hops: int = 16, asked: Asked = "number"

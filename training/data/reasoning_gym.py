@@ -97,10 +97,12 @@ class ReasoningGym(StreamData):
                         repr(sorted(self.levels[level].items())), split, seed)  # fmt: skip
         if split == "train":
             return [self._draw(stream.at(i), split, level, set()) or self._none(split, level) for i in indices]
-        kept, known = self._found.setdefault((split, seed, level), ([], set()))
-        while len(kept) <= max(indices):
+        address = (split, seed, level)
+        kept, known = self._found.setdefault(address, ([], set()))
+        while len(kept) <= max(indices) and address not in self._exhausted:
             item = self._draw(stream.at(len(kept)), split, level, known)
             if item is None:
+                self._exhausted.add(address)
                 break
             kept.append(item)
             known.add(item.question)
@@ -123,6 +125,11 @@ class ReasoningGym(StreamData):
     def _found(self) -> dict[tuple[Split, int, int | None], tuple[list[Item], set[str]]]:
         """Held-out items found so far, and their questions."""
         return {}
+
+    @cached_property
+    def _exhausted(self) -> set[tuple[Split, int, int | None]]:
+        """The addresses where no more were found, so that nobody looks again."""
+        return set()
 
     def _draw(self, rng: np.random.Generator, split: Split, level: int | None, known: set[str]) -> Item | None:
         for _ in range(MAX_NEW_DRAWS if known else MAX_DRAWS):

@@ -74,7 +74,7 @@ class Task(ABC):
     # of these steps is a function of must decide the split.
     every: bool = False
     sees_all: bool = False  # what stands behind a position may decide its answer, also where it is not in place
-    room: ClassVar[str | None] = None  # the option that makes more items where there are too few; None: the difficulty
+    room: str | None = None  # the option that makes more items where there are too few; None: the difficulty
 
     # The hooks ------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,20 @@ def test_splits_share_no_question_and_held_out_ones_differ() -> None:
     assert not set(train) & set(test) and not set(train) & set(validation) and not set(test) & set(validation)
 
 
+def test_questions_that_are_not_there_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards generators of few questions: each look for more takes thousands of draws, and every batch would look."""
+    looked, real = [], ReasoningGym._draw
+
+    def of_two(self: ReasoningGym, rng: Any, split: Any, level: int | None, known: set[str]) -> Any:
+        looked.append(split)
+        return None if len(known) == 2 else real(self, rng, split, level, known)
+
+    monkeypatch.setattr(ReasoningGym, "_draw", of_two)
+    data = ReasoningGym(**SUMS)
+    assert [data.available("test", 0, wanted, None) for wanted in (5, 5, 9)] == [2, 2, 2]
+    assert len(looked) == 3 and len(asked(data, "test", 2)) == 2
+
+
 def test_an_item_is_a_function_of_its_address() -> None:
     """Another process, another order, more of them: the same items; another seed or level: others."""
     code = (
