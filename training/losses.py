@@ -308,7 +308,7 @@ def check_labels(loss: Loss, data: object) -> None:
     if loss.asks_tokens and not getattr(data, "scores_tokens", True):
         raise ValueError(
             f"{type(data).__name__} judges steps and has no tokens to learn, which {type(loss).__name__} of this kind "
-            "needs: take the loss ProcessReward with alone: true"
+            "needs: take the loss ProcessReward with alone: true, or leave rows of the task beside (share: 0.5)"
         )
 
 

@@ -8,12 +8,15 @@ every <step> of its texts is judged,
     outcome   whether this text ends in a right answer: one continuation, which is written already, says how
               likely the policy gets there, roughly; it needs no checker of steps   (Cobbe et al., arXiv 2110.14168)
 
-For `ProcessReward(alone=True)`: no token is a label, since a model is not to learn its own mistakes.
+No token of them is a label, since a model is not to learn its own mistakes. They are for `ProcessReward(alone=True)`,
+which trains a head and nothing else. With a share below 1 they stand beside rows of the task as they are, and the whole
+model is trained on: it keeps what it can do, and learns to tell where its own texts go wrong.
 """
 
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mull.training.data.batches import Batch
 from mull.training.data.policies import PolicyData, behind_style
@@ -29,6 +32,8 @@ class OwnTextData(PolicyData):
         task: The task, with its default difficulty; it must name styles, which are those that are written.
         policy: Checkpoint folder of the model that writes; it is read when the first batch is made.
         judgement: `exact` or `outcome`; see the head of the file.
+        share: of the rows of a batch that the policy writes, above 0 and at most 1; the others are those of `TaskData`,
+            with labels and the judgements of the task.
         temperature: of the draws; strategies draw at 0.7.
         iterations: of the policy; None means its own.
         difficulty: Difficulty of all items, or a list, as of `TaskData`.
@@ -39,13 +44,12 @@ class OwnTextData(PolicyData):
         seed: Names the streams of items and of draws.
     """
 
-    scores_tokens = False
-
     def __init__(
         self,
         task: Task,
         policy: str,
         judgement: Literal["exact", "outcome"] = "exact",
+        share: float = 1.0,
         temperature: float = 0.7,
         iterations: int | None = None,
         difficulty: int | list[int] | None = None,
@@ -61,10 +65,19 @@ class OwnTextData(PolicyData):
             raise ValueError(f"judgement is {judgement!r}: it must be exact or outcome")
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature is {temperature}: it must be a number of at least 0; 0 draws nothing")
+        if not 0 < share <= 1:
+            raise ValueError(f"share is {share}: it must be above 0 and at most 1, as a share of the rows of a batch")
         self.judgement = judgement
+        self.own_rows = max(1, round(share * batch_size))  # the first of a batch
+        self.scores_tokens = self.own_rows < batch_size
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
-        asked = super().training_batch(number, rank, world_size)["input_ids"]
+        batch = super().training_batch(number, rank, world_size)
+        written = self.written(batch["input_ids"][: self.own_rows], number, rank, world_size)
+        return {name: torch.cat([written[name], rest[self.own_rows :]]) for name, rest in batch.items()}
+
+    def written(self, asked: Tensor, number: int, rank: int, world_size: int) -> Batch:
+        """What the policy writes behind the questions of these rows, in as many tokens."""
         rows = [self.words_of(row) for row in asked.tolist()]
         begun = [row[: behind_style(row)] for row in rows]
         random = Stream("own texts", self.seed, rank, world_size).at(number)

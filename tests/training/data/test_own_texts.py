@@ -1,4 +1,5 @@
-"""Steps that a model writes itself: which are judged, how, and that nothing of them is learned as text."""
+"""Steps that a model writes itself: which are judged, how, that nothing of them is learned as text, and what stands
+beside them."""
 
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import mull
 from mull.training.data import Countdown, OwnTextData, Parity, TaskData
 from mull.training.data.task import IGNORE
 from mull.training.data.traces import STEP
+from mull.training.losses import ProcessReward, check_labels
 
 TASK = Countdown(3, largest=20, styles={"chain": 1, "draft": 1})
 
@@ -27,8 +29,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def own(policy: str | Path, **options: object) -> OwnTextData:
-    return OwnTextData(TASK, str(policy), batch_size=4, **options)  # type: ignore[arg-type]
+def own(policy: str | Path, rows: int = 4, **options: object) -> OwnTextData:
+    return OwnTextData(TASK, str(policy), batch_size=rows, **options)  # type: ignore[arg-type]
 
 
 WRITTEN = {  # behind "2 3 4 -> 14 :": what the exact checker says of each step, and whether the answer is right
@@ -55,7 +57,8 @@ def test_every_step_of_what_was_written_is_judged(
     begun = torch.tensor([ids[word] for word in question.split()])
     asked = torch.full((len(WRITTEN), TASK.width(3)), ids["<end>"])
     asked[:, : len(begun)] = begun
-    monkeypatch.setattr(TaskData, "training_batch", lambda *_: {"input_ids": asked})
+    rest = {"labels": torch.zeros_like(asked), "values": torch.zeros(asked.shape)}  # of rows of the task: not these
+    monkeypatch.setattr(TaskData, "training_batch", lambda *_: {"input_ids": asked, **rest})
     told = []
 
     def continued(_: OwnTextData, texts: list[str], seeds: list[int], most: int) -> list[str]:
@@ -64,7 +67,7 @@ def test_every_step_of_what_was_written_is_judged(
         return list(WRITTEN)
 
     monkeypatch.setattr(OwnTextData, "continued", continued)
-    batch = own(policy, judgement=judgement).training_batch(5)
+    batch = own(policy, len(WRITTEN), judgement=judgement).training_batch(5)
     assert told == [[question] * len(WRITTEN)] and bool((batch["labels"] == IGNORE).all())
     for row, (text, (steps, right)) in enumerate(WRITTEN.items()):
         words = [TASK.symbols[token] for token in batch["input_ids"][row].tolist()]
@@ -99,6 +102,21 @@ def test_a_batch_is_a_function_of_its_number_and_the_policy_itself_writes(policy
     assert data.continued([text, text], [5, 6], 9)[1] == alone != data.continued([text], [5], 9)[0]
 
 
+@pytest.mark.parametrize(("share", "written"), [(0.01, 1), (0.5, 2), (0.75, 3)])
+def test_the_other_rows_are_those_of_the_task(policy: Path, share: float, written: int) -> None:
+    """With their labels and judgements, to the bit, and those that the policy writes are what they are without others:
+    so that a model can be trained on which learns no text of its own."""
+    whole, mixed = (own(policy, share=each, iterations=1).training_batch(3) for each in (1.0, share))
+    of_the_task = TaskData(TASK, batch_size=4).training_batch(3)
+    assert bool((of_the_task["labels"] != IGNORE).any(dim=1).all()) and bool((whole["labels"] == IGNORE).all())
+    for name, rows in mixed.items():
+        assert rows.dtype == of_the_task[name].dtype and torch.equal(rows[written:], of_the_task[name][written:])
+        assert torch.equal(rows[:written], whole[name][:written])
+    check_labels(ProcessReward(), own(policy, share=share))
+    with pytest.raises(ValueError, match="has no tokens to learn, which ProcessReward of this kind needs"):
+        check_labels(ProcessReward(), own(policy))
+
+
 def test_bad_input_is_refused_in_a_sentence(policy: Path) -> None:
     """And a policy is not read before a batch is asked for: a folder from anybody may name one."""
     assert own("nowhere").policy == "nowhere"
@@ -108,6 +126,9 @@ def test_bad_input_is_refused_in_a_sentence(policy: Path) -> None:
         own(policy, judgement="fair")
     with pytest.raises(ValueError, match="temperature is -1: it must be a number of at least 0"):
         own(policy, temperature=-1)
+    for share in (0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"share is {share}: it must be above 0 and at most 1"):
+            own(policy, share=share)
     other = OwnTextData(Countdown(3, largest=30, styles={"chain": 1}), str(policy), batch_size=4)
     with pytest.raises(ValueError, match="does not have the tokens of the countdown task: name a folder that"):
         other.training_batch(0)
