@@ -23,7 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 from mull.checkpoints.quantities import NATS, number
 from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
-from mull.training.losses import scored, token_losses
+from mull.training.losses import judgement_losses, scored, token_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
 
@@ -31,9 +31,12 @@ from mull.training.ranks import over_ranks
 class DepthValidation(pl.Callback):
     """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` at the mean.
 
-    It also logs `val/token_correlation`, and warns of a collapsed state and of an ignored loop. Losses are in nats for
-    each scored token. Means are over all scored positions of all devices together, as if one device had seen every
-    batch once: devices add up sums, and leave out what was dealt to them a second time.
+    Of a network with a process reward, where batches hold judgements of steps, it logs `val/reward_loss@8` and
+    `val/reward_accuracy@8`, the share of steps that the reward and the judgement put on the same side of one half. It
+    also logs `val/token_correlation`, and warns of a collapsed state and of an ignored loop.
+
+    Losses are in nats for each scored token, or each judged step. Means are over all of them of all devices together,
+    as if one device had seen every batch once: devices add up sums, and leave out what was dealt to them a second time.
 
     Args:
         collapse_above: token correlation above which the state counts as collapsed.
@@ -60,12 +63,17 @@ class DepthValidation(pl.Callback):
     ) -> None:
         assert isinstance(outputs, ModelOutput)
         once = 0 if is_repeat(trainer, batch_idx, dataloader_idx) else 1
-        labels = batch["labels"]
+        labels, values = batch["labels"], batch.get("values")
         readings: dict[str, Reading] = {f"@{count}": reading for count, reading in outputs.readings.items()}
         for name, reading in (readings or {"": outputs}).items():
             self.sums[f"loss{name}"] += once * float(token_losses(reading.logits, labels).sum())
             self.sums[f"accuracy{name}"] += once * int(((reading.logits.argmax(-1) == labels) & scored(labels)).sum())
+            if values is not None and reading.value is not None:
+                alike = ((reading.value > 0) == (values > 0.5)) & (values >= 0)
+                self.sums[f"reward_loss{name}"] += once * float(judgement_losses(reading.value, values).sum())
+                self.sums[f"reward_accuracy{name}"] += once * int(alike.sum())
         self.sums["scored"] += once * int(scored(labels).sum())
+        self.sums["judged"] += once * (0 if values is None else int((values >= 0).sum()))
         self.sums["correlation"] += once * float(token_correlation(outputs.state))
         self.sums["batches"] += once
 
@@ -78,6 +86,8 @@ class DepthValidation(pl.Callback):
             rank_zero_warn("no position of the validation batches is scored (all labels are -100): there is no loss")
             return
         means = {k: v / sums["scored"] for k, v in sums.items() if k.startswith(("loss", "accuracy"))}
+        if sums["judged"]:
+            means |= {k: v / sums["judged"] for k, v in sums.items() if k.startswith("reward")}
         correlation = sums["correlation"] / sums["batches"]
         mean_count = None if pl_module.iterations is None else round(pl_module.iterations.mean)
         if f"loss@{mean_count}" in means:

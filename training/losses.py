@@ -230,8 +230,8 @@ class ProcessReward(Loss):
         by_row: every row weighs alike, as a mean over its scored tokens and w times one over its judged positions;
             false: every scored token does, so that a long trace weighs as much as many direct answers.
         alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, for
-            `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one. What a validation logs is
-            the cross entropy of tokens, which then stays as it was.
+            `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one. A validation logs the loss
+            of the judgements (`val/reward_loss`) beside that of tokens, which then stays as it was.
         afresh: with alone, a process reward that the folder has is not gone on with: a fresh one takes its place, which
             knows nothing of what the old one was taught.
     """
@@ -275,11 +275,9 @@ class ProcessReward(Loss):
 
     def of_batch(self, output: ModelOutput, batch: dict[str, Tensor]) -> Tensor:
         judged = self.judged(batch)
-        values = batch["values"]
         if output.value is None:
             raise ValueError("ProcessReward needs a network whose answers hold a value: read value=self.value(x) out")
-        said = output.value if output.value.dtype == torch.float64 else output.value.float()
-        terms = F.binary_cross_entropy_with_logits(said, values.to(said.dtype).clamp(0, 1), reduction="none") * judged
+        terms = judgement_losses(output.value, batch["values"])
         if self.alone:
             return terms.sum() / judged.sum().clamp(min=1)
         losses, told = token_losses(output.logits, batch["labels"]), scored(batch["labels"])
@@ -301,6 +299,13 @@ class ProcessReward(Loss):
                 "ProcessReward needs data whose steps are judged: a task with traces, as in styles: {search: 1}"
             )
         return batch["values"] >= 0
+
+
+def judgement_losses(value: Tensor, values: Tensor) -> Tensor:
+    """Binary cross entropy (B, T) between the process reward before its sigmoid and judgements from 0 to 1; 0 where
+    nothing is judged (-1)."""
+    said = value if value.dtype == torch.float64 else value.float()
+    return F.binary_cross_entropy_with_logits(said, values.to(said.dtype).clamp(0, 1), reduction="none") * (values >= 0)
 
 
 def check_labels(loss: Loss, data: object) -> None:

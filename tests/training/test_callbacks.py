@@ -1,6 +1,7 @@
 """What is watched: loss by depth, collapse, an ignored loop, speed."""
 
 import itertools
+import math
 import types
 import warnings
 
@@ -55,6 +56,40 @@ def validate(used_loop=True, collapsed=False, iterations=4, after_step=0, wrong=
         metrics = trainer.validate(module, loader, verbose=False)[0]
     ours = [str(w.message) for w in caught if "step 0" in str(w.message)]
     return metrics, ours
+
+
+def test_a_process_reward_is_validated_by_the_judged_steps_alone():
+    """By hand, over two batches of unlike size and two counts: the loss and the share on the right side of one half,
+    whose means are over judged steps and not over scored tokens; without judgements nothing of it is logged."""
+
+    class Judging(Staged):
+        def answer(self, input_ids, iterations):
+            said = (input_ids - 2.0) * iterations
+            return Reading(logits=super().answer(input_ids, iterations).logits, value=said)
+
+    ids = torch.arange(12).view(2, 6) % 5
+    values = torch.tensor([[1, -1, 0.25, -1, -1, 0], [-1, -1, 1, -1, -1, -1]])
+    batches = [{"input_ids": ids, "labels": ids, "values": values}]
+    batches += [{"input_ids": ids[:1], "labels": torch.full_like(ids[:1], -100), "values": values[:1]}]
+    plain = [{name: value for name, value in batch.items() if name != "values"} for batch in batches]
+    read, told = (torch.cat([batch[name].flatten() for batch in batches]).tolist() for name in ("input_ids", "values"))
+    judged_steps = [(token - 2.0, value) for token, value in zip(read, told, strict=True) if value >= 0]
+    for given, judged in ((batches, judged_steps), (plain, [])):
+        trainer = pl.Trainer(
+            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[DepthValidation()],
+        )  # fmt: skip
+        module = TrainingModule(Judging(True, False), Fixed(4), validate_at=[1, 4])
+        metrics = trainer.validate(module, torch.utils.data.DataLoader(given, batch_size=None), verbose=False)[0]
+        assert bool(judged) == any("reward" in name for name in metrics)
+        for count in (1, 4) if judged else ():
+            losses = [
+                math.log1p(math.exp(count * z)) * (1 - v) + math.log1p(math.exp(-count * z)) * v for z, v in judged
+            ]
+            right = [(z > 0) == (v > 0.5) for z, v in judged]
+            assert metrics[f"val/reward_loss@{count}"] == pytest.approx(sum(losses) / len(judged), rel=1e-5)
+            assert metrics[f"val/reward_accuracy@{count}"] == pytest.approx(sum(right) / len(judged))
+            assert 0 < sum(right) < len(judged)
 
 
 def test_a_healthy_model_is_left_in_peace():

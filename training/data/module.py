@@ -212,7 +212,7 @@ class TaskData(StreamData):
         share = -(-self.validation_examples // len(self.difficulties))  # rounded up
         found = {each: self.task.available("validation", self.seed, share, each) for each in self.difficulties}
         return [
-            to_batch(*self.task.batch("validation", self.seed, range(count)[i : i + self.batch_size], difficulty))
+            to_batch(**self.task.columns("validation", self.seed, range(count)[i : i + self.batch_size], difficulty))
             for difficulty, count in found.items()
             for i in range(0, count, self.batch_size)
         ]

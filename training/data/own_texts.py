@@ -15,6 +15,7 @@ model is trained on: it keeps what it can do, and learns to tell where its own t
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,8 +39,8 @@ class OwnTextData(PolicyData):
         iterations: of the policy; None means its own.
         difficulty: Difficulty of all items, or a list, as of `TaskData`.
         batch_size: Items per batch and rank.
-        validation_examples: Items of the validation split, with the traces of the task: what is validated is how likely
-            the model finds those, and not its process reward.
+        validation_examples: Items of the validation split. Of each the task's own trace is scored as text, and what the
+            policy writes is judged.
         workers: Processes that make batches ahead, as of `TaskData`; each has the policy.
         seed: Names the streams of items and of draws.
     """
@@ -73,16 +74,23 @@ class OwnTextData(PolicyData):
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         batch = super().training_batch(number, rank, world_size)
-        written = self.written(batch["input_ids"][: self.own_rows], number, rank, world_size)
+        random = Stream("own texts", self.seed, rank, world_size).at(number)
+        written = self.written(batch["input_ids"][: self.own_rows], random)
         return {name: torch.cat([written[name], rest[self.own_rows :]]) for name, rest in batch.items()}
 
-    def written(self, asked: Tensor, number: int, rank: int, world_size: int) -> Batch:
+    def validation_batches(self) -> list[Batch]:
+        """The task's rows, which are not judged, and then what the policy writes behind their questions."""
+        of_the_task = super().validation_batches()
+        unjudged = [{**batch, "values": torch.full_like(batch["values"], NOT_JUDGED)} for batch in of_the_task]
+        stream = Stream("own texts", self.seed, "validation")
+        return unjudged + [self.written(batch["input_ids"], stream.at(i)) for i, batch in enumerate(of_the_task)]
+
+    def written(self, asked: Tensor, random: np.random.Generator) -> Batch:
         """What the policy writes behind the questions of these rows, in as many tokens."""
         rows = [self.words_of(row) for row in asked.tolist()]
         begun = [row[: behind_style(row)] for row in rows]
-        random = Stream("own texts", self.seed, rank, world_size).at(number)
         seeds = random.integers(2**63 - 1, size=len(rows)).tolist()
-        most = self.traced.answer_length(self.training_difficulty(number))
+        most = asked.shape[1] + 1 - len(begun[0])  # the last word of a row is written, and not read
         texts = self.continued([" ".join(each) for each in begun], seeds, most)
         ids = self.tokenizer.get_vocab()  # those of the policy, which may also write what is no symbol of the task
         input_ids = torch.full_like(asked, ids[END])

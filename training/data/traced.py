@@ -183,7 +183,7 @@ class TracedTask(Task):
             input_ids[row, asked:last] = written.tokens
             values[row, asked:last] = written.values
             labels[row, asked - 1 : last - 1] = np.where(written.learned, written.tokens, IGNORE)
-        if self.traces.noise:
+        if self.traces.noise and split == "train":
             stream = Stream(self.name, "noise", split, seed, difficulty)
             turned = np.stack([stream.at(index).random(values.shape[1]) for index in indices]) < self.traces.noise
             values = np.where((values != NOT_JUDGED) & turned, 1 - values, values)

@@ -83,7 +83,8 @@ class Traces:
         learn_dead_ends: steps that have gone astray in the style `attempts` are learned too, so that a model has first
             ideas that are dead ends.
         detours: at most so many steps of a trace are written in vain; it bounds the length of a row.
-        noise: chance that the judgement of a step is turned round, for rewards that are wrong by a known amount.
+        noise: chance that the judgement of a step is turned round in training, for rewards that are wrong by a known
+            amount.
 
     Raises ValueError for a share outside 0 to 1, and for fewer than 0 detours.
     """

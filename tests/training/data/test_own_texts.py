@@ -117,6 +117,21 @@ def test_the_other_rows_are_those_of_the_task(policy: Path, share: float, writte
         check_labels(ProcessReward(), own(policy))
 
 
+def test_validation_scores_the_text_of_the_task_and_judges_that_of_the_policy(policy: Path) -> None:
+    """Each by itself: a process reward is validated on what it will be asked about, and the tokens as everywhere."""
+    of_the_task = TaskData(TASK, batch_size=4, validation_examples=6).validation_batches()
+    found = own(policy, validation_examples=6, iterations=1, difficulty=[3]).validation_batches()
+    assert [len(batch["labels"]) for batch in found] == [4, 2, 4, 2]
+    for plain, scored, judged in zip(of_the_task, found[:2], found[2:], strict=True):
+        assert torch.equal(scored["labels"], plain["labels"]) and torch.equal(scored["input_ids"], plain["input_ids"])
+        assert bool((scored["values"] < 0).all()) and bool((plain["values"] >= 0).any())
+        begun = TASK.lengths(3).question + 1
+        assert torch.equal(judged["input_ids"][:, :begun], plain["input_ids"][:, :begun])
+        assert bool((judged["labels"] == IGNORE).all())
+    again = own(policy, validation_examples=6, iterations=1, difficulty=[3]).validation_batches()
+    assert all(torch.equal(one[name], other[name]) for one, other in zip(found, again, strict=True) for name in one)
+
+
 def test_bad_input_is_refused_in_a_sentence(policy: Path) -> None:
     """And a policy is not read before a batch is asked for: a folder from anybody may name one."""
     assert own("nowhere").policy == "nowhere"
