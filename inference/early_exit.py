@@ -163,7 +163,7 @@ def settle(
         cache.hold(rows[leaves], columns[leaves], count)
         by_position, left = current.flatten(0, 1), thinking[leaves]
         settled[left], used[left] = by_position[leaves], count
-        residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves])
+        residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves]).float()
         stays = ~leaves
         thinking = thinking[stays]
         if not len(thinking):

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from mull.inference.written import filled
 from mull.inference.written import parse as parse_written
+from mull.models.output import norm, relative_change
 from mull.models.registry import Registry
 
 Memory = dict[str, Tensor]  # what a rule remembers of each position from check to check, (N, ...)
@@ -125,7 +126,7 @@ class Latent(Exit):
     name, example = "latent", "latent:0.03"
 
     def value(self, thought: Thought) -> Tensor:
-        return norm(thought.state - thought.previous) / norm(thought.state)
+        return relative_change(thought.state, thought.previous)
 
 
 @exit_rule
@@ -136,7 +137,8 @@ class Acceleration(Exit):
 
     def value(self, thought: Thought) -> Tensor:
         change = thought.state - thought.previous
-        now = norm(change - self.recall(thought, "change", change, math.inf)) / norm(thought.state)
+        turned = change - self.recall(thought, "change", change, math.inf)
+        now = norm(turned) / norm(thought.state).clamp(min=1e-12)
         two = torch.maximum(now, self.recall(thought, "now", now, math.inf))
         thought.memory.update(change=change, now=now)
         return two
@@ -217,10 +219,6 @@ class Fixed(Exit):
 
     def value(self, thought: Thought) -> Tensor:
         return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
-
-
-def norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
 
 
 def parse(text: str) -> Exit:

@@ -5,13 +5,18 @@ Shapes: B batch, T positions, D model width, V vocabulary.
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
+def norm(x: Tensor) -> Tensor:
+    """The Euclidean length of the vectors along the last axis, in fp32 or better."""
+    return torch.linalg.vector_norm(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
+
+
 def relative_change(state: Tensor, previous: Tensor) -> Tensor:
-    """|s - s'| / |s| by position, (B, T) in fp32, of states (B, T, D)."""
-    moved, length = (state - previous).float().norm(dim=-1), state.float().norm(dim=-1)
-    return moved / length.clamp(min=1e-12)
+    """|s - s'| / |s| by position, (B, T) in fp32 or better, of states (B, T, D); 0 where a state of zeros stays so."""
+    return norm(state - previous) / norm(state).clamp(min=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,12 +34,12 @@ import torch
 from torch import Tensor
 
 from mull.inference.decoders.contract import Decoder, Request, decoder
-from mull.inference.exits import norm
 from mull.inference.rounds import Round, Rounds
 from mull.inference.sampling import Draw
 from mull.inference.session import Session
 from mull.models import IteratedModel, LanguageModel
 from mull.models.loop import check_count, iterate, last_state
+from mull.models.output import relative_change
 from mull.models.positions import Context
 
 
@@ -143,7 +143,7 @@ class Wavefront(Decoder):
         begins = (most - due)[..., None]
         state = last_state(iterate(model.thinker(injected, context), before, most, begins=begins))
         deeper = replace(window, injected=injected, state=state, used=window.used + due)
-        return deeper, norm(state - before) / norm(state)
+        return deeper, relative_change(state, before)
 
     def move(self, window: Window, guesses: Tensor, frozen: Tensor, left: Tensor, limit: int, draw: Draw) -> Window:
         """The window without its first `frozen` (B,) positions, with those appended, reading the latest guesses."""

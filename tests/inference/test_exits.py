@@ -37,6 +37,8 @@ STILL = [[1.0, 0.0]] * 5
 def test_latent_is_the_relative_change() -> None:
     values = run(parse("latent:0.1"), [[0.0, 0.0], [3.0, 4.0], [3.0, 4.5], [3.0, 4.5]])
     assert values == pytest.approx([1.0, 0.5 / math.hypot(3, 4.5), 0.0])
+    for rule in ("latent:0.1", "acceleration:0.1"):  # a state of zeros that stays so is at rest, and not undefined
+        assert run(parse(rule), [[0.0, 0.0]] * 4)[-1] == 0.0
 
 
 def test_acceleration_wants_two_small_changes_of_change() -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 import mull
 from mull.inference.decoders import choose_decoder
 from mull.inference.decoders.adaptive import Adaptive
-from mull.inference.exits import EXITS, Exit, Latent, Thought, exit_rule, norm
+from mull.inference.exits import EXITS, Exit, Latent, Thought, exit_rule
 from mull.inference.measure.evaluate import evaluate
 from mull.models import LanguageModel
+from mull.models.output import norm
 
 MakeModel = Callable[..., LanguageModel]
 IDS = torch.randint(11, (3, 5), generator=torch.Generator().manual_seed(0))
