@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
-import mull.training.run  # in memory before processes part, which would all import it  # noqa: F401
+import mull.training.run  # in memory before processes part, which would all import it
 from mull.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()

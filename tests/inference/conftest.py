@@ -36,8 +36,8 @@ SHAPE = {
     "max_length": 32,
     "n_layers": 3,
     "n_prelude": 1,
-    "n_core": 3,
-    "n_coda": 2,
+    "n_core": 2,
+    "n_coda": 1,
     "mean_iterations": 3,
 }
 SHORT = {"recurrent": "recurrent_depth"}

@@ -162,7 +162,10 @@ def test_every_call_runs_elsewhere_and_says_the_same(
             if number % 3 == 0:  # many runs of the layers, which say nothing new of a pass
                 model.calibrate(ids)
             with torch.no_grad():
-                found += [*cached(model, ids, to, number), *(by_verbs(model, ids) if isinstance(model, IteratedModel) else ())]
+                found += [
+                    *cached(model, ids, to, number),
+                    *(by_verbs(model, ids) if isinstance(model, IteratedModel) else ()),
+                ]
         return found + list(model.named_buffers())
 
     expected = answers(build(config).train(training), lambda x: x)

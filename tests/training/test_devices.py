@@ -43,7 +43,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no loop": {"optimizer": MuonAdamW()},
 }
 FAMILY = {"expected": "recurrent_depth", "window": "recurrent_depth", "capacity": "inner_thinking"}
-FAMILY |= {"curriculum": "recurrent_depth", "bfloat16": "inner_thinking"}  # of one batch a count, and matrices, as fixed
+FAMILY |= {"curriculum": "recurrent_depth", "bfloat16": "inner_thinking"}  # counts and matrices are as in "fixed"
 FAMILY |= dict.fromkeys(("halt", "consistency", "progressive", "carried"), "recurrent_depth")
 FAMILY |= {"warm-up": "inner_thinking", "no loop": "transformer"}
 FIELDS = {"expected": {"exit_gate": True}, "halt": {"exit_gate": True}, "carried": {"state_noise": 0.1}}
