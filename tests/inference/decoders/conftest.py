@@ -88,7 +88,7 @@ def model(pair: tuple[str, str, str], make_model: Callable[..., LanguageModel]) 
 
 @pytest.fixture
 def far_way(far: tuple[Decoder, str]) -> Decoder:
-    """For what layers that reach a few tokens back can't change."""
+    """For what layers that reach a few tokens back cannot change."""
     return far[0]
 
 
