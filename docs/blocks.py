@@ -189,8 +189,14 @@ def record(page: Path) -> None:
     page.write_text(FENCE.sub(renewed, page.read_text()))
 
 
-def executed(notebook: Path) -> Any:
+def executed(notebook: Path, kernel: Any = None) -> Any:
     """A notebook with what its cells give now; warnings that went to standard error are left out.
+
+    Args:
+        notebook: the file.
+        kernel: a jupyter_client.AsyncKernelManager whose process has executed other notebooks, so that torch is not
+            imported again. It forgets their names; where random numbers begin, each notebook says itself. None: one of
+            its own.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed, as its `assert` lines do where the text is not true.
@@ -200,7 +206,11 @@ def executed(notebook: Path) -> Any:
 
     found = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(found, timeout=600, kernel_name="python3", record_timing=False).execute(cwd=folder)
+        if kernel is not None:
+            found.cells.insert(0, nbformat.v4.new_code_cell(f"%cd -q {folder}\n%reset -f"))
+        NotebookClient(found, km=kernel, timeout=600, kernel_name="python3", record_timing=False).execute(cwd=folder)
+    if kernel is not None:
+        del found.cells[0]
     for cell in found.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

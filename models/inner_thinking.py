@@ -119,10 +119,13 @@ class InnerThinkingTransformer(LanguageModel):
         readings |= {count: output for count in read_at if count == depth}  # this run's own answer
         return replace(output, readings={count: readings[count] for count in read_at}) if readings else output
 
-    def run_layers(self, x: Tensor, context: Context, plan: Plan) -> tuple[Tensor, Decision]:
-        """All layers over x (B, T, D), and the decisions of the thinking ones."""
+    def run_layers(
+        self, x: Tensor, context: Context, plan: Plan, indices: Sequence[int] | None = None
+    ) -> tuple[Tensor, Decision]:
+        """All layers over x (B, T, D), or those of some indices, and the decisions of the thinking ones."""
         decisions = []
-        for index, layer in enumerate(self.layers):
+        for index in range(len(self.layers)) if indices is None else indices:
+            layer = self.layers[index]
             if isinstance(layer, RoutedLayer):
                 x, made = layer.think(x, context, index, plan)
                 decisions.append(made)
@@ -206,10 +209,14 @@ class InnerThinkingTransformer(LanguageModel):
             selected = logits >= found[-1][GRID.index(capacity)].to(logits.dtype)
             return selected if eligible is None else selected & eligible
 
+        first, last = self.config.thinking[0], self.config.thinking[-1]
+        x = self.embed(input_ids)
+        for index in range(first):  # no pass is taken there, so it is all the same
+            x = self.layers[index](x, context, (index, 0))
         for share in GRID:
             shares = (share,) * (iterations - 1)
             plan = Plan(iterations, iterations, shares, select, causal=False, learns=False, valid=valid)
-            self.run_layers(self.embed(input_ids), context, plan)
+            self.run_layers(x, context, plan, range(first, last + 1))
         table = rearrange(torch.stack(found), "(e n t) g -> n t e g", e=len(GRID), t=iterations - 1)
         thinking = [layer for layer in self.layers if isinstance(layer, RoutedLayer)]
         for layer, thresholds in zip(thinking, table, strict=True):

@@ -1,8 +1,9 @@
-"""What every test shares: one thread, little collecting of garbage, hypothesis without chance, deadlines or files, and
-a second device."""
+"""What every test shares: one thread, little collecting of garbage, no waiting for the disk, hypothesis without chance,
+deadlines or files, and a second device."""
 
 import gc
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from hypothesis import settings
 # A million objects of torch, Lightning and the rest are alive all the time: to look through them for garbage as often
 # as Python does by itself takes a sixth of the tests' time.
 gc.set_threshold(100_000, 20, 50)
+# Waiting for the disk is a quarter of a small run's time, and no test pulls a plug; tests of what is written through,
+# and when, put a function of their own here.
+os.fsync = lambda _: None
 torch.set_num_threads(1)  # two threads on a small shared machine can be 20 times slower than one
 settings.register_profile("mull", derandomize=True, deadline=None, max_examples=25, database=None)
 settings.load_profile("mull")

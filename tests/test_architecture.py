@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -19,6 +21,7 @@ import pytest
 import mull
 from mull.checkpoints import store
 from mull.models.families import FAMILIES
+from mull.training.data import TaskData
 
 ROOT = Path(__file__).parents[1]
 ORDER = ["models", "checkpoints", "inference", "training", "cli"]  # each may import those before it
@@ -172,7 +175,8 @@ def test_rooms_that_need_an_extra_are_imported_by_the_command_line_alone() -> No
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fresh process sees: the modules after `import mull`, after `mull.load`, and torch after every module."""
+    """What a fresh process sees: the modules after `import mull`, after `mull.load` and so on, step by step, and torch
+    after every module. There is one for all tests: most of its time goes into the imports."""
     folder = tmp_path_factory.mktemp("tiny")
     mull.save(mull.Transformer(mull.TransformerConfig(vocab_size=3, d_model=8, n_heads=2, n_layers=1)), folder)
     script = """
@@ -189,6 +193,11 @@ model = mull.load(sys.argv[1])
 report["load"] = sorted(sys.modules)
 mull.generate(model, [[0, 1]], max_new_tokens=2)
 report["generate"] = sorted(sys.modules)
+import mull.inference.measure.plots, mull.inference.measure.evaluate
+report["measure"] = sorted(sys.modules)
+import mull.training.data
+mull.training.data.Parity()
+report["tasks"] = sorted(sys.modules)
 if state() != before:
     changed["mull.load"], before = [before, state()], state()
 for name in sys.argv[2:]:
@@ -225,6 +234,22 @@ def test_generate_needs_no_transformers(fresh: dict[str, Any]) -> None:
     """Guards who only writes: what stands behind an extra is loaded by nobody but those who import it."""
     assert "mull.inference.generate" in fresh["generate"]
     assert not {"transformers", "peft", "lightning", "mull.inference.hugging_face"} & set(fresh["generate"])
+
+
+def test_measuring_and_drawing_need_no_trainer(fresh: dict[str, Any]) -> None:
+    """Guards who only measures: matplotlib and rich are loaded by who draws and prints; and the functions do not hide
+    the modules of their names."""
+    assert {"mull.inference.measure.plots", "mull.inference.measure.evaluate"} <= set(fresh["measure"])
+    assert not {"matplotlib", "rich", "lightning", "wandb"} & set(fresh["measure"])
+    hidden = ("mull.inference.generate", "mull.inference.measure.evaluate")
+    assert all(isinstance(attrgetter(name.removeprefix("mull."))(mull), ModuleType) for name in hidden)
+    assert callable(mull.generate)
+
+
+def test_tasks_need_no_trainer(fresh: dict[str, Any]) -> None:
+    """Guards who only evaluates: tasks come without Lightning; the data modules are loaded on first use."""
+    assert "mull.training.data.parity" in fresh["tasks"] and "lightning" not in fresh["tasks"]
+    assert TaskData.__module__ == "mull.training.data.module"
 
 
 def test_imports_leave_torch_as_it_was(fresh: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def small(config: Path, tmp_path: Path) -> list[str]:
         "output": tmp_path / "run",
         "threads": 1,
         "trainer.max_steps": 2,
-        "trainer.val_check_interval": 1,
+        "trainer.val_check_interval": 2,
         "trainer.enable_progress_bar": "false",
         "data.init_args.batch_size": 2,
     }

@@ -3,6 +3,7 @@
 How a block is tested is said before it; see docs/blocks.py.
 """
 
+import asyncio
 import contextlib
 import importlib.util
 import io
@@ -12,6 +13,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -135,20 +137,29 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert heading[1:] in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
-@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda path: path.stem)
-def test_a_notebook_runs_and_what_it_claims_holds(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the `assert` lines of its cells, and that what is committed comes from these cells: outputs of the same
-    kinds, whose numbers may be of another machine."""
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Any]:
+    """One process for all notebooks, most of whose start are imports."""
     pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = pytest.importorskip("jupyter_client").AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield found
+    asyncio.run(found.shutdown_kernel(now=True))
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "docs").rglob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_runs_and_what_it_claims_holds(notebook: Path, kernel: Any) -> None:
+    """Guards the `assert` lines of its cells, and that what is committed comes from these cells: outputs of the same
+    kinds, whose numbers may be of another machine."""
 
     def outputs(cells: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         return [(cell["source"], [output["output_type"] for output in cell["outputs"]]) for cell in code]
 
     nbformat = pytest.importorskip("nbformat")
-    found, committed = BLOCKS.executed(notebook), nbformat.read(notebook, as_version=4)
+    found, committed = BLOCKS.executed(notebook, kernel), nbformat.read(notebook, as_version=4)
     assert outputs(found.cells) == outputs(committed.cells)
     assert "assert " in notebook.read_text() and any(kinds for _, kinds in outputs(committed.cells))
 

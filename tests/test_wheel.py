@@ -68,13 +68,16 @@ def test_names_work_from_the_wheel_in_an_empty_folder(wheel: Path, tmp_path: Pat
     zipfile.ZipFile(wheel).extractall(site)
     empty.mkdir()
 
-    def mull(*arguments: str) -> str:
-        code = f"import sys; sys.path.insert(0, {str(site)!r}); from mull.cli import main; sys.exit(main(sys.argv[1:]))"
-        run = subprocess.run([sys.executable, "-c", code, *arguments], cwd=empty, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        return run.stdout
-
-    assert mull("generate", "parity", "--prompt", "1 0 1 1 0", "--iterations", "32").split() == ["odd"]
-    printed = mull("train", "--config", "parity", "--print_config")
+    code = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+from mull.cli import main
+assert main(["generate", "parity", "--prompt", "1 0 1 1 0", "--iterations", "32"]) == 0
+sys.exit(main(["train", "--config", "parity", "--print_config"]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=empty, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answer, _, printed = run.stdout.partition("\n")
+    assert answer.split() == ["odd"]
     assert "length: 32" in printed and "mull.RecurrentDepthTransformer" in printed
     assert list(empty.iterdir()) == []

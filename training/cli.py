@@ -175,7 +175,7 @@ class TrainingCLI(LightningCLI):
 
     def resolve(self, config: Any) -> dict[str, Any]:
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
-        fields = yaml.safe_load(self.parser.dump(config, skip_unset=False))
+        fields = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_validation=True))  # parsing did it
         return {name: value for name, value in fields.items() if name not in ("config", "output", "plugin", "from")}
 
     def completed(self, recorded: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from mull.models import LanguageModel, RecurrentDepthTransformer
 MakeModel = Callable[..., LanguageModel]
 LIMIT = 6
 STATE_RULES = ["latent:0.3", "latent:0.2,minimum=2,every=3", "acceleration:0.4", "gate:0.2", "fixed:4"]
-RULES_AT_WORK = [*STATE_RULES, "kl:0.05", "entropy:0.02", "argmax:-1", "confidence:0.87"]
+RULES_AT_WORK = [*STATE_RULES, "kl:0.05", "entropy:0.02", "argmax:-1", "confidence:0.7"]
 
 
 def ids_of(rows: int, length: int, seed: int = 0) -> Tensor:

@@ -43,6 +43,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "no loop": {"optimizer": MuonAdamW()},
 }
 FAMILY = {"expected": "recurrent_depth", "window": "recurrent_depth", "capacity": "inner_thinking"}
+FAMILY |= {"curriculum": "recurrent_depth", "bfloat16": "inner_thinking"}  # counts and matrices are as in "fixed"
 FAMILY |= dict.fromkeys(("halt", "consistency", "progressive", "carried"), "recurrent_depth")
 FAMILY |= {"warm-up": "inner_thinking", "no loop": "transformer"}
 FIELDS = {"expected": {"exit_gate": True}, "halt": {"exit_gate": True}, "carried": {"state_noise": 0.1}}
@@ -86,11 +87,12 @@ def network(family: str, run: str) -> LanguageModel:
 def fit(
     network: LanguageModel, run: str, folder: Path, device: torch.device
 ) -> tuple[TrainingModule, dict[str, float]]:
-    """Two steps of two batches each, with a validation behind them; what was logged too."""
+    """Two steps, in one run of two batches each, with a validation behind them; what was logged too."""
+    batches = 2 if run == "fixed" else 1
     module = TrainingModule(network, **{"loss": LastIteration(), "optimizer": AdamW()} | RUNS[run], warmup_steps=1)
     where = Where()
     trainer = pl.Trainer(
-        max_steps=2, accumulate_grad_batches=2, val_check_interval=4, check_val_every_n_epoch=None,
+        max_steps=2, accumulate_grad_batches=batches, val_check_interval=2 * batches, check_val_every_n_epoch=None,
         strategy=SingleDeviceStrategy(device=device, accelerator=Anywhere()),
         gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, num_sanity_val_steps=0,

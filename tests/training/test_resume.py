@@ -319,19 +319,17 @@ def test_what_does_not_decide_the_weights_may_change(runs, tmp_path):
 
 
 @pytest.mark.parametrize("runs", ["adamw"], indirect=True)
-@pytest.mark.parametrize(
-    "data", [b"\xff\n1\n", b"step,loss\n1,2,3\n", b"step,loss\nx,2\n", b"step,loss\n1\n", b"loss\n2\n"]
-)
-def test_a_damaged_log_is_named(runs, tmp_path, data):
+def test_a_damaged_log_is_named(runs, tmp_path):
     """Guards metrics.csv: one line says what is wrong with it and how to go on, which then works."""
     shutil.copytree(runs.unfinished, tmp_path / "out")
     file = tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv"
-    file.write_bytes(data)
-    with pytest.raises(
-        ValueError, match=r"metrics\.csv is damaged .*: move it away, and the same line goes on"
-    ) as told:
-        train([*runs.args, str(tmp_path / "out")])
-    assert "\n" not in str(told.value) and file.read_bytes() == data
+    for data in (b"\xff\n1\n", b"step,loss\n1,2,3\n", b"step,loss\nx,2\n", b"step,loss\n1\n", b"loss\n2\n"):
+        file.write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"metrics\.csv is damaged .*: move it away, and the same line goes on"
+        ) as told:
+            train([*runs.args, str(tmp_path / "out")])
+        assert "\n" not in str(told.value) and file.read_bytes() == data
     file.unlink()
     train([*runs.args, str(tmp_path / "out")])
     assert min(step for step, _ in logged(tmp_path / "out")) == SAVED

@@ -75,11 +75,26 @@ def way(pair: tuple[str, str, str]) -> Decoder:
     return WAYS[pair[0]]
 
 
+def few_layers(family: str) -> dict[str, object]:
+    """With an exit gate, where the family has one, and few layers: what decodes meets one of each kind as it does
+    three, and two in the loop, so that no layer's keys can be taken for another's."""
+    return {"n_core": 2, "n_coda": 1, "exit_gate": True} if family == "recurrent_depth" else {"n_layers": 2}
+
+
 @pytest.fixture
 def model(pair: tuple[str, str, str], make_model: Callable[..., LanguageModel]) -> LanguageModel:
-    """With an exit gate, where the family has one."""
-    gate = {"exit_gate": True} if pair[1] == "recurrent_depth" else {}
-    return make_model(pair[1], **gate, **NEAR if pair[2] == "near" else {})
+    return make_model(pair[1], **few_layers(pair[1]), **NEAR if pair[2] == "near" else {})
+
+
+@pytest.fixture
+def far_way(far: tuple[Decoder, str]) -> Decoder:
+    """For what layers that reach a few tokens back cannot change."""
+    return far[0]
+
+
+@pytest.fixture
+def far_model(far: tuple[Decoder, str], make_model: Callable[..., LanguageModel]) -> LanguageModel:
+    return make_model(far[1], **few_layers(far[1]))
 
 
 @pytest.fixture(params=REFUSED, ids="-".join)

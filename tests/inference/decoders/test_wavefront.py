@@ -169,7 +169,7 @@ def test_a_batch_is_its_rows(
 def test_what_is_frozen_has_read_what_was_written(make_model: MakeModel, headway: int) -> None:
     """Keys of the first layer depend on a position's token alone: those in the cache at the end are those of the text,
     though positions thought about other guesses on the way."""
-    model, ids = make_model("recurrent", LIVELY[0]), prompts(1, 4)
+    model, ids = make_model("recurrent", LIVELY[0], n_core=3, n_coda=2), prompts(1, 4)  # it often changes its mind
     guessed: list[tuple[int, int]] = []
     caches: list[Cache] = []
     context = model.context

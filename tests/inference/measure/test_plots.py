@@ -1,8 +1,6 @@
 """The picture: what is on its axes, and that it is a PNG. Looks are for eyes; these hold what a reader relies on."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,19 +157,6 @@ def test_nothing_to_draw_is_said_and_nothing_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw: no result has an iteration count"):
         write_png(draw([make_result(None, 8, 0.5)]), tmp_path / "plot.png")
     assert not list(tmp_path.iterdir())
-
-
-def test_importing_loads_neither_matplotlib_nor_rich_nor_the_trainer() -> None:
-    """A user who only runs a model pays for none of them; and the functions do not hide the modules of their names."""
-    code = (
-        "import sys, mull.inference, mull.inference.measure.plots, mull.inference.measure.evaluate, types\n"
-        "assert isinstance(mull.inference.generate, types.ModuleType)\n"
-        "assert isinstance(mull.inference.measure.evaluate, types.ModuleType)\n"
-        "assert callable(mull.generate)\n"
-        "print([name for name in ('matplotlib', 'rich', 'lightning', 'wandb') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_title_is_no_formula(tmp_path: Path) -> None:

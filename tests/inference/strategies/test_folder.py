@@ -120,7 +120,7 @@ def test_a_drawn_text_is_that_of_generate_with_the_same_chance(make_writer: Make
 
 def test_another_depth_is_read_anew_and_the_first_is_kept(make_writer: Make) -> None:
     """Guards caches against keys of another depth, and a text that is thought about at two depths in turn."""
-    solver = FolderSolver(make_writer())
+    solver = FolderSolver(make_writer(n_core=3, n_coda=2))  # whose text is not over by then
     [begun] = solver.write([solver.begin(PROMPT)], Manner(iterations=2, limit=6))
     deep = solver.write([begun], Manner(iterations=7, limit=12))[0]
     assert same(solver.write([forgotten(begun)], Manner(iterations=7, limit=12))[0], deep)

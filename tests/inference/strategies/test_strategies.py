@@ -418,7 +418,7 @@ def test_the_penalty_holds_in_its_window_and_nowhere_else() -> None:
 
 def test_a_large_penalty_keeps_every_thought_as_long_as_its_window(make_writer: Make) -> None:
     """Guards the hook in the loop: no thought of fewer than beta tokens, and without a penalty there are some."""
-    model = make_writer()
+    model = make_writer(n_core=3, n_coda=2)  # it switches soon
 
     def shortest(strategy: str, seed: int) -> int:
         text = mull.solve(model, "1 + 2", strategy, generator=seed, temperature=1.0, max_new_tokens=40).text

@@ -60,7 +60,7 @@ def make(build: Callable[..., LanguageModel], tokens: Callable[..., Tensor]) -> 
     def calibrated(config: InnerThinkingConfig) -> InnerThinkingTransformer:
         model = build(config)
         assert isinstance(model, InnerThinkingTransformer)
-        model.calibrate(tokens(config, 8, 100, seed=7))
+        model.calibrate(tokens(config, 8, 40, seed=7))
         return model
 
     def make(**changes: Any) -> InnerThinkingTransformer:

@@ -26,12 +26,12 @@ ROOT = Path(__file__).parents[3]
 LOOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-@pytest.mark.parametrize("changes", [{}, {"gate": "tanh"}, {"rule": "paper_literal"}, {"rule": "loop"}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"gate": "tanh", "rule": "loop"}], ids=str)
 def test_a_requested_capacity_is_met_within_two_points(make: Make, tokens: Tokens, changes: Fields) -> None:
     """On text that the calibration has not seen. Tokens of one row share their context, and with weights as wild as
     these their fate: were a row's tokens all alike, a share of 4,000 rows would err by 0.8 points (one sigma). Of a
     first position only the token matters: with many tokens no single logit holds much of the mass."""
-    model = make(vocab_size=199, **changes).float()
+    model = make(vocab_size=199, n_layers=2, **changes).float()
     model.calibrate(tokens(model.config, 4000, 4, seed=3))
     fresh = tokens(model.config, 4000, 4, seed=4)
     for capacity in (0.05, 0.5, 0.95):
@@ -45,7 +45,7 @@ def test_a_capacity_of_its_own_for_every_pass_is_met() -> None:
     this is a trained one, on English text: every other window calibrates."""
     model = mull.load(ROOT / "checkpoints" / "inner-thinking")
     text = b"".join((ROOT / "docs" / name).read_bytes() for name in ("reliability.md", "architecture.md"))
-    windows = torch.tensor(list(text[: 96 * 64])).view(96, 64)
+    windows = torch.tensor(list(text[: 64 * 64])).view(64, 64)
     model.calibrate(windows[::2])
     for capacity in ((0.9, 0.9, 0.1), (0.9, 0.1, 0.9), (0.2, 0.5, 0.8)):
         with torch.no_grad():

@@ -21,9 +21,8 @@ def test_a_suffix_leaves_the_prefix_bit_equal(
     ids = tokens(model.config, 2, 24)
     for capacity in capacities(model):
         before = model(ids, capacity=capacity)
-        for seed in range(5):
-            split = 4 + 4 * seed
-            other = torch.cat([ids[:, :split], tokens(model.config, 2, 24 - split, seed=90 + seed)], dim=1)
+        for split in (4, 12, 23):
+            other = torch.cat([ids[:, :split], tokens(model.config, 2, 24 - split, seed=90 + split)], dim=1)
             after = model(other, capacity=capacity)
             assert torch.equal(after.logits[:, :split], before.logits[:, :split])
             assert torch.equal(after.selected[:, :split], before.selected[:, :split])

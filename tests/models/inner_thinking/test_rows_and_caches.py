@@ -25,10 +25,10 @@ def test_cached_equals_uncached_at_every_capacity(
 ) -> None:
     """Of several rows, and of one, whose positions are decided one by one; what the routers say is the same too."""
     model = make(**variant)
-    ids = tokens(model.config, rows, 15)
+    ids = tokens(model.config, rows, 12)
     for capacity in capacities(model):
-        cache, whole = model.new_cache(rows, 15), model(ids, capacity=capacity)
-        bounds = [0, 5, 8, *range(9, 16)]  # prefill, a second chunk, then position by position
+        cache, whole = model.new_cache(rows, 12), model(ids, capacity=capacity)
+        bounds = [0, 5, 8, *range(9, 13)]  # prefill, a second chunk, then position by position
         parts = [model(ids[:, a:b], capacity=capacity, cache=cache) for a, b in pairwise(bounds)]
         torch.testing.assert_close(torch.cat([part.logits for part in parts], dim=1), whole.logits, **LOOSE)
         assert torch.equal(torch.cat([part.selected for part in parts], dim=1), whole.selected)

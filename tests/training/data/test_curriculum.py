@@ -138,7 +138,7 @@ def test_a_resumed_run_goes_up_at_the_same_batches(tmp_path, reliability, monkey
     rule["init_args"] = {"accuracy": 0.01, "of": "tokens", "batches": 1}
     args = reliability.arguments(tmp_path, {"save_every": 1})
     config = yaml.safe_load((tmp_path / "run.yaml").read_text())
-    config["data"]["init_args"] |= {"difficulty": [4] + 20 * [5] + 400 * [6], "advance": rule}
+    config["data"]["init_args"] |= {"difficulty": [4] + 6 * [5] + 60 * [6], "advance": rule}
     config["trainer"] |= {"accumulate_grad_batches": accumulated, "val_check_interval": 100}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     with monkeypatch.context() as patch:

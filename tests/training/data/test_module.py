@@ -1,7 +1,5 @@
 """The data modules under the trainer: batches are functions of their number, a resumed run sees the rest of them."""
 
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -237,14 +235,6 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("short")
     with pytest.raises(ValueError, match=r"the \w+ split has \d tokens, fewer than one window of 257"):
         TextData([str(tmp_path / "a.txt")], cache=str(tmp_path / "cache")).training_batch(0)
-
-
-def test_tasks_need_no_trainer() -> None:
-    """Whoever only evaluates uses tasks without Lightning in memory; the data modules are loaded on first use."""
-    code = "import sys, mull.training.data as data; data.Parity(); sys.exit('lightning' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert TaskData.__module__ == "mull.training.data.module"
 
 
 def test_a_network_that_sees_ahead_is_not_given_what_it_is_to_predict(text_data: TextData) -> None:
