@@ -195,8 +195,8 @@ def executed(notebook: Path, kernel: Any = None) -> Any:
     Args:
         notebook: the file.
         kernel: a jupyter_client.AsyncKernelManager whose process has executed other notebooks, so that torch is not
-            imported again. It forgets their names; where random numbers begin, each notebook says itself. None: one of
-            its own.
+            imported again. It forgets their names, and each notebook seeds its random numbers itself. None: one of its
+            own.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed, as its `assert` lines do where the text is not true.

@@ -133,7 +133,8 @@ def settle(
     prepared = model.prepare(injected)
     settled = rearrange(state, "b t d -> (b t) d").clone()
     used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
-    looks, residual = torch.zeros_like(used), torch.zeros(len(settled), device=state.device)
+    looks = torch.zeros_like(used)
+    residual = torch.zeros(len(settled), device=state.device, dtype=torch.promote_types(state.dtype, torch.float32))
     now, now_prepared, current = context, prepared, state  # nothing is gathered while all positions think
     if len(thinking) < len(settled):
         now = context.narrow(thinking)
@@ -163,7 +164,7 @@ def settle(
         cache.hold(rows[leaves], columns[leaves], count)
         by_position, left = current.flatten(0, 1), thinking[leaves]
         settled[left], used[left] = by_position[leaves], count
-        residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves]).float()
+        residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves])
         stays = ~leaves
         thinking = thinking[stays]
         if not len(thinking):

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mull.inference.written import filled
 from mull.inference.written import parse as parse_written
-from mull.models.output import norm, relative_change
+from mull.models.output import relative, relative_change
 from mull.models.registry import Registry
 
 Memory = dict[str, Tensor]  # what a rule remembers of each position from check to check, (N, ...)
@@ -138,7 +138,7 @@ class Acceleration(Exit):
     def value(self, thought: Thought) -> Tensor:
         change = thought.state - thought.previous
         turned = change - self.recall(thought, "change", change, math.inf)
-        now = norm(turned) / norm(thought.state).clamp(min=1e-12)
+        now = relative(turned, thought.state)
         two = torch.maximum(now, self.recall(thought, "now", now, math.inf))
         thought.memory.update(change=change, now=now)
         return two

@@ -14,9 +14,14 @@ def norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
 
 
+def relative(change: Tensor, state: Tensor) -> Tensor:
+    """The length of a change against that of the state, in fp32 or better; 0 where a state of zeros does not change."""
+    return norm(change) / norm(state).clamp(min=1e-12)
+
+
 def relative_change(state: Tensor, previous: Tensor) -> Tensor:
-    """|s - s'| / |s| by position, (B, T) in fp32 or better, of states (B, T, D); 0 where a state of zeros stays so."""
-    return norm(state - previous) / norm(state).clamp(min=1e-12)
+    """|s - s'| / |s| by position, (B, T), of states (B, T, D)."""
+    return relative(state - previous, state)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -117,6 +117,10 @@ def test_the_first_comment_says_what_to_expect_and_how_to_run(config: Path) -> N
     assert "Expected:" in said and "Cost:" in said
     words = without_start(command(config))
     assert words[::2] == ["--config"] * (len(words) // 2) and words[-1] == str(config)
+    trainer = {}
+    for file in words[1::2]:
+        trainer |= yaml.safe_load(Path(file).read_text()).get("trainer", {})
+    assert trainer["val_check_interval"] <= trainer["max_steps"], "it is never validated"
     assert max(map(len, config.read_text().splitlines())) <= 120
 
 
@@ -125,7 +129,7 @@ def test_a_variant_says_only_what_differs_from_its_base(config: Path) -> None:
     """Guards the point of a short file: each field in it changes the base, and nothing is repeated."""
     base = leaves(yaml.safe_load(Path(without_start(command(config))[1]).read_text()))
     changes = leaves(yaml.safe_load(config.read_text()))
-    assert 0 < len(changes) <= 5
+    assert 0 < len(changes) <= 6
     for path, value in changes.items():
         assert path not in base or base[path] != value, path
 

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,7 @@ data:
 def written_in(folder: Path, lines: tuple[str, ...]) -> tuple[list[int], str]:
     """What `mull ...` lines end with in this process, moved to the folder, and what they print."""
     printed = io.StringIO()
+    sys.path.insert(0, "")  # as of a Python that was started there: what the folder holds can be imported
     with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
         statuses = [main(shlex.split(line)) for line in lines]
     return statuses, printed.getvalue()
@@ -135,9 +138,9 @@ def test_a_strategy(mine: Path) -> None:
     config = mull.TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1, max_length=16, stop_tokens=(3,))
     mull.save(mull.Transformer(config), mine / "tiny", tokenizer=tokenizer)
     command = "solve tiny --plugin agreeing --prompt 1 --strategy agreeing:9:2 --temperature 0 --json"
-    statuses, printed = run(mine, command)
-    found = json.loads(printed)
-    assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
+    words = [sys.executable, "-m", "mull", *shlex.split(command)]  # a fresh process has imported nothing that it needs
+    found = json.loads(subprocess.run(words, cwd=mine, capture_output=True, text=True, check=True).stdout)
+    assert found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
 def test_without_the_word_a_folder_runs_nothing(done: tuple[Path, list[int]]) -> None:

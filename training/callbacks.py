@@ -29,7 +29,8 @@ from mull.training.ranks import over_ranks
 
 
 class DepthValidation(pl.Callback):
-    """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` at the mean.
+    """Logs loss and accuracy at every count of the validation sweep, e.g. `val/loss@8`, and `val/loss` and
+    `val/accuracy` at the mean count.
 
     Of a network with a process reward, where batches hold judgements of steps, it logs `val/reward_loss@8` and
     `val/reward_accuracy@8`, the share of steps that the reward and the judgement put on the same side of one half. It
@@ -63,17 +64,18 @@ class DepthValidation(pl.Callback):
     ) -> None:
         assert isinstance(outputs, ModelOutput)
         once = 0 if is_repeat(trainer, batch_idx, dataloader_idx) else 1
-        labels, values = batch["labels"], batch.get("values")
+        labels = batch["labels"]
+        values = batch.get("values", torch.full_like(labels, -1))  # -1: not judged
         readings: dict[str, Reading] = {f"@{count}": reading for count, reading in outputs.readings.items()}
         for name, reading in (readings or {"": outputs}).items():
             self.sums[f"loss{name}"] += once * float(token_losses(reading.logits, labels).sum())
             self.sums[f"accuracy{name}"] += once * int(((reading.logits.argmax(-1) == labels) & scored(labels)).sum())
-            if values is not None and reading.value is not None:
+            if reading.value is not None:
                 alike = ((reading.value > 0) == (values > 0.5)) & (values >= 0)
                 self.sums[f"reward_loss{name}"] += once * float(judgement_losses(reading.value, values).sum())
                 self.sums[f"reward_accuracy{name}"] += once * int(alike.sum())
         self.sums["scored"] += once * int(scored(labels).sum())
-        self.sums["judged"] += once * (0 if values is None else int((values >= 0).sum()))
+        self.sums["judged"] += once * int((values >= 0).sum())
         self.sums["correlation"] += once * float(token_correlation(outputs.state))
         self.sums["batches"] += once
 
@@ -90,8 +92,8 @@ class DepthValidation(pl.Callback):
             means |= {k: v / sums["judged"] for k, v in sums.items() if k.startswith("reward")}
         correlation = sums["correlation"] / sums["batches"]
         mean_count = None if pl_module.iterations is None else round(pl_module.iterations.mean)
-        if f"loss@{mean_count}" in means:
-            means["loss"] = means[f"loss@{mean_count}"]
+        at_mean = f"@{mean_count}"
+        means |= {name.removesuffix(at_mean): value for name, value in means.items() if name.endswith(at_mean)}
         logged = {f"val/{name}": value for name, value in means.items()} | {"val/token_correlation": correlation}
         pl_module.log_dict(logged, sync_dist=True)
         if trainer.global_step >= self.after_step and not trainer.sanity_checking:

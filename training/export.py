@@ -53,7 +53,8 @@ def export(network: nn.Module, data: Any, folder: Path, training: str, device: s
         )
         return
     network.to(device).eval()
-    calibrate(network, data.val_dataloader())
+    if network.config.routed_layers:  # validation batches may take long to make
+        calibrate(network, data.val_dataloader())
     network.tokenizer = getattr(data, "tokenizer", None) or network.tokenizer
     save(network, folder, training=training)
     write_card(folder, data, network)

@@ -228,7 +228,8 @@ class ProcessReward(Loss):
     Args:
         weight: w, of the term; 0.5 where it is not named. With alone there is nothing that it would weigh against.
         by_row: every row weighs alike, as a mean over its scored tokens and w times one over its judged positions;
-            false: every scored token does, so that a long trace weighs as much as many direct answers.
+            false: every scored token does, so that a long trace weighs as much as many direct answers, and the sum of
+            all terms is divided by the number of scored tokens. Where some rows have none, take by_row.
         alone: train nothing but the process reward, on a mean over the judged positions; all else is frozen, for
             `mull train --from FOLDER`, whose process reward, if it has none, is a fresh one. A validation logs the loss
             of the judgements (`val/reward_loss`) beside that of tokens, which then stays as it was.
@@ -284,12 +285,12 @@ class ProcessReward(Loss):
         if self.by_row:
             rows = losses.sum(dim=1) / told.sum(dim=1).clamp(min=1)
             rows = rows + self.weight * terms.sum(dim=1) / judged.sum(dim=1).clamp(min=1)
-            return rows.sum() / self.counted(batch).sum().clamp(min=1)
+            return rows.sum() / self.counted(batch).sum().clamp(min=1)  # rows with nothing to learn do not count
         return (losses.sum() + self.weight * terms.sum()) / told.sum().clamp(min=1)
 
     def counted(self, batch: dict[str, Tensor]) -> Tensor:
         if self.by_row:
-            return scored(batch["labels"]).any(dim=1)
+            return (scored(batch["labels"]) | self.judged(batch)).any(dim=1)
         return self.judged(batch) if self.alone else super().counted(batch)
 
     def judged(self, batch: dict[str, Tensor]) -> Tensor:

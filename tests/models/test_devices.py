@@ -81,7 +81,7 @@ def uncached(model: LanguageModel, ids: Tensor, to: To) -> Said:
 
 def cached(model: LanguageModel, ids: Tensor, to: To, number: int) -> Said:
     """Prefill, a chunk and single tokens, of rows with padding and without and of one row, under every policy; where
-    layers reach back for keys alone, each configuration meets two policies and each policy half of them."""
+    layers reach back for keys alone, each configuration meets two of the three policies."""
     mask, counts = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]]), torch.tensor([1, 3])
     policies = get_args(Policy)
     if model.config.reach == 1:

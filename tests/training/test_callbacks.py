@@ -58,9 +58,12 @@ def validate(used_loop=True, collapsed=False, iterations=4, after_step=0, wrong=
     return metrics, ours
 
 
-def test_a_process_reward_is_validated_by_the_judged_steps_alone():
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_process_reward_is_validated_by_the_judged_steps_alone(repeated, monkeypatch):
     """By hand, over two batches of unlike size and two counts: the loss and the share on the right side of one half,
-    whose means are over judged steps and not over scored tokens; without judgements nothing of it is logged."""
+    whose means are over judged steps and not over scored tokens; what another device was dealt too is left out, and
+    without judgements nothing of it is logged."""
+    monkeypatch.setattr(callbacks, "is_repeat", lambda _, batch_idx, __: repeated and batch_idx == 1)
 
     class Judging(Staged):
         def answer(self, input_ids, iterations):
@@ -72,7 +75,8 @@ def test_a_process_reward_is_validated_by_the_judged_steps_alone():
     batches = [{"input_ids": ids, "labels": ids, "values": values}]
     batches += [{"input_ids": ids[:1], "labels": torch.full_like(ids[:1], -100), "values": values[:1]}]
     plain = [{name: value for name, value in batch.items() if name != "values"} for batch in batches]
-    read, told = (torch.cat([batch[name].flatten() for batch in batches]).tolist() for name in ("input_ids", "values"))
+    once = batches[:1] if repeated else batches
+    read, told = (torch.cat([batch[name].flatten() for batch in once]).tolist() for name in ("input_ids", "values"))
     judged_steps = [(token - 2.0, value) for token, value in zip(read, told, strict=True) if value >= 0]
     for given, judged in ((batches, judged_steps), (plain, [])):
         trainer = pl.Trainer(
@@ -89,6 +93,7 @@ def test_a_process_reward_is_validated_by_the_judged_steps_alone():
             right = [(z > 0) == (v > 0.5) for z, v in judged]
             assert metrics[f"val/reward_loss@{count}"] == pytest.approx(sum(losses) / len(judged), rel=1e-5)
             assert metrics[f"val/reward_accuracy@{count}"] == pytest.approx(sum(right) / len(judged))
+            assert metrics["val/reward_loss"] == metrics["val/reward_loss@4"]
             assert 0 < sum(right) < len(judged)
 
 
@@ -122,10 +127,10 @@ def test_a_fresh_model_is_not_told_off():
 
 
 def test_metrics_are_means_over_scored_positions_by_count():
-    """Guards names and values: loss and accuracy at each count over all batches, val/loss at the mean."""
+    """Guards names and values: loss and accuracy at each count over all batches, and at the mean without a count."""
     metrics, _ = validate(wrong=2)
     assert set(metrics) == {f"val/{what}@{count}" for what in ("loss", "accuracy") for count in (1, 2, 4, 8, 16)} | {
-        "val/loss", "val/token_correlation",
+        "val/loss", "val/accuracy", "val/token_correlation",
     }  # fmt: skip
     scored, wrong = 15, 4  # 10 positions in the first batch, 5 in the second, two of each mislabelled
     for count in (1, 2, 4, 8, 16):

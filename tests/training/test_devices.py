@@ -87,8 +87,8 @@ def network(family: str, run: str) -> LanguageModel:
 def fit(
     network: LanguageModel, run: str, folder: Path, device: torch.device
 ) -> tuple[TrainingModule, dict[str, float]]:
-    """Two steps, in one run of two batches each, with a validation behind them; what was logged too."""
-    batches = 2 if run == "fixed" else 1
+    """Two steps, in two of the runs of two batches each, with a validation behind them; what was logged too."""
+    batches = 2 if run in ("fixed", "carried") else 1
     module = TrainingModule(network, **{"loss": LastIteration(), "optimizer": AdamW()} | RUNS[run], warmup_steps=1)
     where = Where()
     trainer = pl.Trainer(

@@ -62,6 +62,12 @@ def test_it_is_what_is_written_by_hand() -> None:
     by_row = ProcessReward(0.3, by_row=True)
     assert by_row.of_batch(out, batch).item() == pytest.approx(sum(rows) / 6, rel=1e-5)
     assert int(by_row.counted(batch).sum()) == 6
+    unlabelled = {name: column.clone() for name, column in batch.items()}  # one row is judged and has nothing to learn:
+    b = int((batch["values"] >= 0).any(dim=1).int().argmax())  # it weighs as much as the others all the same
+    unlabelled["labels"][b] = IGNORE
+    less = LastIteration()(model(batch["input_ids"][b : b + 1], 2), batch["labels"][b : b + 1]).item()
+    assert by_row.of_batch(out, unlabelled).item() == pytest.approx((sum(rows) - less) / 6, rel=1e-5)
+    assert int(by_row.counted(unlabelled).sum()) == 6
     assert (int(joined.counted(batch).sum()), int(alone.counted(batch).sum())) == (scored, len(terms))
 
 

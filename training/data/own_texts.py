@@ -33,8 +33,8 @@ class OwnTextData(PolicyData):
         task: The task, with its default difficulty; it must name styles, which are those that are written.
         policy: Checkpoint folder of the model that writes; it is read when the first batch is made.
         judgement: `exact` or `outcome`; see the head of the file.
-        share: of the rows of a batch that the policy writes, above 0 and at most 1; the others are those of `TaskData`,
-            with labels and the judgements of the task.
+        share: The share of a batch's rows that the policy writes, above 0 and at most 1; the others are those of
+            `TaskData`, with labels and the judgements of the task.
         temperature: of the draws; strategies draw at 0.7.
         iterations: of the policy; None means its own.
         difficulty: Difficulty of all items, or a list, as of `TaskData`.

@@ -27,7 +27,7 @@ class RolloutData(PolicyData):
         iterations: of the policy; None means its own.
         difficulty: Difficulty of all items, or a list, as of `TaskData`.
         batch_size: Items per batch and rank.
-        validation_examples: Items of the validation split.
+        validation_examples: Items of the validation split. Their steps are judged exactly, and not by rollouts.
         workers: Processes that make batches ahead, as of `TaskData`; each has the policy.
         seed: Names the streams of items and of draws.
     """

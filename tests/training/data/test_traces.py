@@ -272,6 +272,8 @@ def test_noise_turns_judgements_round_and_nothing_else() -> None:
     assert abs(turned.mean() - 0.3) < 4 * (0.21 / turned.size) ** 0.5
     again = tasks(ALL, Traces(noise=0.3))[0].columns("train", 0, [7])["values"][0]
     assert np.array_equal(again, noisy["values"][7])
+    held_out = [tasks(ALL, Traces(noise=eps))[0].columns("validation", 0, range(9))["values"] for eps in (0.0, 0.9)]
+    assert np.array_equal(*held_out)  # what is validated is the truth
 
 
 def test_styles_come_in_the_shares_that_are_asked() -> None:
