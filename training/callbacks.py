@@ -23,6 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 from mull.checkpoints.quantities import NATS, number
 from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
+from mull.training.data.traces import NOT_JUDGED
 from mull.training.losses import judgement_losses, scored, token_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
@@ -65,7 +66,7 @@ class DepthValidation(pl.Callback):
         assert isinstance(outputs, ModelOutput)
         once = 0 if is_repeat(trainer, batch_idx, dataloader_idx) else 1
         labels = batch["labels"]
-        values = batch.get("values", torch.full_like(labels, -1))  # -1: not judged
+        values = batch.get("values", torch.full_like(labels, NOT_JUDGED))
         readings: dict[str, Reading] = {f"@{count}": reading for count, reading in outputs.readings.items()}
         for name, reading in (readings or {"": outputs}).items():
             self.sums[f"loss{name}"] += once * float(token_losses(reading.logits, labels).sum())

@@ -10,7 +10,7 @@ every <step> of its texts is judged,
 
 No token of them is a label, since a model is not to learn its own mistakes. They are for `ProcessReward(alone=True)`,
 which trains a head and nothing else. With a share below 1 they stand beside rows of the task as they are, and the whole
-model is trained on: it keeps what it can do, and learns to tell where its own texts go wrong.
+model is trained further: it keeps what it can do, and learns to tell where its own texts go wrong.
 """
 
 from typing import Literal
