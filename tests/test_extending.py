@@ -1,9 +1,6 @@
 """docs/extending.md is true: its examples are trained, saved, loaded, evaluated and generated with, as they stand."""
 
-import contextlib
-import io
 import json
-import multiprocessing
 import re
 import shlex
 import subprocess
@@ -16,8 +13,6 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
-import mull.training.run  # in memory before processes part, which would all import it
-from mull.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
@@ -55,22 +50,19 @@ data:
     batch_size: 4
     validation_examples: 4
 """
+RUN = """
+import json, sys
+from mull.cli import main
+print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
+"""
 
 
-def written_in(folder: Path, lines: tuple[str, ...]) -> tuple[list[int], str]:
-    """What `mull ...` lines end with in this process, moved to the folder, and what they print."""
-    printed = io.StringIO()
-    sys.path.insert(0, "")  # as of a Python that was started there: what the folder holds can be imported
-    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
-        statuses = [main(shlex.split(line)) for line in lines]
-    return statuses, printed.getvalue()
-
-
-def run(folder: Path, *lines: str) -> tuple[list[int], str]:
-    """The same of a process that parts from this one, since plugins stay registered where they are named; nothing of
-    the folder has been imported here."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(written_in, (folder, lines))
+def run(folder: Path, *commands: str) -> list[int]:
+    """Exit statuses of `mull ...` lines, one after another in one fresh process that begins in the folder."""
+    words = json.dumps([shlex.split(command) for command in commands])
+    done = subprocess.run([sys.executable, "-c", RUN, words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +100,9 @@ FAMILY = (
 
 @pytest.fixture(scope="module")
 def done(mine: Path) -> tuple[Path, list[int]]:
-    """The same with both runs, in `run` and `family`, and the exit statuses of what was done with them, in one
-    process."""
-    return mine, run(mine, *BUILT, *FAMILY)[0]
+    """The same with both runs, in `run` and `family`, and the exit statuses of what was done with them, in one process
+    that begins in the folder."""
+    return mine, run(mine, *BUILT, *FAMILY)
 
 
 def test_injection_task_sampler_loss_exit_and_decoder(done: tuple[Path, list[int]]) -> None:
@@ -138,9 +130,11 @@ def test_a_strategy(mine: Path) -> None:
     config = mull.TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1, max_length=16, stop_tokens=(3,))
     mull.save(mull.Transformer(config), mine / "tiny", tokenizer=tokenizer)
     command = "solve tiny --plugin agreeing --prompt 1 --strategy agreeing:9:2 --temperature 0 --json"
-    words = [sys.executable, "-m", "mull", *shlex.split(command)]  # a fresh process has imported nothing that it needs
-    found = json.loads(subprocess.run(words, cwd=mine, capture_output=True, text=True, check=True).stdout)
-    assert found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
+    line = json.dumps([shlex.split(command)])
+    done = subprocess.run([sys.executable, "-c", RUN, line], cwd=mine, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, statuses = map(json.loads, done.stdout.splitlines())
+    assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
 def test_without_the_word_a_folder_runs_nothing(done: tuple[Path, list[int]]) -> None:
@@ -148,6 +142,5 @@ def test_without_the_word_a_folder_runs_nothing(done: tuple[Path, list[int]]) ->
     mine, _ = done
     mark = "\nopen('imported', 'w').close()\n"
     (mine / "looped.py").write_text(EXAMPLES["looped"] + mark)
-    refused = ("inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'")
-    assert run(mine, *refused) == ([2, 2, 2], "")
+    assert run(mine, "inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'") == [2, 2, 2]
     assert not (mine / "imported").exists()

@@ -1,8 +1,7 @@
 """Classes of one's own: trained by class path, and instantiated for a folder only after the user's explicit word."""
 
 import json
-import multiprocessing
-import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,22 +85,16 @@ data:
 )
 
 
-def trains_in(place: Path, line: list[str]) -> int:
-    """The exit status of a command in the folder, which Python itself does not look for modules in."""
-    sys.path[:] = [folder for folder in sys.path if folder not in ("", str(place))]
-    os.chdir(place)
-    return main(line)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where mine.py lies, with a run of it in `run`, trained by a process of its own that found it there."""
+    """A folder where mine.py lies, with a run of it in `run`, trained by a fresh process that found it there."""
     place = tmp_path_factory.mktemp("own")
     (place / "mine.py").write_text(PLUGIN)
     (place / "run.yaml").write_text(yaml.safe_dump(RUN))
     line = ["train", "--plugin", "mine", "--config", "run.yaml", "--output", "run"]
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(trains_in, (place, line)) == 0
+    # -P: Python itself does not look for modules in the working directory
+    done = subprocess.run([sys.executable, "-P", "-m", "mull", *line], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     (place / "imported").unlink()  # it was imported: there is a mark to look for
     return place
 
