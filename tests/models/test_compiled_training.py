@@ -6,6 +6,7 @@ training.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +54,29 @@ def test_compiled_training_equals_eager_training_with_one_compilation_for_all_de
         assert counters["stats"]["unique_graphs"] == compilations, depth
     assert torch.equal(fast.eval()(ids, 3).logits, slow.eval()(ids, 3).logits)
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 3, "window_heads": 1}])
+def test_compiled_blocks_serve_batches_of_other_lengths(
+    build: Build, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """Guards gradients where the length is a symbol of the compiled code and no longer a number, as in every task of
+    several difficulties, down to rows of one token; the third length compiles nothing more."""
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    fast, slow = (build(RecurrentDepthConfig(**SHAPE, **NONE, **options)).train() for _ in range(2))
+    fast.compile_training()
+    compilations = []
+    for length in (6, 9, 4, 12, 1):
+        ids = tokens(fast.config, 2, length)
+        for model in (fast, slow):
+            model.zero_grad()
+            model(ids, 2).logits.square().sum().backward()
+        for one, other in zip(fast.parameters(), slow.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-10, atol=1e-10)
+        compilations.append(counters["stats"]["unique_graphs"])
+    assert compilations == [1, 2, 2, 2, 3]
 
 
 def test_inner_thinking_refuses() -> None:
