@@ -12,6 +12,7 @@ drawn, and through its objects only.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, COLUMNS = 7.2, 4.6, 3  # inches of a panel, and panels beside each other
+WIDTH, HEIGHT, COLUMNS = 7.2, 3.9, 3  # inches of a panel, and panels beside each other
 STYLES: Sequence[Any] = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)))  # of folders
 MARKERS = "osD^vPX"
 CEILING = ":"
-LETTER, HANDLE, MOST_COLUMNS = 0.092, 0.75, 5  # inches in a legend: a letter, and what stands beside a text
+LETTER, HANDLE, LINE, MOST_COLUMNS = 0.092, 0.75, 0.22, 5  # inches in a legend: a letter, what is beside a text, a line
+TITLE_LETTER, TITLE_LINE = 0.115, 0.25  # inches
 
 
 def draw(cells: Sequence[Cell], difficulty_name: str = "difficulty", title: str | None = None) -> Figure:
@@ -45,7 +47,8 @@ def draw(cells: Sequence[Cell], difficulty_name: str = "difficulty", title: str 
     difficulties = list(dict.fromkeys(row.difficulty for row in rows))
     columns = min(COLUMNS, len(difficulties))
     lines = -(-len(difficulties) // columns)
-    figure = Figure(figsize=(max(WIDTH, 5.4 * columns), HEIGHT * lines + 0.9), dpi=DPI, layout="constrained")
+    width = max(WIDTH, 5.4 * columns)
+    figure = Figure(figsize=(width, HEIGHT * lines), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     colors = colors_of(rows)
     folders = dict.fromkeys(row.folder for row in rows)
@@ -63,9 +66,12 @@ def draw(cells: Sequence[Cell], difficulty_name: str = "difficulty", title: str 
     for panel in panels[len(difficulties) :]:
         panel.set_visible(False)
     panels[0].set_ylabel("accuracy")
-    add_legend(figure, rows, colors, looks, by_tokens)
+    height = HEIGHT * lines + LINE * add_legend(figure, rows, colors, looks, by_tokens)
     if title is not None:
+        title = textwrap.fill(title, int(width / TITLE_LETTER))
         figure.suptitle(title, fontsize=12, parse_math=False)  # a $ in the name of a folder is a $
+        height += TITLE_LINE * (title.count("\n") + 1)
+    figure.set_figheight(height)  # what stands around the panels takes nothing from them
     return figure
 
 
@@ -142,8 +148,9 @@ def dress(panel: Axes, by_tokens: bool) -> None:
 
 def add_legend(
     figure: Figure, rows: Sequence[Row], colors: Mapping[str, Any], looks: Mapping[str, Any], by_tokens: bool
-) -> None:
-    """One legend under the panels: strategies by colour, folders by style, iterations by size, the envelope."""
+) -> int:
+    """One legend under the panels: strategies by colour, folders by style, iterations by size, the envelope. Returns
+    how many lines it has."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -166,6 +173,7 @@ def add_legend(
     legend = figure.legend(handles=entries, loc="outside lower center", frameon=False, ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
+    return -(-len(entries) // columns)
 
 
 def columns_of(labels: Sequence[str], width: float) -> int:

@@ -66,13 +66,21 @@ def test_picture_without_flops(make: Make) -> None:
 
 
 @pytest.mark.parametrize("difficulties", [1, 2])
-def test_the_legend_is_within_the_picture(make: Make, difficulties: int) -> None:
-    """However long the names are that stand in it."""
+@pytest.mark.parametrize("more", [0, 12])
+def test_title_and_legend_are_within_the_picture_and_leave_room_for_panels(
+    make: Make, difficulties: int, more: int
+) -> None:
+    """However long the names are that stand in them, and however many."""
     names = ["direct", "chain", "draft", "beam:8,width=4,scorer=process,aggregation=product", "budget_forcing:1,cap=64"]
-    figure = draw([make(name, r, difficulty=d) for name in names for r in (1, 4, 16) for d in range(difficulties)])
+    names += [f"beam:8,width={n},scorer=log_probability,style=draft" for n in range(2, 2 + more)]
+    cells = [make(name, r, difficulty=d) for name in names for r in (1, 4, 16) for d in range(difficulties)]
+    figure = draw(cells, title=", ".join(f"checkpoints/reasoner-{n}" for n in range(2 + more)))
     png_of(figure)  # which lays it out
-    box, size = figure.legends[0].get_window_extent(), figure.bbox
-    assert size.x0 <= box.x0 and box.x1 <= size.x1 and size.y0 <= box.y0 and box.y1 <= size.y1
+    (title,), size = [text for text in figure.texts if "reasoner" in text.get_text()], figure.bbox
+    for box in (figure.legends[0].get_window_extent(), title.get_window_extent()):
+        assert size.x0 <= box.x0 and box.x1 <= size.x1 and size.y0 <= box.y0 and box.y1 <= size.y1
+    for panel in figure.axes:
+        assert panel.get_window_extent().height / figure.dpi > 2.5
 
 
 def test_tables(cells: list[Cell]) -> None:
