@@ -124,7 +124,7 @@ class Attention(nn.Module):
             queries = q.unflatten(1, (k.shape[1], -1)).squeeze(3)
             return F.scaled_dot_product_attention(queries, k, v).flatten(1, 2).unsqueeze(1)
         causal = self.causal and mask is None
-        if q.shape[2] == 1:  # one query sees every key there is; a branch, whose outcome compiled code takes as settled
+        if q.shape[2] == 1:  # one query sees every key there is; a branch, since is_causal takes no symbol of a length
             causal = False
         answers = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=shared)
         return answers.transpose(1, 2)

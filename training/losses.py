@@ -310,17 +310,17 @@ def judgement_losses(value: Tensor, values: Tensor) -> Tensor:
 
 
 def check_labels(loss: Loss, data: object) -> None:
-    """Raise a ValueError where a loss needs labels and the batches of the data have none, or learns nothing from rows
-    that the data has a policy write."""
+    """Raise a ValueError where a loss needs labels and the batches of the data have none, or learns nothing from
+    judgements and the data has a policy write for these alone."""
     if loss.asks_tokens and not getattr(data, "scores_tokens", True):
         raise ValueError(
             f"{type(data).__name__} judges steps and has no tokens to learn, which {type(loss).__name__} of this kind "
             "needs: take the loss ProcessReward with alone: true, or leave rows of the task beside (share: 0.5)"
         )
-    if getattr(data, "policy_writes", False) and not loss.asks_value:
+    if getattr(data, "policy_judges", False) and not loss.asks_value:
         raise ValueError(
-            f"{type(data).__name__} has a policy write rows for judgements of their steps, which {type(loss).__name__} "
-            "does not learn: take the loss ProcessReward, or TaskData for the rows of the task alone"
+            f"{type(data).__name__} has a policy write texts to judge steps by, which {type(loss).__name__} does not "
+            "learn: take the loss ProcessReward, or TaskData for the rows of the task alone"
         )
 
 

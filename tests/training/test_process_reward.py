@@ -241,8 +241,10 @@ def test_data_without_labels_goes_with_the_reward_alone(tmp_path: Path) -> None:
     for loss in (None, {"class_path": "mull.training.losses.ProcessReward"}):
         with pytest.raises(ValueError, match=r"OwnTextData judges steps and has no tokens to learn.*with alone: true"):
             train([*configuration(tmp_path, loss=loss), *more])
-    with pytest.raises(ValueError, match=r"OwnTextData has a policy write rows .* LastIteration does not learn: take"):
-        train([*configuration(tmp_path, loss=None), *more, "--data.init_args.share", "0.5"])
+    rollouts = ["--data", "mull.training.data.RolloutData", "--data.init_args.policy", "nowhere"]
+    for other in (["--data.init_args.share", "0.5"], rollouts):
+        with pytest.raises(ValueError, match=r"Data has a policy write texts .* LastIteration does not learn: take"):
+            train([*configuration(tmp_path, loss=None), *more, *other])
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").rglob("*.yaml"))
     alone = {"class_path": "mull.training.losses.ProcessReward", "init_args": {"alone": True}}
     written = configuration(tmp_path, loss=alone)

@@ -19,7 +19,7 @@ class PolicyData(TaskData):
     The policy is read when the first batch is made, since the folder of a run may come from anybody and name one.
     """
 
-    policy_writes = True
+    policy_judges = True
 
     def __init__(
         self,

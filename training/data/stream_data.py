@@ -28,7 +28,7 @@ class StreamData(pl.LightningDataModule, ABC):
     in_place: bool = False  # each position is answered where it stands, and nothing is written behind the row
     sees_all: bool = False  # what stands behind a position may decide its answer
     scores_tokens: bool = True  # training batches have labels; without them there is nothing but judgements of steps
-    policy_writes: bool = False  # rows of training batches are written by a model, for judgements of their steps alone
+    policy_judges: bool = False  # a model writes texts, for judgements of steps and nothing else
     repeat: int = 1  # how often in a row each training batch comes
     workers: int = 0  # processes that make training batches ahead of time
 
