@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 import mull
 from mull.models import (
@@ -28,13 +29,28 @@ Tokens = Callable[..., Tensor]
 SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 12}
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("options", [{}, {"convolution": "mlp", "window": 3, "window_heads": 3}], ids=["far", "near"])
+NEAR = {"convolution": "mlp", "window": 3, "window_heads": 3}  # and half of the heads still see all
+WRITTEN = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("options", "written"), [({}, False), pytest.param(NEAR, True, marks=WRITTEN)], ids=["far", "near"]
+)
 def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(
-    build: Build, tokens: Tokens, options: dict[str, Any]
+    build: Build, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], written: bool
 ) -> None:
-    """Prefill stays eager; the last column of the cache is reached, at two depths."""
+    """Prefill stays eager; the last column of the cache is reached, at two depths. Code is written for one of the
+    models, where both kinds of heads are; for the other it is traced what would be."""
+    if not written:
+        compile_ = torch.compile
+
+        def traced(block: Callable[..., Any], options: dict[str, Any], **others: Any) -> Any:
+            kept = {"guard_filter_fn": options["guard_filter_fn"]}  # what is not the writer's
+            return compile_(block, backend="aot_eager", options=kept, **others)
+
+        monkeypatch.setattr(torch, "compile", traced)
     torch.compiler.reset()
+    counters.clear()
     model = build(RecurrentDepthConfig(n_prelude=1, n_core=1, n_coda=1, **SHAPE, **options))
     model.compile_decoding()
     ids, compiled = tokens(model.config, 1, 12), model.compiled
@@ -47,6 +63,7 @@ def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_de
                 slow = model(ids[:, start:end], depth, cache=caches[1])
                 model.compiled = compiled
                 torch.testing.assert_close(fast.logits, slow.logits, rtol=1e-10, atol=1e-10)
+    assert counters["stats"]["unique_graphs"] == 2  # one for the core, which takes what is injected, one for the others
 
 
 def test_models_never_find_each_others_code(build: Build) -> None:
