@@ -37,7 +37,7 @@ def comment(config: Path) -> str:
 
 def command(config: Path) -> list[str]:
     """The arguments of `mull train` that the first comment of a file gives, its paths made absolute."""
-    match = re.search(r"^# Run: mull train (.*)$", comment(config), re.MULTILINE)
+    match = re.search(r"^# Run: (?:torchrun .* -m )?mull train (.*)$", comment(config), re.MULTILINE)
     assert match, config.name
     return [str(ROOT / word) if word.startswith("configs/") else word for word in shlex.split(match[1])]
 
@@ -132,6 +132,17 @@ def test_a_variant_says_only_what_differs_from_its_base(config: Path) -> None:
     assert 0 < len(changes) <= 6
     for path, value in changes.items():
         assert path not in base or base[path] != value, path
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs" / "cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_what_is_added_for_other_machines_fits_its_run(config: Path, tmp_path: Path) -> None:
+    """Guards files that need more than a test has: the line in the first comment is understood, and each field arrives
+    where it was meant."""
+    run = read_configuration([*command(config), "--trainer.accelerator", "cpu", "--output", str(tmp_path / "out")])
+    found = leaves(run.resolved)
+    for path, value in (leaves(yaml.safe_load(config.read_text())) | {"trainer.accelerator": "cpu"}).items():
+        said = {str(step): level for step, level in value.items()} if path.endswith(".curriculum") else value
+        assert found[path] == said, path
 
 
 # ------------------------------------------------------------------------------------------------------- the reference
