@@ -26,7 +26,7 @@ from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
-from mull.training.mistakes import in_words
+from mull.training.mistakes import check_mappings, in_words
 from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
@@ -56,6 +56,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     if not args:
         raise ValueError("name the run: mull train --config FILE, or a name, as mull train --config demo")
     named, args = split_off(plain(args))
+    check_mappings(args)
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)
     args = with_paths(args)

@@ -14,7 +14,9 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError
 
 from mull.checkpoints.files import shown
@@ -37,6 +39,31 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
     if unknown and CLASS.search(said):
         return ValueError(f"{place(said)} has no option {named(unknown)!r}; {takes(said, named(unknown))}")
     return ValueError(plain(said))
+
+
+def check_mappings(args: Iterable[str]) -> None:
+    """Raise a ValueError for a mapping whose keys have no values, as {50:4}, which is one key for YAML.
+
+    The parser itself would stumble over it, or hand it on as it is.
+    """
+    for word in args:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        spaced = re.sub(r":(?=[^\s:/])", ": ", value)
+        given, meant = mapping(value), mapping(spaced)
+        if None in given.values() and meant and None not in meant.values():
+            raise ValueError(f"{value} lacks a blank behind a colon: write {spaced!r}")
+        empty = [key for key, held in given.items() if held is None and not isinstance(key, str)]
+        if empty:
+            raise ValueError(f"{value} says nothing for {empty[0]}: write a value behind the colon")
+
+
+def mapping(value: str) -> dict[Any, Any]:
+    """The mapping that a word of the command line is for YAML, or an empty one."""
+    try:
+        read = yaml.safe_load(value) if value.startswith("{") else None
+    except yaml.YAMLError:  # which the parser tells
+        read = None
+    return read if isinstance(read, dict) else {}
 
 
 def instead(asked: str, parser: ArgumentParser) -> str:

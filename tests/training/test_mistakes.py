@@ -37,6 +37,9 @@ from mull.cli import main
             "data: mull.training.data.Parity has no option 'lenght'; do you mean length?",
         ),
         ("data.init_args.curriculum", "5", "data: mull.training.data.TaskData: curriculum: 5 is not a dict"),
+        ("data.init_args.curriculum", "{50:4}", "{50:4} lacks a blank behind a colon: write '{50: 4}'"),
+        ("data.init_args.curriculum", "{5:4, 9: 8}", "{5:4, 9: 8} lacks a blank behind a colon: write '{5: 4, 9: 8}'"),
+        ("data.init_args.curriculum", "{50: }", "{50: } says nothing for 50: write a value behind the colon"),
         ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
         ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
         (
