@@ -42,26 +42,30 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
 
 
 def check_mappings(args: Iterable[str]) -> None:
-    """Raise a ValueError for a mapping whose keys have no values, as {50:4}, which is one key for YAML.
+    """Raise a ValueError for a value of an option that is a mapping with a key and nothing for it.
 
-    The parser itself would stumble over it, or hand it on as it is.
+    So is {50:4}: without a blank behind its colon it is, for YAML, one key, the number 50 * 60 + 4. The parser stumbles
+    over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}.
     """
+    option = ""
     for word in args:
-        value = word.partition("=")[2] if word.startswith("--") else word
+        begins = word.startswith("--")
+        option = word[2:].partition("=")[0] if begins else option
+        value = word.partition("=")[2] if begins else word
         spaced = re.sub(r":(?=[^\s:/])", ": ", value)
         given, meant = mapping(value), mapping(spaced)
         if None in given.values() and meant and None not in meant.values():
-            raise ValueError(f"{value} lacks a blank behind a colon: write {spaced!r}")
-        empty = [key for key, held in given.items() if held is None and not isinstance(key, str)]
-        if empty:
-            raise ValueError(f"{value} says nothing for {empty[0]}: write a value behind the colon")
+            raise ValueError(f"{option}: {shown(value)} lacks a blank behind a colon: write {shown(spaced)!r}")
+        empty = [key for key, held in meant.items() if held is None and not isinstance(key, str)]
+        if empty and len(meant) == 1:
+            raise ValueError(f"{option}: {shown(value)} has nothing for {empty[0]}: write '{{{empty[0]}: VALUE}}'")
 
 
 def mapping(value: str) -> dict[Any, Any]:
     """The mapping that a word of the command line is for YAML, or an empty one."""
     try:
         read = yaml.safe_load(value) if value.startswith("{") else None
-    except yaml.YAMLError:  # which the parser tells
+    except (yaml.YAMLError, ValueError):  # which the parser tells; a day that there is not is a ValueError
         read = None
     return read if isinstance(read, dict) else {}
 

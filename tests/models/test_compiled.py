@@ -30,22 +30,22 @@ SHAPE = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff":
 
 
 NEAR = {"convolution": "mlp", "window": 3, "window_heads": 3}  # and half of the heads still see all
-WRITTEN = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+GENERATED = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
 
 @pytest.mark.parametrize(
-    ("options", "written"), [({}, False), pytest.param(NEAR, True, marks=WRITTEN)], ids=["far", "near"]
+    ("options", "generated"), [({}, False), pytest.param(NEAR, True, marks=GENERATED)], ids=["far", "near"]
 )
-def test_compiled_decoding_equals_eager_decoding_with_one_compilation_for_all_depths_and_lengths(
-    build: Build, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], written: bool
+def test_compiled_decoding_equals_eager_decoding_and_depths_and_lengths_share_a_compilation(
+    build: Build, tokens: Tokens, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], generated: bool
 ) -> None:
-    """Prefill stays eager; the last column of the cache is reached, at two depths. Code is written for one of the
-    models, where both kinds of heads are; for the other it is traced what would be."""
-    if not written:
+    """Prefill stays eager; the last column of the cache is reached, at two depths. Code is generated for
+    the model with both kinds of heads; of the other the blocks are only traced, and run eagerly."""
+    if not generated:
         compile_ = torch.compile
 
         def traced(block: Callable[..., Any], options: dict[str, Any], **others: Any) -> Any:
-            kept = {"guard_filter_fn": options["guard_filter_fn"]}  # what is not the writer's
+            kept = {"guard_filter_fn": options["guard_filter_fn"]}  # the one option that is not the generator's
             return compile_(block, backend="aot_eager", options=kept, **others)
 
         monkeypatch.setattr(torch, "compile", traced)

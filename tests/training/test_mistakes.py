@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mull.cli import main
+from mull.training.mistakes import check_mappings
 
 
 @pytest.mark.parametrize(
@@ -37,9 +38,21 @@ from mull.cli import main
             "data: mull.training.data.Parity has no option 'lenght'; do you mean length?",
         ),
         ("data.init_args.curriculum", "5", "data: mull.training.data.TaskData: curriculum: 5 is not a dict"),
-        ("data.init_args.curriculum", "{50:4}", "{50:4} lacks a blank behind a colon: write '{50: 4}'"),
-        ("data.init_args.curriculum", "{5:4, 9: 8}", "{5:4, 9: 8} lacks a blank behind a colon: write '{5: 4, 9: 8}'"),
-        ("data.init_args.curriculum", "{50: }", "{50: } says nothing for 50: write a value behind the colon"),
+        (
+            "data.init_args.curriculum",
+            "{50:4}",
+            "data.init_args.curriculum: {50:4} lacks a blank behind a colon: write '{50: 4}'",
+        ),
+        (
+            "data.init_args.curriculum",
+            "{5:4, 9: 8}",
+            "data.init_args.curriculum: {5:4, 9: 8} lacks a blank behind a colon: write '{5: 4, 9: 8}'",
+        ),
+        (
+            "data.init_args.curriculum",
+            "{50: }",
+            "data.init_args.curriculum: {50: } has nothing for 50: write '{50: VALUE}'",
+        ),
         ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
         ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
         (
@@ -56,6 +69,20 @@ def test_a_wrong_field_in_a_persons_words(
     """The parser's own message names unions, subtypes and class objects, and not what would be right."""
     assert main(["train", "--config", "parity", "--output", "nowhere", f"--{field}", value]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
+
+
+def test_a_mapping_behind_an_equals_sign_is_looked_at_too() -> None:
+    with pytest.raises(ValueError, match=r"^data.init_args.curriculum: \{50:4\} lacks a blank"):
+        check_mappings(["--config", "parity", "--data.init_args.curriculum={50:4}"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["{a: null}", '{"a":null}', '{"50":4}', "{50: 4}", '{"u":"http://h:8/x"}', "{t: 12:30}", "{2024-02-30: 1}", "a:b"],
+)
+def test_what_yaml_reads_as_it_is_meant_passes(value: str) -> None:
+    """Guards against a check that refuses too much: names with null, JSON, addresses, times, and what is no mapping."""
+    check_mappings(["--x", value, f"--y={value}"])
 
 
 @pytest.mark.parametrize(
