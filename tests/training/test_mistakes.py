@@ -82,7 +82,7 @@ def test_a_mapping_behind_an_equals_sign_is_looked_at_too() -> None:
 )
 def test_what_yaml_reads_as_it_is_meant_passes(value: str) -> None:
     """Guards against a check that refuses too much: names with null, JSON, addresses, times, and what is no mapping."""
-    check_mappings(["--x", value, f"--y={value}"])
+    assert check_mappings(["--x", value, f"--y={value}"]) is None
 
 
 @pytest.mark.parametrize(
