@@ -1,10 +1,12 @@
 """docs/extending.md is true: its examples are trained, saved, loaded, evaluated and generated with, as they stand."""
 
+import contextlib
+import io
 import json
+import multiprocessing
+import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
+from mull.cli import main
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
@@ -50,19 +53,19 @@ data:
     batch_size: 4
     validation_examples: 4
 """
-RUN = """
-import json, sys
-from mull.cli import main
-print(json.dumps([main(command) for command in json.loads(sys.argv[1])]))
-"""
 
 
-def run(folder: Path, *commands: str) -> list[int]:
-    """Exit statuses of `mull ...` lines, one after another in one fresh process that begins in the folder."""
-    words = json.dumps([shlex.split(command) for command in commands])
-    done = subprocess.run([sys.executable, "-c", RUN, words], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def in_folder(folder: Path, commands: tuple[str, ...]) -> tuple[list[int], str]:
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        return [main(shlex.split(command)) for command in commands], said.getvalue()
+
+
+def run(folder: Path, *commands: str) -> tuple[list[int], str]:
+    """Exit statuses of `mull ...` lines, one after another in one process that begins in the folder, and what they
+    print. A fork of this one: what the modules register stays there, and what they import is in memory already."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(in_folder, (folder, commands))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +105,7 @@ FAMILY = (
 def done(mine: Path) -> tuple[Path, list[int]]:
     """The same with both runs, in `run` and `family`, and the exit statuses of what was done with them, in one process
     that begins in the folder."""
-    return mine, run(mine, *BUILT, *FAMILY)
+    return mine, run(mine, *BUILT, *FAMILY)[0]
 
 
 def test_injection_task_sampler_loss_exit_and_decoder(done: tuple[Path, list[int]]) -> None:
@@ -130,10 +133,8 @@ def test_a_strategy(mine: Path) -> None:
     config = mull.TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1, max_length=16, stop_tokens=(3,))
     mull.save(mull.Transformer(config), mine / "tiny", tokenizer=tokenizer)
     command = "solve tiny --plugin agreeing --prompt 1 --strategy agreeing:9:2 --temperature 0 --json"
-    line = json.dumps([shlex.split(command)])
-    done = subprocess.run([sys.executable, "-c", RUN, line], cwd=mine, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found, statuses = map(json.loads, done.stdout.splitlines())
+    statuses, said = run(mine, command)
+    found = json.loads(said)
     assert statuses == [0] and found["strategy"] == "agreeing,most=9,lead=2" and len(found["trace"]) == 2
 
 
@@ -142,5 +143,6 @@ def test_without_the_word_a_folder_runs_nothing(done: tuple[Path, list[int]]) ->
     mine, _ = done
     mark = "\nopen('imported', 'w').close()\n"
     (mine / "looped.py").write_text(EXAMPLES["looped"] + mark)
-    assert run(mine, "inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'") == [2, 2, 2]
+    lines = ("inspect family", "evaluate family --examples 8", "generate family --prompt '1 0 1'")
+    assert run(mine, *lines)[0] == [2, 2, 2]
     assert not (mine / "imported").exists()
