@@ -14,6 +14,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -23,6 +24,7 @@ from mull.checkpoints.files import shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
+FLOW = re.compile(r"\{[^{}]*\}")  # a mapping between braces, with none inside
 FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
@@ -42,27 +44,48 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
 
 
 def check_mappings(args: Iterable[str]) -> None:
-    """Raise a ValueError for a value of an option that is a mapping with a key and nothing for it.
+    """Raise a ValueError for a mapping with a key and nothing for it, in the value of an option or in a configuration.
 
     So is {50:4}: without a blank behind its colon it is, for YAML, one key, the number 50 * 60 + 4. The parser stumbles
     over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}.
+
+    Args:
+        args: those of `mull train`, with paths of configurations.
     """
     option = ""
     for word in args:
-        begins = word.startswith("--")
-        option = word[2:].partition("=")[0] if begins else option
+        begins = word.startswith("-")
+        option = word.lstrip("-").partition("=")[0] if begins else option
         value = word.partition("=")[2] if begins else word
-        spaced = re.sub(r":(?=[^\s:/])", ": ", value)
-        given, meant = mapping(value), mapping(spaced)
-        if None in given.values() and meant and None not in meant.values():
-            raise ValueError(f"{option}: {shown(value)} lacks a blank behind a colon: write {shown(spaced)!r}")
-        empty = [key for key, held in meant.items() if held is None and not isinstance(key, str)]
-        if empty and len(meant) == 1:
-            raise ValueError(f"{option}: {shown(value)} has nothing for {empty[0]}: write '{{{empty[0]}: VALUE}}'")
+        for given in FLOW.findall(value):
+            check_mapping(option, given)
+        if option in ("config", "c"):
+            text = uncommented(value)
+            for found in FLOW.finditer(text):
+                check_mapping(f"{value}, line {text.count(chr(10), 0, found.start()) + 1}", found[0])
+
+
+def uncommented(file: str) -> str:
+    """A YAML file without its comments; nothing for what is no file and no text, which the parser tells."""
+    try:
+        return re.sub(r"(?m)(^|\s)#.*", r"\1", Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+
+
+def check_mapping(where: str, given: str) -> None:
+    """Check one mapping that is written between braces, with none inside."""
+    spaced = re.sub(r":(?=[^\s:/])", ": ", given)
+    read, meant = mapping(given), mapping(spaced)
+    if None in read.values() and meant and None not in meant.values():
+        raise ValueError(f"{where}: {shown(given)} lacks a blank behind a colon: write {shown(spaced)!r}")
+    empty = [key for key, held in meant.items() if held is None and not isinstance(key, str)]
+    if empty and len(meant) == 1:
+        raise ValueError(f"{where}: {shown(given)} has nothing for {empty[0]}: write '{{{empty[0]}: VALUE}}'")
 
 
 def mapping(value: str) -> dict[Any, Any]:
-    """The mapping that a word of the command line is for YAML, or an empty one."""
+    """The mapping that a text is for YAML, or an empty one."""
     try:
         read = yaml.safe_load(value) if value.startswith("{") else None
     except (yaml.YAMLError, ValueError):  # which the parser tells; a day that there is not is a ValueError

@@ -1,5 +1,6 @@
 """Wrong fields of a run are one line in a person's words, which names the field, the value and what would be right."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,20 @@ def test_a_wrong_field_in_a_persons_words(
 def test_a_mapping_behind_an_equals_sign_is_looked_at_too() -> None:
     with pytest.raises(ValueError, match=r"^data.init_args.curriculum: \{50:4\} lacks a blank"):
         check_mappings(["--config", "parity", "--data.init_args.curriculum={50:4}"])
+
+
+@pytest.mark.parametrize("text", ["a: {b: {50:4}}", "a:\n  {50:4}", "a: {50:4}  # {50: 4}"])
+def test_a_mapping_inside_another_is_looked_at_too(text: str, tmp_path: Path) -> None:
+    """Guards what is written in a file, where comments may say anything, and mappings within mappings."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"# {{60:5}}\n{text}\n")
+    line = 3 if "\n" in text else 2
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(str(file))}, line {line}: \{{50:4\}} lacks a blank behind a colon"
+    ):
+        check_mappings(["--config", str(file)])
+    with pytest.raises(ValueError, match=r"^data: \{50:4\} lacks a blank"):
+        check_mappings(["--data", "{task: X, curriculum: {50:4}}"])
 
 
 @pytest.mark.parametrize(
