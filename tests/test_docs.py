@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -63,8 +64,8 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(page: Path, tmp_path: 
     if "--plugin" not in page.read_text():
         assert BLOCKS.checked(page, tmp_path) == []
         return
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        assert pool.apply(BLOCKS.checked, (page, tmp_path)) == []
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:  # which tells of a process that has died
+        assert pool.submit(BLOCKS.checked, page, tmp_path).result() == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=place)

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import shlex
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ data:
 
 
 def in_folder(folder: Path, commands: tuple[str, ...]) -> tuple[list[int], str]:
+    """What `run` gives, in the process that is asked."""
     os.chdir(folder)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         return [main(shlex.split(command)) for command in commands], said.getvalue()
@@ -64,8 +66,8 @@ def in_folder(folder: Path, commands: tuple[str, ...]) -> tuple[list[int], str]:
 def run(folder: Path, *commands: str) -> tuple[list[int], str]:
     """Exit statuses of `mull ...` lines, one after another in one process that begins in the folder, and what they
     print. A fork of this one: what the modules register stays there, and what they import is in memory already."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(in_folder, (folder, commands))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(in_folder, folder, commands).result()
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
@@ -24,7 +24,8 @@ from mull.checkpoints.files import shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
-FLOW = re.compile(r"\{[^{}]*\}")  # a mapping between braces, with none inside
+OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)
+NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
@@ -44,53 +45,61 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
 
 
 def check_mappings(args: Iterable[str]) -> None:
-    """Raise a ValueError for a mapping with a key and nothing for it, in the value of an option or in a configuration.
+    """Check the mappings between braces, in values of options and in configurations, for keys with nothing behind them.
 
     So is {50:4}: without a blank behind its colon it is, for YAML, one key, the number 50 * 60 + 4. The parser stumbles
     over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}.
 
     Args:
         args: those of `mull train`, with paths of configurations.
+
+    Raises:
+        ValueError: a key has nothing behind it; the message names the option, or the file and the line.
     """
     option = ""
     for word in args:
-        begins = word.startswith("-")
-        option = word.lstrip("-").partition("=")[0] if begins else option
-        value = word.partition("=")[2] if begins else word
-        for given in FLOW.findall(value):
-            check_mapping(option, given)
-        if option in ("config", "c"):
-            text = uncommented(value)
-            for found in FLOW.finditer(text):
-                check_mapping(f"{value}, line {text.count(chr(10), 0, found.start()) + 1}", found[0])
+        named = OPTION.fullmatch(word)
+        option, value = (named[1].lstrip("-"), named[2] or "") if named else (option, word)
+        for mapping in mappings(value):
+            check_mapping(option, mapping)
+        if option in ("config", "c") or value.endswith(".yaml"):
+            for mapping in mappings(text_of(value)):
+                check_mapping(f"{value}, line {mapping.start_mark.line + 1}", mapping)
 
 
-def uncommented(file: str) -> str:
-    """A YAML file without its comments; nothing for what is no file and no text, which the parser tells."""
-    try:
-        return re.sub(r"(?m)(^|\s)#.*", r"\1", Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
+def check_mapping(where: str, mapping: yaml.MappingNode) -> None:
+    for key, held in mapping.value:
+        if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style is not None:
+            continue
+        spaced = re.sub(r":(?=[^\s:/])", ": ", key.value)
+        if not held.value and spaced != key.value:
+            raise ValueError(f"{where}: {shown(key.value)} lacks a blank behind its colon: write {shown(spaced)}")
+        if key.tag != TEXT and len(mapping.value) == 1:
+            raise ValueError(f"{where}: there is nothing for {key.value}: write '{{{key.value}: VALUE}}'")
 
 
-def check_mapping(where: str, given: str) -> None:
-    """Check one mapping that is written between braces, with none inside."""
-    spaced = re.sub(r":(?=[^\s:/])", ": ", given)
-    read, meant = mapping(given), mapping(spaced)
-    if None in read.values() and meant and None not in meant.values():
-        raise ValueError(f"{where}: {shown(given)} lacks a blank behind a colon: write {shown(spaced)!r}")
-    empty = [key for key, held in meant.items() if held is None and not isinstance(key, str)]
-    if empty and len(meant) == 1:
-        raise ValueError(f"{where}: {shown(given)} has nothing for {empty[0]}: write '{{{empty[0]}: VALUE}}'")
+def mappings(text: str) -> Iterator[yaml.MappingNode]:
+    """The mappings between braces of a YAML text, none of a text that is not YAML, which the parser tells."""
+    seen = set[int]()  # a node may stand inside itself
+
+    def inside(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+        if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode) and node.flow_style:
+                yield node
+            for part in node.value:
+                for each in part if isinstance(part, tuple) else (part,):
+                    yield from inside(each)
+
+    with suppress(yaml.YAMLError, RecursionError):
+        yield from inside(yaml.compose(text, yaml.SafeLoader))
 
 
-def mapping(value: str) -> dict[Any, Any]:
-    """The mapping that a text is for YAML, or an empty one."""
-    try:
-        read = yaml.safe_load(value) if value.startswith("{") else None
-    except (yaml.YAMLError, ValueError):  # which the parser tells; a day that there is not is a ValueError
-        read = None
-    return read if isinstance(read, dict) else {}
+def text_of(file: str) -> str:
+    """What a file holds; nothing if it is no file or no text, which the parser tells."""
+    with suppress(OSError, ValueError):
+        return Path(file).read_text(encoding="utf-8")
+    return ""
 
 
 def instead(asked: str, parser: ArgumentParser) -> str:
