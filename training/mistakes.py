@@ -25,6 +25,7 @@ from mull.checkpoints.files import shown
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
 OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)
+FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # as of the names of files: {epoch:02d}
 NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
@@ -60,22 +61,27 @@ def check_mappings(args: Iterable[str]) -> None:
     for word in args:
         named = OPTION.fullmatch(word)
         option, value = (named[1].lstrip("-"), named[2] or "") if named else (option, word)
-        for mapping in mappings(value):
-            check_mapping(option, mapping)
+        for _, mistake in mistakes(value):
+            raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
-            for mapping in mappings(text_of(value)):
-                check_mapping(f"{value}, line {mapping.start_mark.line + 1}", mapping)
+            for line, mistake in mistakes(text_of(value)):
+                raise ValueError(f"{value}, line {line}: {mistake}")
 
 
-def check_mapping(where: str, mapping: yaml.MappingNode) -> None:
-    for key, held in mapping.value:
-        if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style is not None:
-            continue
-        spaced = re.sub(r":(?=[^\s:/])", ": ", key.value)
-        if not held.value and spaced != key.value:
-            raise ValueError(f"{where}: {shown(key.value)} lacks a blank behind its colon: write {shown(spaced)}")
-        if key.tag != TEXT and len(mapping.value) == 1:
-            raise ValueError(f"{where}: there is nothing for {key.value}: write '{{{key.value}: VALUE}}'")
+def mistakes(text: str) -> Iterator[tuple[int, str]]:
+    """The line of each key of a YAML text that has nothing behind it though something is meant, and what is wrong."""
+    for mapping in mappings(text):
+        for key, held in mapping.value:
+            if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style is not None:
+                continue
+            spaced = re.sub(r":(?=[^\s:/])", ": ", key.value)
+            if not held.value and spaced != key.value and not FORMAT.fullmatch(key.value):
+                yield (
+                    key.start_mark.line + 1,
+                    f"{shown(key.value)} lacks a blank behind its colon: write {shown(spaced)}",
+                )
+            elif key.tag != TEXT and len(mapping.value) == 1:
+                yield key.start_mark.line + 1, f"there is nothing for {key.value}: write '{{{key.value}: VALUE}}'"
 
 
 def mappings(text: str) -> Iterator[yaml.MappingNode]:
@@ -91,7 +97,7 @@ def mappings(text: str) -> Iterator[yaml.MappingNode]:
                 for each in part if isinstance(part, tuple) else (part,):
                     yield from inside(each)
 
-    with suppress(yaml.YAMLError, RecursionError):
+    with suppress(yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the last two: "\\UFFFFFFFF"
         yield from inside(yaml.compose(text, yaml.SafeLoader))
 
 

@@ -82,7 +82,7 @@ def test_a_mapping_behind_an_equals_sign_or_inside_another_is_looked_at_too(valu
     [
         ("a: {b: {50:4}}", 2),
         ("a: {b: {c: 1}, 50:4}", 2),
-        ("a:\n  {50: 4,\n  50:4}", 3),
+        ("a:\n  {50: 4,\n  50:4}", 4),
         ("a: ' # {60:5}'\nb: {50:4}  # {50: 4}", 3),
     ],
 )
@@ -108,7 +108,16 @@ MEANT = [
     "{2024-02-30: 1}",
     "a:b",
 ]
-MEANT += ["run-{epoch:02d}", "'{epoch:02d}'", "[a-z]{2}", "{a: [1, 2", "&a {b: *a}", "-1"]
+MEANT += [
+    "run-{epoch:02d}",
+    "{epoch:02d}",
+    '"\\UFFFFFFFF"',
+    "'{epoch:02d}'",
+    "[a-z]{2}",
+    "{a: [1, 2",
+    "&a {b: *a}",
+    "-1",
+]
 
 
 @pytest.mark.parametrize("value", MEANT)
