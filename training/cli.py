@@ -56,10 +56,10 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     if not args:
         raise ValueError("name the run: mull train --config FILE, or a name, as mull train --config demo")
     named, args = split_off(plain(args))
-    args = with_paths(args)
-    check_mappings(args)
     import_plugins(named.plugin)  # before any field is read: the fields may name their classes
     start = None if named.start is None else read_start(named.start)
+    args = with_paths(args)
+    check_mappings(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(
