@@ -24,11 +24,11 @@ from mull.checkpoints.files import shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
-OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)
-FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # as of the names of files: {epoch:02d}
-NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"
 FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
+OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value that may stand behind it
+FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # of a number in the name of a file, as in {epoch:02d}
+NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # what YAML takes a scalar for
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
