@@ -7,7 +7,8 @@ there are operations, or log2 of that in rounds of pairing, since the compositio
 kind. It is a plain relative of i-GSM (Ye et al., arXiv 2407.20311), of which Saunshi et al., arXiv 2502.17416, use a
 symbolic form for looped models.
 
-The question stands at the end: a causal model reads all statements before it, and answers at the last symbol.
+The question stands at the end: a causal model reads all statements before it, and answers at the last symbol. Where
+statements are `ordered` it can work out each variable as it reads, so that the answer may be known before it is asked.
 """
 
 import math
@@ -52,16 +53,19 @@ class ModChain(TracedTask):
             and the first two decide the split.
         traces: What goes astray in them; None means the usual shares.
         every: Whether training also scores the statements that lead to the answer, each where it ends, with the value
-            of its variable: a teacher at every step, for models whose tokens see all statements (`causal: false`). A
-            test scores the answer alone. Chains have 2 operations or more then; the number and the first two decide the
-            split, so that no value that a test asks for was scored in training.
+            of its variable: a teacher at every step. Without styles that is for models whose tokens see all statements
+            (`causal: false`); with styles, and where statements are ordered, a statement is scored if those that it
+            rests on stand before it. A test scores the answer alone. Chains have 2 operations or more then; the number
+            and the first two decide the split, so that no value that a test asks for was scored in training.
+        ordered: Whether each statement stands behind the one that it rests on, so that a causal model can work it out
+            where it ends; else their order is any.
     """
 
     name: ClassVar[str] = "mod_chain"
     difficulty_name: ClassVar[str] = "operations"
     purpose: ClassVar[str] = (
-        "Says what a variable is, out of assignments in shuffled order that lead to it by modular arithmetic: for "
-        "seeing how many iterations a chain of operations takes."
+        "Says what a variable is, out of assignments that lead to it by modular arithmetic: for seeing how many "
+        "iterations a chain of operations takes."
     )
 
     def __init__(
@@ -73,11 +77,8 @@ class ModChain(TracedTask):
         styles: dict[str, float] | None = None,
         traces: Traces | None = None,
         every: bool = False,
+        ordered: bool = False,
     ) -> None:
-        if every and styles is not None:
-            raise ValueError(
-                "every scores statements where they stand, and styles writes them out: leave one of them out"
-            )
         if not 2 <= modulus <= MAX_MODULUS:
             raise ValueError(f"modulus is {modulus}: it must be between 2 and {MAX_MODULUS}")
         if distractors < 0:
@@ -87,7 +88,8 @@ class ModChain(TracedTask):
             raise ValueError(f"variables is {variables}: it must be between 2 and {len(names)}")
         self.modulus, self.distractors, self.names = modulus, distractors, tuple(names[:variables])
         self.factors = np.array([k for k in range(1, modulus) if math.gcd(k, modulus) == 1])
-        self.default_difficulty, self.every, self.sees_all = operations, every, every
+        self.default_difficulty, self.every, self.ordered = operations, every, ordered
+        self.sees_all = every and styles is None and not ordered
         self.trace(styles, traces)
         if self.shows_steps:
             self.room = "modulus"  # the first operations decide the split, and further ones make no more beginnings
@@ -112,7 +114,7 @@ class ModChain(TracedTask):
         return self.every or self.mixture is not None
 
     def options(self) -> tuple[object, ...]:
-        return (self.modulus, self.distractors, len(self.names))
+        return (self.modulus, self.distractors, len(self.names), *(("ordered",) if self.ordered else ()))
 
     def resolve(self, difficulty: int | None) -> int:
         operations = super().resolve(difficulty)
@@ -143,7 +145,18 @@ class ModChain(TracedTask):
         factors = self.factors[rng.integers(len(self.factors), size=count)]
         terms = rng.integers(self.modulus, size=count)
         item[:, CONSTANT] = np.where(item[:, OPERATOR] == OPERATORS.index("*"), factors, terms)
-        return item[rng.permutation(count)]
+        return item[self.in_order(rng, item) if self.ordered else rng.permutation(count)]
+
+    def in_order(self, rng: np.random.Generator, item: np.ndarray) -> list[int]:
+        """A random order in which each of an item's statements stands behind the one that it rests on."""
+        order, left = list[int](), list(range(len(item)))
+        known = {-1}
+        while left:
+            ready = [statement for statement in left if item[statement, SOURCE] in known]
+            order.append(ready[rng.integers(len(ready))])
+            left.remove(order[-1])
+            known.add(item[order[-1], TARGET])
+        return order
 
     def canonical(self, item: np.ndarray) -> bytes:
         chain = item[item[:, PLACE] >= 0]
@@ -175,8 +188,12 @@ class ModChain(TracedTask):
         if self.every:
             rows = np.arange(len(items))
             ends = np.where(number, 4, 6).cumsum(axis=1) - 1  # the ";" of each statement
+            latest = np.zeros(len(items), dtype=np.int64)
             for place in range(difficulty + 1):
-                labels[rows, ends[rows, (items[..., PLACE] == place).argmax(axis=1)]] = values[:, place]
+                stands = (items[..., PLACE] == place).argmax(axis=1)
+                latest = np.maximum(latest, stands)
+                told = self.sees_all | (stands == latest)  # what it rests on stands before it
+                labels[rows[told], ends[rows, stands][told]] = values[told, place]
         return input_ids, labels
 
     def values(self, items: np.ndarray, difficulty: int) -> np.ndarray:

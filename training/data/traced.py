@@ -175,8 +175,11 @@ class TracedTask(Task):
         items = self.items(split, seed, indices, difficulty)
         asked = self.lengths(difficulty).question
         input_ids = np.full((len(indices), self.width(difficulty) + 1), self.words.end, dtype=np.int64)
-        input_ids[:, :asked] = self.lay_out_plainly(items, difficulty)[0][:, :asked]
+        questions, scored = self.lay_out_plainly(items, difficulty)
+        input_ids[:, :asked] = questions[:, :asked]
         labels = np.full_like(input_ids, IGNORE)
+        if self.every and split == "train":
+            labels[:, : asked - 1] = scored[:, : asked - 1]  # steps where the question tells them
         values = np.full(input_ids.shape, NOT_JUDGED, dtype=np.float32)
         for row, written in enumerate(self.written(items, split, seed, indices, difficulty)):
             last = asked + len(written.tokens)

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -86,8 +87,37 @@ def test_a_chain_and_its_beginnings_are_of_one_split() -> None:
         assert len({task.split_of(beginning) for beginning in beginnings}) == 1
     with pytest.raises(ValueError, match="a chain of 1 operation has no steps on the way: use 2 operations or more"):
         task.batch("train", 0, [0], 1)
-    with pytest.raises(ValueError, match="leave one of them out"):
-        ModChain(every=True, styles={"chain": 1})
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_in_front_of_a_trace_statements_are_scored_that_a_causal_model_can_work_out(ordered: bool) -> None:
+    """Each ";" behind which the text so far tells the variable's value by itself, by substitution in that text alone;
+    what stands behind the question is learned as without `every`, and a test scores nothing else. Where statements are
+    ordered that is all of the chain, and a model without traces need see no further either."""
+    styles = {"direct": 1, "chain": 1, "draft": 1}
+    task = ModChain(4, modulus=10, distractors=3, styles=styles, every=True, ordered=ordered)
+    plain = ModChain(4, modulus=10, distractors=3, styles=styles, ordered=ordered)
+    (inputs, labels), (bare, learned) = (each.batch("train", 0, range(40)) for each in (task, plain))
+    asked, scored = task.lengths(4).question, 0
+    assert (inputs == bare).all() and (labels[:, asked - 1 :] == learned[:, asked - 1 :]).all()
+    assert (learned[:, : asked - 1] == IGNORE).all()
+    for row, told in zip(inputs[:, :asked], labels, strict=True):
+        words = [task.symbols[token] for token in row]
+        equals = dict(statement.split(" = ") for statement in " ".join(words).split(" ; ")[:-1])
+        chain, wanted = [words[-1]], dict[int, int]()
+        while before := re.findall("[a-z]+", equals[chain[-1]]):
+            chain += before
+        for end in (i for i, word in enumerate(words) if word == ";"):
+            name = " ".join(words[:end]).split(" ; ")[-1].split()[0]
+            with suppress(KeyError):  # what it rests on is not there yet
+                if name in chain:
+                    wanted[end] = evaluated(" ".join([*words[:end], "; ?", name]), 10)
+        assert {i: told[i] for i in np.flatnonzero(told[: asked - 1] != IGNORE)} == wanted
+        scored += len(wanted)
+    assert (scored == 40 * 5) is ordered and scored > 40
+    held_out = task.batch("test", 0, range(20))
+    assert all((one == other).all() for one, other in zip(held_out, plain.batch("test", 0, range(20)), strict=True))
+    assert task.sees_all is False and ModChain(4, every=True, ordered=ordered).sees_all is not ordered
 
 
 def test_names_order_and_distractors_make_no_other_item() -> None:
