@@ -30,7 +30,7 @@ def test_what_is_no_name_is_refused(asked: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         FileNotFoundError,
-        match=r"no checkpoint folder .*(parity, reasoner, state_tracking, sudoku.*, text ship|called parity, without)",
+        match=r"no checkpoint folder .*(parity, reasoner, reasoner_.*, sudoku.*, text ship|called parity, without)",
     ):
         folder_of(asked)
 

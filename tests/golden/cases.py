@@ -531,6 +531,7 @@ def every_case() -> dict[str, Case]:
     cases["shipped/sudoku"] = Case(partial(shipped, "sudoku", iterations=16))
     cases["shipped/sudoku_9x9"] = Case(partial(shipped, "sudoku_9x9", iterations=16))
     cases["shipped/reasoner"] = Case(partial(shipped, "reasoner", iterations=4))
+    cases["shipped/reasoner_values"] = Case(partial(shipped, "reasoner_values", iterations=8))
     cases["shipped/text"] = Case(partial(shipped, "text", iterations=8))
     cases["shipped/inner-thinking"] = Case(partial(shipped, "inner-thinking", capacity=0.5))
     return cases
