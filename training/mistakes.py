@@ -28,7 +28,7 @@ FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
 OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value that may stand behind it
 FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # of a number in the name of a file, as in {epoch:02d}
-NULL, TEXT = "tag:yaml.org,2002:null", "tag:yaml.org,2002:str"  # what YAML takes a scalar for
+NULL, TEXT, INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "int"))  # what YAML takes a scalar for
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -46,16 +46,18 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
 
 
 def check_mappings(args: Iterable[str]) -> None:
-    """Check the mappings between braces, in values of options and in configurations, for keys with nothing behind them.
+    """Check the mappings in values of options and in configurations for keys with nothing behind them.
 
     So is {50:4}: without a blank behind its colon it is, for YAML, one key, the number 50 * 60 + 4. The parser stumbles
-    over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}.
+    over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}. Where a
+    mapping has a line for each key, 50:4 alone on a line is that number in its place.
 
     Args:
         args: those of `mull train`, with paths of configurations.
 
     Raises:
-        ValueError: a key has nothing behind it; the message names the option, or the file and the line.
+        ValueError: a key has nothing behind it, or a configuration is no YAML, for which the parser would not say which
+            it is; the message names the option, or the file and the line.
     """
     option = ""
     for word in args:
@@ -64,34 +66,57 @@ def check_mappings(args: Iterable[str]) -> None:
         for _, mistake in mistakes(value):
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
-            for line, mistake in mistakes(text_of(value)):
+            text = text_of(value)
+            for line, mistake in (*unreadable(text), *mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
+
+
+def unreadable(text: str) -> Iterator[tuple[int, str]]:
+    """The line at which a text stops being YAML, and why; nothing for one that is YAML."""
+    try:
+        yaml.compose(text, yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        if error.problem_mark is not None:
+            yield error.problem_mark.line + 1, f"this is no YAML: {error.problem}"
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
+        return  # the parser tells
 
 
 def mistakes(text: str) -> Iterator[tuple[int, str]]:
     """The line of each key of a YAML text that has nothing behind it though something is meant, and what is wrong."""
     for mapping in mappings(text):
         for key, held in mapping.value:
+            if not mapping.flow_style:
+                below = held.start_mark.line > key.start_mark.line
+                if below and held.tag == INTEGER and spaced(held.value) != held.value:
+                    yield held.start_mark.line + 1, unspaced(held.value)
+                continue
             if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style is not None:
                 continue
-            spaced = re.sub(r":(?=[^\s:/])", ": ", key.value)
-            if not held.value and spaced != key.value and not FORMAT.fullmatch(key.value):
-                yield (
-                    key.start_mark.line + 1,
-                    f"{shown(key.value)} lacks a blank behind its colon: write {shown(spaced)}",
-                )
+            if not held.value and spaced(key.value) != key.value and not FORMAT.fullmatch(key.value):
+                yield key.start_mark.line + 1, unspaced(key.value)
             elif key.tag != TEXT and len(mapping.value) == 1:
                 yield key.start_mark.line + 1, f"there is nothing for {key.value}: write '{{{key.value}: VALUE}}'"
 
 
+def spaced(key: str) -> str:
+    """A key with blanks behind its colons, but for those of addresses."""
+    return re.sub(r":(?=[^\s:/])", ": ", key)
+
+
+def unspaced(key: str) -> str:
+    """What is wrong with a key that has none."""
+    return f"{shown(key)} lacks a blank behind its colon: write {shown(spaced(key))}"
+
+
 def mappings(text: str) -> Iterator[yaml.MappingNode]:
-    """The mappings between braces of a YAML text, none of a text that is not YAML, which the parser tells."""
+    """The mappings of a YAML text, none of a text that is not YAML."""
     seen = set[int]()  # a node may stand inside itself
 
     def inside(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
         if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
             seen.add(id(node))
-            if isinstance(node, yaml.MappingNode) and node.flow_style:
+            if isinstance(node, yaml.MappingNode):
                 yield node
             for part in node.value:
                 for each in part if isinstance(part, tuple) else (part,):

@@ -84,6 +84,7 @@ def test_a_mapping_behind_an_equals_sign_or_inside_another_is_looked_at_too(valu
         ("a: {b: {c: 1}, 50:4}", 2),
         ("a:\n  {50: 4,\n  50:4}", 4),
         ("a: ' # {60:5}'\nb: {50:4}  # {50: 4}", 3),
+        ("a:\n  b:\n    50:4", 4),
     ],
 )
 def test_a_mapping_in_a_file_is_looked_at_too(
@@ -111,9 +112,10 @@ MEANT = [
     "{epoch:02d}",
     '"\\UFFFFFFFF"',
     "'{epoch:02d}'",
-    "[a-z]{2}",
-    "{a: [1, 2",
     "&a {b: *a}",
+    "12:30",
+    "\n  http://h:8",
+    "\n  '12:30'",
     "-1",
 ]
 
@@ -121,9 +123,27 @@ MEANT = [
 @pytest.mark.parametrize("value", MEANT)
 def test_what_yaml_reads_as_it_is_meant_passes(value: str, tmp_path: Path) -> None:
     """Guards against a check that refuses too much: names with null, JSON, addresses, times, formats, a mapping that
-    stands inside itself, what is no mapping, and what is no YAML and left to the parser."""
+    stands inside itself, and what is no mapping."""
     (tmp_path / "mine.yaml").write_text(f"a: {value}\nb: |\n  {value} {{1:2}}\n")
     assert check_mappings(["--x", value, f"--y={value}", "--config", str(tmp_path / "mine.yaml")]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [1, 2", "line 3: this is no YAML: expected ',' or ']', but got '<stream end>'"),
+        ("a:\n  50:4\n  60: 8", "line 4: this is no YAML: mapping values are not allowed here"),
+    ],
+)
+def test_of_several_files_the_one_that_is_no_yaml_is_named(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The parser says what is wrong, and not where; and a value of an option that is no YAML is left to it."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"seed_everything: 1\n{text}\n")
+    assert main(["train", "--config", "parity", "--config", str(file)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {file}, {told}"
+    assert check_mappings(["--x", "{a: [1, 2", "--y", "[a-z]{2}"]) is None
 
 
 @pytest.mark.parametrize(
