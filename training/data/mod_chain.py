@@ -1,4 +1,4 @@
-"""Chains of modular arithmetic in shuffled order: "c = a - 5 ; a = 9 ; b = c * 4 ; d = a + 1 ; ? b".
+"""Chains of modular arithmetic, in any order or in order: "c = a - 5 ; a = 9 ; b = c * 4 ; d = a + 1 ; ? b".
 
 What is asked for is a number and the operations on it that lead from variable to variable; the statements stand in
 random order, and some of them lead elsewhere. To answer, the variable that is asked for has to be followed back to the
@@ -53,10 +53,11 @@ class ModChain(TracedTask):
             and the first two decide the split.
         traces: What goes astray in them; None means the usual shares.
         every: Whether training also scores the statements that lead to the answer, each where it ends, with the value
-            of its variable: a teacher at every step. Without styles that is for models whose tokens see all statements
-            (`causal: false`); with styles, and where statements are ordered, a statement is scored if those that it
-            rests on stand before it. A test scores the answer alone. Chains have 2 operations or more then; the number
-            and the first two decide the split, so that no value that a test asks for was scored in training.
+            of its variable: a teacher at every step. By itself that is for models whose tokens see all statements
+            (`causal: false`). With `styles` or `ordered`, which causal models can learn, a statement is scored if all
+            of the chain before it stands before it; where ordered, that is always so. A test scores the answer alone.
+            Chains have 2 operations or more then; the number and the first two decide the split, so that no value that
+            a test asks for was scored in training.
         ordered: Whether each statement stands behind the one that it rests on, so that a causal model can work it out
             where it ends; else their order is any.
     """
@@ -131,7 +132,7 @@ class ModChain(TracedTask):
         return operations
 
     def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
-        """Rows (place in the chain, or -1 off it; target; source, or -1 for a number; operator; constant), shuffled."""
+        """Rows (place in the chain, or -1; target; source, or -1 for a number; operator; constant), as they stand."""
         chain, count = difficulty + 1, difficulty + 1 + self.distractors
         item = np.empty((count, 5), dtype=np.int64)
         names = rng.permutation(len(self.names))[:count]

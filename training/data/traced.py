@@ -179,7 +179,7 @@ class TracedTask(Task):
         input_ids[:, :asked] = questions[:, :asked]
         labels = np.full_like(input_ids, IGNORE)
         if self.every and split == "train":
-            labels[:, : asked - 1] = scored[:, : asked - 1]  # steps where the question tells them
+            labels[:, : asked - 1] = scored[:, : asked - 1]  # values inside the question; at its end the trace begins
         values = np.full(input_ids.shape, NOT_JUDGED, dtype=np.float32)
         for row, written in enumerate(self.written(items, split, seed, indices, difficulty)):
             last = asked + len(written.tokens)

@@ -77,9 +77,22 @@ def test_every_statement_of_the_chain_is_answered_where_it_ends() -> None:
     assert (held_out[0] == rows[:, : held_out[0].shape[1]]).all()  # whose beginnings decide too
 
 
-def test_a_chain_and_its_beginnings_are_of_one_split() -> None:
+def test_ordered_statements_rest_on_what_stands_before_them() -> None:
+    """Those that lead elsewhere too; and the order is not always the same."""
+    task, rng, orders = ModChain(3, distractors=4, ordered=True), np.random.default_rng(0), set[tuple[int, ...]]()
+    for _ in range(100):
+        item, known = task.draw(rng, 3), {-1}
+        for _, target, source, *_ in item.tolist():
+            assert source in known
+            known.add(target)
+        orders.add(tuple(item[:, 0].tolist()))
+    assert len(orders) > 20
+
+
+@pytest.mark.parametrize("options", [{}, {"ordered": True}, {"ordered": True, "styles": {"direct": 1}}])
+def test_a_chain_and_its_beginnings_are_of_one_split(options: dict[str, Any]) -> None:
     """Training scores the beginnings of a chain: none of those of two operations or more is a chain of a test."""
-    task = ModChain(5, modulus=5, distractors=2, every=True)
+    task = ModChain(5, modulus=5, distractors=2, every=True, **options)
     rng = np.random.default_rng(0)
     for _ in range(200):
         item = task.draw(rng, 5)
@@ -115,8 +128,9 @@ def test_in_front_of_a_trace_statements_are_scored_that_a_causal_model_can_work_
         assert {i: told[i] for i in np.flatnonzero(told[: asked - 1] != IGNORE)} == wanted
         scored += len(wanted)
     assert (scored == 40 * 5) is ordered and scored > 40
-    held_out = task.batch("test", 0, range(20))
-    assert all((one == other).all() for one, other in zip(held_out, plain.batch("test", 0, range(20)), strict=True))
+    for split in ("validation", "test"):
+        for one, other in zip(*(each.batch(split, 0, range(20)) for each in (task, plain)), strict=True):
+            assert (one == other).all()
     assert task.sees_all is False and ModChain(4, every=True, ordered=ordered).sees_all is not ordered
 
 
