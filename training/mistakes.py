@@ -29,6 +29,7 @@ FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option wh
 OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value that may stand behind it
 FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # of a number in the name of a file, as in {epoch:02d}
 NULL, TEXT, INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "int"))  # what YAML takes a scalar for
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser's: its library takes tabs, as in JSON
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -56,8 +57,8 @@ def check_mappings(args: Iterable[str]) -> None:
         args: those of `mull train`, with paths of configurations.
 
     Raises:
-        ValueError: a key has nothing behind it, or a configuration is no YAML, for which the parser would not say which
-            it is; the message names the option, or the file and the line.
+        ValueError: a key has nothing behind it, or a configuration is no YAML (the parser would say what is wrong, and
+            not in which file); the message names the option, or the file and the line.
     """
     option = ""
     for word in args:
@@ -67,17 +68,19 @@ def check_mappings(args: Iterable[str]) -> None:
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
             text = text_of(value)
-            for line, mistake in (*unreadable(text), *mistakes(text)):
+            broken = unreadable(text) if option in ("config", "c") else ()
+            for line, mistake in (*broken, *mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
 
 
 def unreadable(text: str) -> Iterator[tuple[int, str]]:
     """The line at which a text stops being YAML, and why; nothing for one that is YAML."""
     try:
-        yaml.compose(text, yaml.SafeLoader)
+        yaml.compose(text, LOADER)
     except yaml.MarkedYAMLError as error:
         if error.problem_mark is not None:
-            yield error.problem_mark.line + 1, f"this is no YAML: {error.problem}"
+            context = f"{error.context}, " if error.context else ""
+            yield error.problem_mark.line + 1, f"this is no YAML: {context}{error.problem}"
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
         return  # the parser tells
 
@@ -88,10 +91,10 @@ def mistakes(text: str) -> Iterator[tuple[int, str]]:
         for key, held in mapping.value:
             if not mapping.flow_style:
                 below = held.start_mark.line > key.start_mark.line
-                if below and held.tag == INTEGER and spaced(held.value) != held.value:
+                if below and held.tag == INTEGER and re.fullmatch(r"\d+:\d+", held.value):
                     yield held.start_mark.line + 1, unspaced(held.value)
                 continue
-            if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style is not None:
+            if held.tag != NULL or not isinstance(key, yaml.ScalarNode) or key.style:
                 continue
             if not held.value and spaced(key.value) != key.value and not FORMAT.fullmatch(key.value):
                 yield key.start_mark.line + 1, unspaced(key.value)
@@ -123,7 +126,7 @@ def mappings(text: str) -> Iterator[yaml.MappingNode]:
                     yield from inside(each)
 
     with suppress(yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the last two: "\\UFFFFFFFF"
-        yield from inside(yaml.compose(text, yaml.SafeLoader))
+        yield from inside(yaml.compose(text, LOADER))
 
 
 def text_of(file: str) -> str:
