@@ -4,8 +4,8 @@ What is asked for is a number and the operations on it that lead from variable t
 random order (with `ordered`, each behind the one that it rests on), and some of them lead elsewhere. To answer, the
 variable that is asked for has to be followed back to the number and the operations have to be done in turn, each on the
 result of the one before: as many sequential steps as there are operations, or log2 of that in rounds of pairing, since
-the composition of two operations is one of the same kind. It is a plain relative of i-GSM (Ye et al., arXiv 2407.20311), of which Saunshi et al., arXiv 2502.17416, use a
-symbolic form for looped models.
+the composition of two operations is one of the same kind. It is a plain relative of i-GSM (Ye et al., arXiv
+2407.20311), of which Saunshi et al., arXiv 2502.17416, use a symbolic form for looped models.
 
 The question stands at the end: a causal model reads all statements before it, and answers at the last symbol. With
 `ordered` it can work out each variable as it reads, so that the answer may be known before it is asked for.
