@@ -108,6 +108,10 @@ def is_elsewhere(device: Any) -> bool:
 class Operations(TorchDispatchMode):
     """All operations, those that make tensors out of nothing too."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled under it, and to guard against that costs a third of a call
+
     def __torch_dispatch__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(function, args, kwargs or {})
 
@@ -138,18 +142,10 @@ def second_device() -> Iterator[None]:
 
 def computed(function: Any, args: Any, kwargs: Fields) -> Any:
     """What an operation gives, on the device of its tensors, or on the one that it is told."""
-    here, away = list[Tensor](), dict[int, Elsewhere]()
-
-    def numbers(x: Any) -> Any:
-        if isinstance(x, Elsewhere):
-            away[id(x.held)] = x
-            return x.held
-        if isinstance(x, Tensor):
-            here.append(x)
-        return type(x)(map(numbers, x)) if isinstance(x, list | tuple) else x
-
-    given = numbers(args)
-    named = {name: numbers(value) for name, value in kwargs.items()}
+    here: list[Tensor] = []
+    away: dict[int, Elsewhere] = {}
+    given = numbers(args, here, away)
+    named = {name: numbers(value, here, away) for name, value in kwargs.items()} if kwargs else {}
     if away and here and function not in COPIES:
         left = [tuple(x.shape) for x in here if x.dim() or torch.Tag.pointwise not in function.tags]  # not x * 2
         if left:
@@ -157,15 +153,31 @@ def computed(function: Any, args: Any, kwargs: Fields) -> Any:
     there = isinstance(args[0], Elsewhere) if function is COPIES[1] else bool(away)
     if "device" in named and named["device"] is not None:
         there, named["device"] = named["device"] == ELSEWHERE, CPU
-
-    def placed(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            known = away.get(id(x))  # what is written in place is the same tensor again
-            return Elsewhere(x.resolve_conj().resolve_neg()) if known is None else known
-        return type(x)(map(placed, x)) if isinstance(x, list | tuple) else x
-
     result = function(*given, **named)
-    return placed(result) if there else result
+    return placed(result, away) if there else result
+
+
+def numbers(x: Any, here: list[Tensor], away: dict[int, Elsewhere]) -> Any:
+    """What an argument holds; its tensors are put down by where they are."""
+    kind = type(x)
+    if kind is Elsewhere:
+        away[id(x.held)] = x
+        return x.held
+    if kind is list or kind is tuple:
+        return kind([numbers(part, here, away) for part in x])
+    if isinstance(x, Tensor):
+        here.append(x)
+    return x
+
+
+def placed(x: Any, away: dict[int, Elsewhere]) -> Any:
+    """A result on the second device; what is written in place is the same tensor again."""
+    if isinstance(x, Tensor):
+        known = away.get(id(x))
+        if known is not None:
+            return known
+        return Elsewhere(x.resolve_conj().resolve_neg() if x.is_conj() or x.is_neg() else x)
+    return type(x)([placed(part, away) for part in x]) if isinstance(x, list | tuple) else x
 
 
 def moved(model: LanguageModel) -> LanguageModel:
