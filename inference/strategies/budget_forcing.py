@@ -68,6 +68,7 @@ class BudgetForcing(Strategy):
             branch = self.extended(solver, branch, (*key, number))
             trace.append(Event("wait", branch.text))
         if self.cap and len(branch.tokens) >= limit and not branch.ended and not marks.thought(branch.text):
+            branch = solver.cut_text(branch, len(branch.written) - half_of(marks.end_of_thinking, branch.written))
             for mark in [marks.end_of_thinking] if branch.at(marks.step) else [marks.step, marks.end_of_thinking]:
                 [branch] = solver.append([branch], mark)
             trace.append(Event("cap", branch.text))
@@ -78,8 +79,8 @@ class BudgetForcing(Strategy):
         return Found(branch, self.style, [*trace, last])
 
     def extended(self, solver: Solver, branch: Branch, key: Key) -> Branch:
-        """The text with something else in place of the end of its thinking."""
-        open_again = solver.cut(branch, len(branch.tokens) - 1)
+        """The text with something else in place of the end of its thinking, which may be of several tokens."""
+        open_again = solver.cut_text(branch, branch.written.rindex(solver.marks.end_of_thinking))
         if self.put == "empty":
             return open_again.again(key[-1])
         [longer] = solver.append([open_again], solver.marks.wait if self.put == "wait" else solver.random_text(key))
@@ -89,10 +90,8 @@ class BudgetForcing(Strategy):
         """The text with an answer behind a forced end, up to where the thinking is ended once more."""
         mark = solver.marks.end_of_thinking
         [branch] = solver.write([branch], manner, until=[mark])
-        length = len(branch.tokens)
-        while solver.cut(branch, length).text.count(mark) > 1:
-            length -= 1
-        return solver.cut(branch, length)
+        again = branch.written.find(mark, branch.written.index(mark) + len(mark))
+        return branch if again < 0 else solver.cut_text(branch, again)
 
     def thinking(self, manner: Manner, room: int) -> int:
         """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""
@@ -115,3 +114,8 @@ class BudgetForcing(Strategy):
         if self.least and rule is not None:
             rule = replace(rule, minimum=max(self.least, rule.minimum))
         return replace(manner, exit=rule, iterations=self.most or manner.iterations)
+
+
+def half_of(mark: str, text: str) -> int:
+    """How many characters of a mark, not all of them, a text ends with."""
+    return next((length for length in range(len(mark) - 1, 0, -1) if text.endswith(mark[:length])), 0)

@@ -5,8 +5,8 @@ arXiv 2408.03314; Liu et al., arXiv 2502.06703).
 
 theta is a strategy and an iteration count, and the table is what `mull compare` wrote, on problems that are held out:
 its rows say strategy, iterations, difficulty, accuracy and FLOPs a problem. Those of the oracle, a ceiling, are left
-out. Bins are absolute, by the share of problems that one text solves (Pass@1), which is that of the strategy
-`reference` (chain, say) at its best iteration count:
+out, and those of this strategy itself. Bins are absolute, by the share of problems that one text solves (Pass@1), which
+is that of the strategy `reference` (chain, say) at its best iteration count:
 
     easy 50 % to 100 %     medium 10 % to 50 %     hard 0 % to 10 %
 
@@ -34,6 +34,7 @@ from mull.inference.strategies.solver import Key, Manner, Problem, Solver
 
 BINS = {"easy": 0.5, "medium": 0.1, "hard": 0.0}  # -> the least Pass@1 of it
 NEEDED: dict[str, tuple[type, ...]] = {"strategy": (str,), "accuracy": (int, float), "flops_per_problem": (int, float)}
+COUNTS = ("iterations", "difficulty")  # whole numbers, or nothing where there is none
 
 
 class Measured(NamedTuple):
@@ -97,13 +98,17 @@ class ComputeOptimal(Strategy):
         for row in rows:
             if not isinstance(row, Mapping) or not all(isinstance(row.get(name), t) for name, t in NEEDED.items()):
                 raise ValueError(f"{where} has a row without {', '.join(NEEDED)}; give what mull compare wrote")
-            if "scorer=oracle" in row["strategy"]:
-                continue  # a ceiling, which nobody can follow who does not know the answer
+            wrong = [name for name in COUNTS if type(row.get(name)) not in (int, type(None))]
+            if wrong:
+                raise ValueError(f"{where} has a row whose {wrong[0]} is {row[wrong[0]]!r}, no whole number")
+            kind = choose_strategy(row["strategy"]) if not row["strategy"].startswith(self.name) else self
+            if kind is self or row.get("ceiling") or getattr(kind, "scorer", None) == "oracle":
+                continue  # a choice among these, or a ceiling, which nobody can follow who does not know the answer
             if len(folders) == 1 or row.get("folder") == self.folder:
                 depth, hard = row.get("iterations"), row.get("difficulty")
                 found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))
         if not found:
-            raise ValueError(f"{where} has only rows of the oracle, a ceiling; measure strategies without it, too")
+            raise ValueError(f"{where} has only rows of the oracle or of {self.name}; measure other strategies, too")
         return found
 
     @property

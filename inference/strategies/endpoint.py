@@ -159,6 +159,14 @@ class EndpointSolver(Solver):
             raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
         return branch if tokens == len(branch.tokens) else replace(branch, tokens=branch.tokens[:tokens], ended=False)
 
+    def cut_text(self, branch: Branch, length: int) -> Branch:
+        kept, start = list[Token](), 0
+        for token in branch.tokens:  # texts are all that a server reads: a token may be parted anywhere
+            kept.append(token._replace(text=token.text[: max(0, length - start)]))
+            start += len(token.text)
+        whole = length >= start
+        return branch if whole else replace(branch, tokens=tuple(each for each in kept if each.text), ended=False)
+
     def room(self, branch: Branch) -> int:
         return 1 << 30  # nobody says
 

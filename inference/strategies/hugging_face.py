@@ -8,9 +8,10 @@ the whole text gives, nothing is kept: then every token is read with the whole t
     flops = sum over tokens that were read:  2 P + 4 n A        n positions that it attends to
             + 2 H for every position whose logits were made
 
-P counts the parameters but those of the input embedding and the head, H those of the head, A the width of all heads
-of all layers. That is what dense models with full attention execute, and an upper bound for mixtures of experts and
-for attention in windows; scores are counted for all n positions of a call, as mull's own costs are.
+P counts the parameters but those of tables, in which tokens and positions are looked up, and of the head, H those of
+the head, A the width of all heads of all layers. That is what dense models with full attention execute, and an upper
+bound for mixtures of experts and for attention in windows; scores are counted for all n positions of a call, as mull's
+own costs are.
 
 Shapes: B rows that write together, T tokens, V vocabulary.
 """
@@ -353,8 +354,9 @@ class Costs(NamedTuple):
 
     @classmethod
     def of(cls, model: Any) -> Costs:
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        own = {id(embedding): embedding, id(head): head}
+        head = model.get_output_embeddings().weight
+        tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+        own = {id(table) for table in [*tables, head]}
         body = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in own)
         config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", 0)

@@ -7,8 +7,9 @@
                    the likeliest by the token first, are the next states
     answer = that of the pool with the largest length-normalised log-probability
 
-b is `rounds`; with b = 0 the model is heard out without going back. A text that goes on after its own `backtrack`
-carries the wrong step along; here the step is gone from what is read, as if it had never been written.
+b is `rounds`; with b = 0 nothing is taken back, and where no text has ended, those that stopped are heard out. A text
+that goes on after its own `backtrack` carries the wrong step along; here the step is gone from what is read, as if it
+had never been written.
 
 Deviations: each round draws N texts, divided among its states; the paper expands each state N-fold. Its code sums the
 mean log-probabilities of equal answers, which are negative, so that agreement counts against an answer; ours takes the
@@ -67,7 +68,7 @@ class SelfBacktracking(Sampling):
             if not states:
                 break
         judged, judge = Judged(problem, solver, manner, self.style), LogProbability()
-        ended = pool or written
+        ended = pool or (written if self.rounds else solver.write(written, manner))
         candidates = [
             Candidate(branch, answer_of(solver.marks, branch, self.style), scores[-1])
             for branch, scores in zip(ended, judge.scores(judged, ended), strict=True)
@@ -95,7 +96,7 @@ def likelihood(branch: Branch) -> tuple[float, float]:
 def taken_back(solver: Solver, branch: Branch) -> Branch:
     """A branch that stands at a `backtrack`, without it and without the step that it takes back, which may be closed by
     a mark or not."""
-    marks = solver.marks
-    before = solver.cut(branch, branch.ends(marks.backtrack)[-1] - 1)
-    ends = [end for end in before.ends(marks.step) if end < len(before.tokens)]
-    return solver.cut(before, ends[-1] if ends else 0)
+    step = solver.marks.step
+    before = branch.written[: branch.written.rindex(solver.marks.backtrack)]
+    end = before.rstrip(" ").removesuffix(step).rfind(step)
+    return solver.cut_text(branch, end + len(step) if end >= 0 else 0)

@@ -3,6 +3,7 @@
     branch = solver.begin("1 + 2 <chain>", key=(seed,))         a prompt, and nothing behind it yet
     branches = solver.write([branch] * 8, manner, until=["<step>"])   each goes on until a mark, an end or a limit
     branch = solver.cut(branch, 3)                              roll back to its first three tokens
+    branch = solver.cut_text(branch, 12)                        roll back to its first twelve characters
     [branch] = solver.append([branch], "<wait>")                put there, not drawn
     rewards = solver.score([branch], manner)                    process reward at the last token
 
@@ -138,9 +139,14 @@ class Branch:
     memory: Any = field(default=None, compare=False, repr=False)
 
     @property
+    def written(self) -> str:
+        """What stands behind the prompt, marks and outer blanks included."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
     def text(self) -> str:
-        """What stands behind the prompt, marks included."""
-        return "".join(token.text for token in self.tokens).strip()
+        """The same without outer blanks."""
+        return self.written.strip()
 
     @property
     def log_probability(self) -> float:
@@ -276,6 +282,18 @@ class Solver(ABC):
     @abstractmethod
     def cut(self, branch: Branch, tokens: int) -> Branch:
         """The branch as it was after so many tokens."""
+
+    def cut_text(self, branch: Branch, length: int) -> Branch:
+        """The branch with the first `length` characters of what is written, for marks that are of several tokens or of
+        a part of one. Of a token that the cut goes through, what it holds before the cut is put there anew, blanks
+        alone aside."""
+        kept, start = 0, 0
+        for token in branch.tokens:
+            if start + len(token.text) > length:
+                break
+            kept, start = kept + 1, start + len(token.text)
+        shorter, rest = self.cut(branch, kept), branch.written[start:length]
+        return self.append([shorter], rest)[0] if rest.strip(" ") else shorter
 
     @abstractmethod
     def room(self, branch: Branch) -> int:

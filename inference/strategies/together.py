@@ -114,6 +114,9 @@ class Turn(Solver):
     def cut(self, branch: Branch, tokens: int) -> Branch:
         return self.inner.cut(branch, tokens)
 
+    def cut_text(self, branch: Branch, length: int) -> Branch:
+        return self.inner.cut_text(branch, length)
+
     def room(self, branch: Branch) -> int:
         return self.inner.room(branch)
 

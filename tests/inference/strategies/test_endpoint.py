@@ -104,7 +104,7 @@ def test_branches_are_those_of_the_folder(model: Any, address: str) -> None:
     endpoint = EndpointSolver(address, "tiny", Marks())
     found = tree(endpoint)
     assert found == tree(FolderSolver(model)) and any("<search> True" in each for each in found)
-    assert endpoint.tells_tokens and not endpoint.tells_stops
+    assert endpoint.tells_tokens and endpoint.tells_stops
 
 
 def test_log_probabilities_are_those_of_the_folder(model: Any, address: str) -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -106,6 +107,23 @@ def test_marks_stop_a_branch(solver: HuggingFaceSolver) -> None:
     assert solver.write([stopped], MANNER)[0].text == whole.text
 
 
+def test_a_table_of_positions_is_looked_up_and_costs_nothing() -> None:
+    """Guards models that learn positions, whose table may be larger than all of their layers."""
+    sizes = {"vocab_size": len(WORDS), "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+    short, long = (
+        HuggingFaceSolver(
+            transformers.GPT2LMHeadModel(transformers.GPT2Config(n_positions=length, **sizes)).eval(), tokenizer()
+        )
+        for length in (64, 4096)
+    )
+    for solver in (short, long):
+        solver.write([solver.begin("1 + 2 = ?")], Manner(limit=3))
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        short.model(torch.ones(1, 6, dtype=torch.long))
+    assert long.costs.flops(6, 6, 6) == short.costs.flops(6, 6, 6)
+    assert short.costs.flops(6, 6, 6) == pytest.approx(counter.get_total_flops(), rel=0.05)  # biases and norms aside
+
+
 def test_flops_are_those_executed() -> None:
     """Within 1 % of torch's counter, with a prompt that is read once for its forks; and tokens and calls."""
     solver = HuggingFaceSolver(model("llama"), tokenizer(), Marks())
@@ -193,3 +211,60 @@ def test_folders(tmp_path: Any) -> None:
         marks_with({"hmm": "x"})
     with pytest.raises(ValueError, match=r"the mark step is empty"):
         marks_with({"step": ""})
+
+
+# ------------------------------------------------------------------------------------------- marks of several tokens
+
+
+class ByHeart(HuggingFaceSolver):
+    """A writer of single characters that knows by heart what it writes, so that every mark is of many tokens: the first
+    text, the second where it is to draw afresh, and 7 behind what it does not know."""
+
+    texts: tuple[str, ...] = ()
+
+    def draw(self, lines: Any, *_: Any) -> list[int]:
+        found = []
+        for line in lines:
+            afresh, so_far = any(part < 0 for part in line.branch.key), "".join(token.text for token in line.tokens)
+            text = self.texts[afresh]
+            if not text.startswith(so_far):
+                text = so_far.removesuffix("7") + "7"
+            found += self.encoded(text[len(so_far)]) if len(text) > len(so_far) else [0]
+        return found
+
+
+@pytest.fixture
+def by_heart() -> ByHeart:
+    letters = ["<end>", *sorted({*"<think>/Backtrack Waitbq127\n", *"".join(vars(ORDINARY).values())})]
+    made = Tokenizer(WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<end>"))
+    made.pre_tokenizer = Split(Regex("[\\s\\S]"), "isolated")
+    made.decoder = Fuse()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<end>", clean_up_tokenization_spaces=False
+    )
+    config = transformers.LlamaConfig(**{**SIZES, **HEADS, "vocab_size": len(letters), "max_position_embeddings": 512})
+    return ByHeart(transformers.AutoModelForCausalLM.from_config(config).eval(), fast)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "first", "afresh", "expected"),
+    [
+        ("budget_forcing:0", "a\n\nb</think>7", "", "a\n\nb</think>7"),
+        ("budget_forcing:1", "a\n\nb</think>7", "", "a\n\nbWait7"),
+        ("budget_forcing:1,put=empty", "a\n\nb</think>7", "a\n\nb1</think>2", "a\n\nb1</think>2"),
+        ("budget_forcing:1,cap=8", "a\n\nb</think>7", "", "a\n\nb\n\n</think>7"),
+        ("budget_forcing:0,cap=2", "ab\n\n</think>1</think>2", "", "ab\n\n</think>1"),
+        ("budget_forcing:0,cap=2", "ab\n\n</think></think>2", "", "ab\n\n</think>"),
+        ("self_backtracking:1", "a\n\nbb\n\nBacktrack", "a\n\n2", "a\n\n2"),
+        ("self_backtracking:1", "a\n\nbbBacktrack", "a\n\n2", "a\n\n2"),
+        ("self_backtracking:1", "a\n\n\nbb\n\nBacktrack", "a\n\n\n2", "a\n\n\n2"),
+        ("self_backtracking:1,rounds=0", "a\n\nbbBacktrack2", "", "a\n\nbbBacktrack2"),
+    ],
+)
+def test_a_mark_of_many_tokens_is_taken_back_whole(
+    by_heart: ByHeart, strategy: str, first: str, afresh: str, expected: str
+) -> None:
+    """Guards writers whose marks are no tokens of their own: what is put in place of a mark leaves nothing of it, nor
+    of half a mark, and a step is taken back with its end."""
+    by_heart.texts = (first, afresh)
+    assert solve(by_heart, "q", strategy, max_new_tokens=60).text == expected
