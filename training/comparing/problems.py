@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,19 @@ class Asked:
         source: where it comes from, for messages and for the settings of a comparison.
         difficulty_name: what a difficulty counts.
         problems: by difficulty.
+        answers: of a file, which may be put right by whoever keeps it; a task's are a function of its problems.
     """
 
     source: str
     difficulty_name: str
     problems: Mapping[int | None, Sequence[Problem]]
+    answers: Mapping[int | None, Sequence[str]] = field(default_factory=dict)
 
     def key(self, difficulty: int | None) -> str:
-        """A key of the problems of a difficulty, in their order."""
-        texts = json.dumps([problem.text for problem in self.problems[difficulty]])
-        return hashlib.sha256(texts.encode()).hexdigest()[:16]
+        """A key of the problems of a difficulty, in their order, and of a file's answers to them."""
+        texts = [problem.text for problem in self.problems[difficulty]]
+        texts += self.answers.get(difficulty, ())
+        return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def of_folder(folder: str | Path, difficulties: Sequence[int] | None, examples: int, seed: int) -> Asked:
@@ -79,20 +82,23 @@ def of_file(path: str | Path, difficulties: Sequence[int] | None, examples: int)
     except UnicodeDecodeError as error:
         raise damaged(place, f"is no UTF-8 text: {error}", "convert it") from None
     found: dict[int | None, list[Problem]] = {}
+    answers: dict[int | None, list[str]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            problem = problem_of(place, number, line)
+            problem, answer = problem_of(place, number, line)
             found.setdefault(problem.difficulty, []).append(problem)
+            answers.setdefault(problem.difficulty, []).append(answer)
     missing = [each for each in difficulties or () if each not in found]
     if not found or missing:
         what = f"has no problems of difficulty {missing[0]}" if missing else "has no problems"
         raise damaged(place, what, 'write {"problem": "1 + 1 = ?", "answer": "2", "difficulty": 1} a line')
     order: Sequence[int | None] = difficulties or sorted(found, key=lambda each: (each is not None, each or 0))
-    return Asked(f"file {place.name}", "difficulty", {each: found[each][:examples] for each in order})
+    problems = {each: found[each][:examples] for each in order}
+    return Asked(f"file {place.name}", "difficulty", problems, {each: answers[each][:examples] for each in order})
 
 
-def problem_of(place: Path, number: int, line: str) -> Problem:
-    """The problem of a line. Raises ValueError for a line that holds none."""
+def problem_of(place: Path, number: int, line: str) -> tuple[Problem, str]:
+    """The problem of a line, and its answer. Raises ValueError for a line that holds none."""
     remedy = 'write {"problem": "1 + 1 = ?", "answer": "2"}'
     try:
         given: Any = json.loads(line)
@@ -105,7 +111,7 @@ def problem_of(place: Path, number: int, line: str) -> Problem:
         raise damaged(place, f"must hold texts for problem and answer in line {number}", remedy)
     if difficulty is not None and (not isinstance(difficulty, int) or isinstance(difficulty, bool)):
         raise damaged(place, f"must hold an integer for difficulty in line {number}", remedy)
-    return Problem(text, partial(same_words, str(answer)), None, difficulty)
+    return Problem(text, partial(same_words, str(answer)), None, difficulty), str(answer)
 
 
 def same_words(expected: str, answer: str) -> bool:

@@ -91,6 +91,26 @@ def test_every_cell_is_what_solve_says(run: Run, place: Path, tmp_path: Path) ->
     assert {"exchange", "envelope", "owners", "metrics", "settings", "command"} <= found.keys()
 
 
+def test_an_answer_that_is_put_right_is_judged_anew(run: Run, tmp_path: Path) -> None:
+    """Guards files of problems that somebody keeps: cells that were measured by other answers do not count."""
+    file, found = tmp_path / "p.jsonl", []
+    line = ["loop", "--problems", str(file), "--strategies", "direct", "--iterations", "1", "--json"]
+    for answer in ("none of these", "none of these", None):
+        answers = {"answer": answer if answer is not None else found[0]["answers"][0]}
+        file.write_text(json.dumps({"problem": "1 + 1 =", **answers}))
+        status, out, err = run(*line, "--output", str(tmp_path / "out"))
+        [cell] = [
+            json.loads(each.read_text())["cell"]
+            for each in (tmp_path / "out" / "cells").glob("*.json")
+            if "answered" in each.read_text()
+        ]
+        said = json.loads(cell)["answered"][0]["answer"]
+        found.append({"row": json.loads(out)["rows"][0], "err": err, "answers": [said]})
+        assert status == 0
+    assert [each["row"]["accuracy"] for each in found] == [0, 0, 1]
+    assert "1 of 1 cells are there already" in found[1]["err"] and "already" not in found[2]["err"]
+
+
 def test_nothing_is_measured_twice(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same line again measures nothing; further cells are added; a damaged one is measured anew; an interrupt
     keeps what is finished; other options are refused."""
