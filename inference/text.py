@@ -195,6 +195,7 @@ class TextStream:
 
     Attributes:
         ended: whether a stop string was met; what follows is not shown.
+        met: which one; None as long as none was.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
@@ -203,6 +204,7 @@ class TextStream:
         self.answer: list[int] = []
         self.shown = ""
         self.ended = False
+        self.met: str | None = None
 
     def add(self, token: int) -> str:
         """Take the next token; return what can be shown of it and of those before."""
@@ -212,7 +214,7 @@ class TextStream:
         text = self.certain()
         at = first_of(self.stop, text)
         if at is not None:
-            self.ended = True
+            self.ended, self.met = True, next(each for each in self.stop if text.startswith(each, at))
             return self.show(text[:at])
         begun = max((n for each in self.stop for n in range(1, len(each)) if text.endswith(each[:n])), default=0)
         return self.show(text[: len(text) - begun])

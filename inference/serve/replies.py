@@ -64,6 +64,7 @@ class Reply:
                     **said,
                     "logprobs": self.logprobs(self.likely[row]),
                     "finish_reason": self.ended[row].reason,
+                    "stop_reason": self.ended[row].stop,
                 }
             )
         return {**self.head(), "choices": choices, "usage": self.usage(), "mull": self.took()}
@@ -104,7 +105,7 @@ class Reply:
     def streamed(self, event: Piece | Ended) -> bytes:
         """What a row said, as a chunk."""
         if isinstance(event, Ended):
-            return self.part(event.row, {"delta": {}} if self.chat else {"text": ""}, reason=event.reason)
+            return self.part(event.row, {"delta": {}} if self.chat else {"text": ""}, ended=event)
         said = {"delta": {"content": event.text}} if self.chat else {"text": event.text}
         return self.part(event.row, said, event.likely, used=event.used)
 
@@ -113,10 +114,13 @@ class Reply:
         row: int,
         said: dict[str, Any],
         told: Sequence[Likely] = (),
-        reason: str | None = None,
+        ended: Ended | None = None,
         used: Sequence[tuple[int, int]] | None = None,
     ) -> bytes:
-        choice = {"index": row, **said, "logprobs": self.logprobs(told) if told else None, "finish_reason": reason}
+        choice = {"index": row, **said, "logprobs": self.logprobs(told) if told else None}
+        choice |= (
+            {"finish_reason": None} if ended is None else {"finish_reason": ended.reason, "stop_reason": ended.stop}
+        )
         usage = {"usage": None} if self.asked.include_usage else {}
         mull = {}
         if used is not None:

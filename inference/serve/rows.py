@@ -54,6 +54,7 @@ class Ended(NamedTuple):
     row: int
     reason: Reason
     spent: Spent
+    stop: str | None = None  # the stop string at which it ended
 
 
 class Failed(NamedTuple):
@@ -145,7 +146,7 @@ class Row:
         if self.ended:
             settled = None if residual is None else residual < SETTLED
             spent = Spent(len(self.tokens), self.spent, self.flops, settled)
-            self.say(Ended(self.number, "stop" if over else "length", spent))
+            self.say(Ended(self.number, "stop" if over else "length", spent, self.text.met))
 
     def tell(self, text: str) -> None:
         """Say a text, and what is held of its tokens: of a stop string nothing is told, not even what it was likely."""

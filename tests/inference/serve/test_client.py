@@ -131,8 +131,12 @@ def test_stop_strings(running: Any, client: Any) -> None:
         choice = said.choices[0]
         assert choice.text == expected and choice.finish_reason == ("stop" if expected != whole else "length")
         assert "".join(choice.logprobs.tokens) == expected
+        met = next((each for each in ([stop] if isinstance(stop, str) else stop) if expected + each in whole), None)
+        assert choice.stop_reason == (None if expected == whole else met)
         stream = client.completions.create(model="text", prompt=PROMPT, max_tokens=24, stop=stop, stream=True)
-        assert "".join(chunk.choices[0].text for chunk in stream) == expected
+        chunks = list(stream)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+        assert chunks[-1].choices[0].stop_reason == choice.stop_reason
     assert alone(running, "text", PROMPT, 8, 24, stop=whole[3:6]) == whole[: whole.index(whole[3:6])]
 
 
