@@ -98,7 +98,7 @@ def measure_folder(options: Any, command: str) -> None:
     )
     if options.verify:
         questions = data.questions(options.difficulty, options.examples, options.seed or 0)
-        results = verified(model, results, questions, options.batch_size, options.exit)
+        results = verified(model, results, questions, options.batch_size, options.exit, capacity=options.capacity)
     if options.alignment:
         results = aligned(model, results, data.evaluation_batches(*asked, **seed))
     if output is not None:  # before anything is printed, which ends where nobody reads any more
@@ -121,6 +121,12 @@ def check(options: Any) -> None:
     asked = [name for name, given in others.items() if given]
     if options.tokens and asked:
         raise ValueError(f"--tokens prints tables of its own, and measures nothing else: leave {', '.join(asked)} out")
+    if options.verify and options.restarts > 1:
+        raise ValueError(
+            "--verify judges answers that are written out from one start: leave --restarts or --verify out"
+        )
+    if options.verify and options.selection is not None:
+        raise ValueError("--verify judges answers that are written out, which select causally: leave --selection out")
     if options.alignment and options.exit is not None:
         raise ValueError(
             f"--alignment compares states after the same iterations, not where {options.exit} ends: leave one out"

@@ -50,7 +50,8 @@ def settling(residuals: Sequence[float], right: Sequence[bool] | None) -> Settli
     values = np.asarray(residuals, dtype=np.float64)
     if not len(values):
         return Settling(math.nan, math.nan, 0.0, 1.0, None, None, None)
-    area = None if right is None else auc(-values, np.asarray(right, dtype=bool))
+    calm = -np.where(np.isnan(values), np.inf, values)  # a state that has left the numbers is the least settled
+    area = None if right is None else auc(calm, np.asarray(right, dtype=bool))
     below = int((values < SETTLED).sum())
     share = below / len(values), *wilson(below, len(values))
     return Settling(float(values.mean()), *share, *(area or (None, None, None)))

@@ -13,6 +13,7 @@ from mull.inference.generate import generate
 from mull.inference.measure.intervals import wilson
 from mull.inference.measure.results import Result
 from mull.models import LanguageModel
+from mull.models.config import Capacity
 
 Judged = tuple[str, Callable[[str], bool]]  # a prompt, and whether an answer to it is right
 
@@ -24,6 +25,7 @@ def verified(
     batch_size: int = 64,
     exit: str | None = None,
     max_new_tokens: int = 256,
+    capacity: Capacity | None = None,
 ) -> list[Result]:
     """The results with the share of written answers that are right, and its 95 % interval. Answers are greedy.
 
@@ -34,6 +36,7 @@ def verified(
         batch_size: prompts answered at once.
         exit: the rule of the evaluation, if any.
         max_new_tokens: of an answer; a longer one is judged as far as it goes.
+        capacity: of the evaluation, of a model that routes.
     """
     told = []
     for result in results:
@@ -42,7 +45,12 @@ def verified(
         for start in range(0, len(asked), batch_size):
             some = asked[start : start + batch_size]
             written = generate(
-                model, [prompt for prompt, _ in some], result.iterations, exit, max_new_tokens=max_new_tokens
+                model,
+                [prompt for prompt, _ in some],
+                result.iterations,
+                exit,
+                max_new_tokens=max_new_tokens,
+                capacity=capacity,
             ).text
             assert isinstance(written, list)
             right += sum(judge(answer) for (_, judge), answer in zip(some, written, strict=True))

@@ -21,6 +21,12 @@ def test_the_area_is_the_share_of_pairs_in_order(items: list[tuple[int, bool]]) 
     assert 0 <= found[1] <= found[0] <= found[2] <= 1
 
 
+def test_a_state_that_has_left_the_numbers_is_the_least_settled() -> None:
+    """Guards the order: what diverged and is wrong speaks for the residual, not against it."""
+    found = settling([0.01, 0.02, float("nan"), float("inf")], [True, True, False, False])
+    assert found.auc == 1.0 and found.settled == 0.5
+
+
 def test_the_interval_covers() -> None:
     """Two normal distributions one deviation apart: the area is 0.760; 95 % intervals of 400 samples hold it 380 times,
     give or take five standard errors (22)."""

@@ -53,6 +53,8 @@ def test_every_test_item_is_asked_once_and_its_own_answer_is_right() -> None:
     [
         (["sudoku"], "causal: false, so it keeps no cache and writes no text"),
         (["text", "--paths", "README.md"], "--verify asks a verifier about answers, and TextData has none here"),
+        (["parity", "--restarts", "2"], "written out from one start: leave --restarts or --verify out"),
+        (["parity", "--selection", "top_k"], "which select causally: leave --selection out"),
         (["parity", "--tokens"], "--tokens prints tables of its own, and measures nothing else: leave --verify out"),
     ],
 )
