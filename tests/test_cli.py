@@ -146,6 +146,10 @@ def test_damaged_folders_are_named(
         ("trainer.max_steps", "-1", "max_steps"),
         ("threads", "0", "threads"),
         ("save_every", "0", "save_every"),
+        ("trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be"),
+        ("trainer.gradient_clip_val", "-1.0", "gradient_clip_val is -1.0; give 0 or more"),
+        ("trainer.gradient_clip_val", ".nan", "gradient_clip_val is nan; give 0 or more"),
+        ("trainer.val_check_interval", "0", "val_check_interval is 0; give 1 or more"),
         ("data.class_path", "no.such.Data", "no.such.Data"),
     ],
 )

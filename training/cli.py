@@ -159,6 +159,11 @@ class TrainingCLI(LightningCLI):
         check_count("save_every", self.config.save_every)
         if self.config.trainer.max_steps != -1 or self.config.trainer.max_epochs is None:  # -1: max_epochs alone
             check_count("trainer.max_steps", self.config.trainer.max_steps)
+        check_count("trainer.accumulate_grad_batches", self.config.trainer.accumulate_grad_batches)
+        for name, least in (("gradient_clip_val", "0 or more (0 and null clip nothing)"), ("val_check_interval", "1")):
+            value = self.config.trainer[name]
+            if isinstance(value, int | float) and not (value >= 0 if name == "gradient_clip_val" else value > 0):
+                raise ValueError(f"trainer.{name} is {value}; give {least}" + (" or more" if least == "1" else ""))
         if self.config.threads is not None:
             check_count("threads", self.config.threads)
             torch.set_num_threads(self.config.threads)

@@ -160,10 +160,8 @@ def axis(text: str) -> tuple[str, list[str]]:
     found = re.findall(r"""(?:[^,\[\]{}"']|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", values)
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name) or not found or ",".join(found) != values:
         raise ValueError(f"--set {text!r} is not understood; write a field and its values as model.warmup_steps=10,100")
-    if name in OWN:
-        raise ValueError(
-            f"--set {name} is not for a sweep: {'give --seeds' if name.startswith('seed') else 'leave it out'}"
-        )
+    if name in OWN or name in ("model.seed", "data.init_args.seed"):  # which seed_everything sets
+        raise ValueError(f"--set {name} is not for a sweep: {'give --seeds' if 'seed' in name else 'leave it out'}")
     if len(set(found)) < len(found):
         raise ValueError(f"--set {text!r} has a value twice")
     return name, found
