@@ -355,8 +355,7 @@ class Costs(NamedTuple):
     @classmethod
     def of(cls, model: Any) -> Costs:
         head = model.get_output_embeddings().weight
-        tables = [module.weight for module in model.modules() if isinstance(module, torch.nn.Embedding)]
-        own = {id(table) for table in [*tables, head]}
+        own = {id(head), *(id(table.weight) for table in model.modules() if isinstance(table, torch.nn.Embedding))}
         body = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in own)
         config = model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", 0)
