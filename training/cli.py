@@ -160,10 +160,11 @@ class TrainingCLI(LightningCLI):
         if self.config.trainer.max_steps != -1 or self.config.trainer.max_epochs is None:  # -1: max_epochs alone
             check_count("trainer.max_steps", self.config.trainer.max_steps)
         check_count("trainer.accumulate_grad_batches", self.config.trainer.accumulate_grad_batches)
-        for name, least in (("gradient_clip_val", "0 or more (0 and null clip nothing)"), ("val_check_interval", "1")):
-            value = self.config.trainer[name]
-            if isinstance(value, int | float) and not (value >= 0 if name == "gradient_clip_val" else value > 0):
-                raise ValueError(f"trainer.{name} is {value}; give {least}" + (" or more" if least == "1" else ""))
+        limit, every = self.config.trainer.gradient_clip_val, self.config.trainer.val_check_interval
+        if limit is not None and not limit >= 0:  # below 0 it would turn gradients round; NaN is no limit either
+            raise ValueError(f"trainer.gradient_clip_val is {limit}; give 0 or more, where 0 and null clip nothing")
+        if isinstance(every, int | float) and not every > 0:
+            raise ValueError(f"trainer.val_check_interval is {every}; give 1 or more steps, or a share of an epoch")
         if self.config.threads is not None:
             check_count("threads", self.config.threads)
             torch.set_num_threads(self.config.threads)

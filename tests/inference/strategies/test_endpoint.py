@@ -20,7 +20,7 @@ from mull.inference.strategies import Marks
 from mull.inference.strategies.endpoint import EndpointError, EndpointSolver, up_to, words
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import read_marks, solver_from
-from mull.inference.strategies.solver import Manner, Solver
+from mull.inference.strategies.solver import Branch, Manner, Solver, Token
 from mull.inference.strategies.solving import solve
 from mull.inference.strategies.together import solve_together
 
@@ -116,6 +116,17 @@ def test_log_probabilities_are_those_of_the_folder(model: Any, address: str) -> 
     chances = [token.log_probability for token in other.tokens]
     assert chances == pytest.approx([token.log_probability for token in one.tokens], abs=1e-9)
     assert other.log_probability == pytest.approx(one.log_probability)
+
+
+def test_a_token_is_parted_where_its_text_is_cut() -> None:
+    """Guards marks that a server writes as parts of its tokens: what stands before the mark stays as it was, blanks and
+    all, and no blank comes between."""
+    solver = EndpointSolver("http://127.0.0.1:1/v1", "none")
+    branch = Branch("q", tokens=(Token(" do"), Token("ne</", log_probability=-1.0), Token("think>")), ended=True)
+    for length, expected in ((0, []), (2, [" d"]), (3, [" do"]), (5, [" do", "ne"])):
+        cut = solver.cut_text(branch, length)
+        assert [token.text for token in cut.tokens] == expected and not cut.ended
+    assert solver.cut_text(branch, len(branch.written)) == branch
 
 
 def test_a_model_that_is_not_served(address: str) -> None:
