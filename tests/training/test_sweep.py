@@ -98,6 +98,7 @@ def test_values_may_have_commas_inside() -> None:
         (["--set", "model.backprop_iterations=0"], "backprop_iterations must be at least 1, not 0"),
         (["--set", "backprop"], "--set 'backprop' is not understood; write a field and its values as"),
         (["--set", "seed_everything=1,2"], "give --seeds"),
+        (["--set", "data.init_args.seed=1,2"], "--set data.init_args.seed is not for a sweep: give --seeds"),
         (["--set", "model.warmup_steps=1,1"], "has a value twice"),
         (["--set", "model.warmup_steps=1", "--set", "model.warmup_steps=2"], "a field is set twice"),
         (["--slurm-option", "timeout_min=1"], "add --slurm"),

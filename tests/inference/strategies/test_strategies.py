@@ -433,6 +433,14 @@ def test_a_large_penalty_keeps_every_thought_as_long_as_its_window(make_writer: 
 # ---------------------------------------------------------------------------------------------------- self-backtracking
 
 
+def test_what_a_token_holds_before_a_cut_is_put_there_anew(scripted: Any) -> None:
+    """Guards writers whose tokens are parted by nobody: text before the cut stays, and blanks alone are no token."""
+    branch = Branch("q", tokens=(Token("a"), Token(" b</"), Token("think>")))
+    for length, texts, drawn in ((0, [], []), (2, ["a"], [True]), (3, ["a", " b"], [True, False])):
+        cut = scripted({}).cut_text(branch, length)
+        assert [token.text for token in cut.tokens] == texts and [token.drawn for token in cut.tokens] == drawn
+
+
 def test_a_step_that_is_taken_back_is_gone(scripted: Any) -> None:
     """Guards the way back by hand: the wrong step is not read again, whether a mark had closed it or not; a state is
     visited once; and with no rounds nothing is taken back."""
