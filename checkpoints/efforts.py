@@ -12,10 +12,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from mull.checkpoints.files import damaged, is_there, read_json, shown
+from mull.models.config import MAX_COUNT
 
 FILE = "efforts.json"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # the words, from little to much
-MAX_COUNT = 10_000
+
 REMEDY = 'write it as {"low": 4, "medium": 8, "high": 16}, or remove it'
 
 

@@ -49,6 +49,7 @@ from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
+from mull.models.config import too_large
 from mull.models.families import FAMILIES, family_of
 
 VERSION = "0.1.0"
@@ -64,8 +65,6 @@ CONFIG, WEIGHTS, TOKENIZER, TRAINING, DEPTH, PICTURE, CARD = (
 CONFIG_SUM, WEIGHTS_SUM, TOKENIZER_SUM = "config_sha256", "weights_sha256", "tokenizer_sha256"
 UNREGISTERED = f"import the module of its author that registers it first (--plugin), or {AGAIN}"
 MAX_CARD = 1 << 20  # bytes of a card whose words are kept
-MAX_COUNT = 10_000  # layers, heads and iterations that a folder may name
-MAX_SIZE = 2**31 - 1  # any other size
 
 
 def save(
@@ -328,11 +327,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str | None]:
 
 def check_limits(found: Mapping[str, Any], folder: Path) -> None:
     """Raise a ValueError for a size in config.json that no model has, before anything is made of that size."""
-    for name, value in found.items():
-        counts = name.startswith(("n_", "mean_")) and name != "n_embd"  # which, of the public layout, is a width
-        limit = MAX_COUNT if counts else MAX_SIZE
-        if isinstance(value, int) and value > limit:
-            raise damaged(folder / CONFIG, f"describes no possible model: {name} {value} is above {limit:,}")
+    large = too_large(found)
+    if large:
+        raise damaged(folder / CONFIG, f"describes no possible model: {large[0]}")
 
 
 def stored_tensors(path: Path, checksum: str, config: ModelConfig) -> dict[str, Stored]:

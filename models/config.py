@@ -18,6 +18,9 @@ RotaryLayout = Literal["interleaved", "half"]
 Positions = Literal["rotary", "none"]
 Convolution = Literal["none", "mlp", "attention"]
 
+MAX_COUNT = 10_000  # layers, heads and iterations that a configuration may name
+MAX_SIZE = 2**31 - 1  # any other integer
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -210,6 +213,7 @@ class ModelConfig:
         positive += ["kernel", "residual_scale"]
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         found = [f"{name} must be positive, not {values[name]}" for name in positive if not 0 < values[name] < math.inf]
+        found += too_large(values)
         if found:
             return found
         wrong = [(name, registry.wrong(values[name])) for name, registry in self.choices.items()]
@@ -242,6 +246,17 @@ class ModelConfig:
         least = self.least.items()
         found += [f"{name} must be at least {low}, not {values[name]}" for name, low in least if values[name] < low]
         return found
+
+
+def too_large(values: Mapping[str, Any]) -> list[str]:
+    """The integers of a configuration, by field, that no model has: a sentence for each."""
+    found = []
+    for name, value in values.items():
+        counts = name.startswith(("n_", "mean_")) and name != "n_embd"  # which, of the public layout, is a width
+        limit = MAX_COUNT if counts else MAX_SIZE
+        if isinstance(value, int) and value > limit:
+            found.append(f"{name} {value} is above {limit:,}")
+    return found
 
 
 def wrong_types(config: ModelConfig) -> list[str]:

@@ -151,6 +151,12 @@ def test_damaged_folders_are_named(
         ("trainer.gradient_clip_val", ".nan", "gradient_clip_val is nan; give 0 or more"),
         ("trainer.val_check_interval", "0", "val_check_interval is 0; give 1 or more"),
         ("data.class_path", "no.such.Data", "no.such.Data"),
+        ("data.init_args.seed", "5", "data.init_args.seed is that of the whole run"),
+        ("data.init_args.curriculum", "{0: 8}", "the batch that a difficulty of the curriculum ends before must be"),
+        ("data.init_args.curriculum", "{60: 5000}", "rows have up to 5001 tokens, and the network takes 4096"),
+        ("data.init_args.difficulty", "1", "too few items of length 1"),
+        ("trainer.val_check_interval", "0.5", "`Trainer(val_check_interval)`"),
+        ("model.optimizer.init_args.lr", "-0.1", "lr must be a number of at least 0, not -0.1"),
     ],
 )
 def test_a_wrong_field_of_a_training_is_named_and_nothing_is_written(

@@ -26,7 +26,7 @@ from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
-from mull.training.mistakes import check_mappings, in_words
+from mull.training.mistakes import check_mappings, check_seed, in_words
 from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
@@ -60,6 +60,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     start = None if named.start is None else read_start(named.start)
     args = with_paths(args)
     check_mappings(args)
+    check_seed(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(
@@ -79,6 +80,8 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     expect_unused(run.trainer, run.model.may_leave_out)
     if isinstance(run.trainer.strategy, Sharded):
         run.model.check_dividing()  # before further processes are started
+    else:  # its callback of averages takes our configure_model, which compiles, for one that divides the network
+        warnings.filterwarnings("ignore", ".*WeightAveraging doesn't support sharding.*")
     run.start = start
     if start is not None:
         check_architecture(start, run.resolved["model"]["network"])

@@ -143,6 +143,22 @@ def is_finished(folder: Path, identity: Identity, complete: Completion) -> bool:
     return recorded is not None and not changes(recorded, identity)
 
 
+def check_configuration(folder: Path, resolved: dict[str, Any], complete: Completion) -> None:
+    """Raise a ValueError unless the folder holds a finished run of this configuration, whatever its data held.
+
+    Args:
+        folder: the folder.
+        resolved: the configuration, as `TrainingCLI.resolved`.
+        complete: that of `standing`.
+    """
+    recorded = recorded_identity(folder, complete)
+    if recorded is None:
+        raise ValueError(f"{folder} holds what was measured of a run that is not there any more; {REMEDY}")
+    different = differences(without_places(recorded["configuration"]), without_places(decisive(resolved)))
+    if different:
+        refuse(folder, different[0])
+
+
 def recorded_identity(folder: Path, complete: Completion) -> Identity | None:
     """The identity of the run whose checkpoint the folder holds; None without one. `complete` is that of `standing`."""
     if not (folder / TRAINING).exists() or not (folder / CONFIG).exists():

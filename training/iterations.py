@@ -23,8 +23,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from mull.models.config import MAX_COUNT
 from mull.models.loop import Iterations, check_count
 from mull.training.data.streams import Stream
+
+MAX_SIGMA = 5  # above it a mean of ten iterations is one of many draws of 1 and a few of millions
 
 
 class IterationSampler(ABC):
@@ -36,14 +39,14 @@ class IterationSampler(ABC):
         maximum: larger draws become this count; None means no limit.
 
     Raises:
-        ValueError: the mean is below 1, or not 1 <= minimum <= maximum.
+        ValueError: the mean is below 1 or above 10,000, or not 1 <= minimum <= maximum.
     """
 
     draws_window: ClassVar[bool] = False  # whether `window` says how far the gradient goes back, batch by batch
 
     def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
-        if mean < 1:
-            raise ValueError(f"mean iterations must be at least 1, not {mean}")
+        if not 1 <= mean <= MAX_COUNT:
+            raise ValueError(f"mean iterations must lie between 1 and {MAX_COUNT:,}, not {mean}")
         if minimum < 1 or (maximum is not None and maximum < minimum):
             raise ValueError(f"iterations need 1 <= minimum <= maximum, not minimum={minimum}, maximum={maximum}")
         self.mean, self.minimum, self.maximum = mean, minimum, maximum
@@ -112,8 +115,8 @@ class LogNormalPoisson(IterationSampler):
 
     def __init__(self, mean: float, sigma: float = 0.5, minimum: int = 1, maximum: int | None = None) -> None:
         super().__init__(mean, minimum, maximum)
-        if sigma < 0:
-            raise ValueError(f"sigma must be at least 0, not {sigma}")
+        if not 0 <= sigma <= MAX_SIGMA:
+            raise ValueError(f"sigma must lie between 0 and {MAX_SIGMA}, not {sigma}")
         self.sigma = sigma
 
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
@@ -147,8 +150,11 @@ class LinearCurriculum(LogNormalPoisson):
         maximum: int | None = None,
     ) -> None:
         super().__init__(mean, sigma, minimum, maximum)
-        if batches < 1 or start < 1:
-            raise ValueError(f"a curriculum needs batches >= 1 and start >= 1, not batches={batches}, start={start}")
+        if batches < 1 or not 1 <= start <= MAX_COUNT:
+            raise ValueError(
+                f"a curriculum needs batches >= 1 and a start between 1 and {MAX_COUNT:,}, "
+                f"not batches={batches}, start={start}"
+            )
         self.batches, self.start = batches, start
 
     def mean_at(self, index: int) -> float:

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.training.data.task import IGNORE
+from mull.training.iterations import IterationSampler
 
 
 class Loss(ABC):
@@ -171,6 +172,8 @@ class ExpectedOverIterations(Loss):
     """
 
     def __init__(self, entropy_weight: float = 0.1) -> None:
+        if not 0 <= entropy_weight < math.inf:
+            raise ValueError(f"entropy_weight must be a number of at least 0, not {entropy_weight}")
         self.entropy_weight = entropy_weight
 
     def read_at(self, iterations: Iterations | None) -> range:
@@ -322,6 +325,11 @@ def check_labels(loss: Loss, data: object) -> None:
             f"{type(data).__name__} has a policy write texts to judge steps by, which {type(loss).__name__} does not "
             "learn: take the loss ProcessReward, or TaskData for the rows of the task alone"
         )
+
+
+def check_counts(loss: Loss, sampler: IterationSampler | None) -> None:
+    """Raise a ValueError where a loss needs one iteration count for a batch, and the sampler draws one for each row."""
+    loss.read_at(None if sampler is None else sampler(0, 0, 1))
 
 
 def one_count(iterations: Iterations | None, who: str) -> int:

@@ -60,10 +60,7 @@ def check_mappings(args: Iterable[str]) -> None:
         ValueError: a key has nothing behind it, or a configuration is no YAML (the parser would say what is wrong, and
             not in which file); the message names the option, or the file and the line.
     """
-    option = ""
-    for word in args:
-        named = OPTION.fullmatch(word)
-        option, value = (named[1].lstrip("-"), named[2] or "") if named else (option, word)
+    for option, value in given(args):
         for _, mistake in mistakes(value):
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
@@ -71,6 +68,36 @@ def check_mappings(args: Iterable[str]) -> None:
             broken = unreadable(text) if option in ("config", "c") else ()
             for line, mistake in (*broken, *mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
+
+
+def given(args: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The words of a command line, each with the option that it belongs to."""
+    option = ""
+    for word in args:
+        named = OPTION.fullmatch(word)
+        option, value = (named[1].lstrip("-"), named[2] or "") if named else (option, word)
+        yield option, value
+
+
+def check_seed(args: Iterable[str]) -> None:
+    """Raise a ValueError for a seed of the data by itself: the parser would put `seed_everything` there unsaid."""
+    for option, value in given(args):
+        field = option
+        if option in ("config", "c"):
+            with suppress(yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the parser tells
+                node = yaml.compose(text_of(value) or value, LOADER)
+                field = "data.init_args.seed" if has(node, "data", "init_args", "seed") else ""
+        if field in ("data.init_args.seed", "data.seed"):
+            where = f"{value}: " if field != option else ""
+            raise ValueError(f"{where}{field} is that of the whole run: leave it out, and set seed_everything")
+
+
+def has(node: yaml.Node | None, *path: str) -> bool:
+    """Whether a YAML node holds something at nested keys."""
+    for name in path:
+        held = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((inner for key, inner in held if key.value == name), None)
+    return node is not None
 
 
 def unreadable(text: str) -> Iterator[tuple[int, str]]:

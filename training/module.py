@@ -29,6 +29,7 @@ from mull.models.loop import check_count, counts_around
 from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
 from mull.training.carrying import Carried, check_carry
+from mull.training.data.order import check_room
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
 from mull.training.losses import ExpectedOverIterations, LastIteration, Loss
@@ -158,7 +159,10 @@ class TrainingModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Freeze what the loss does not train; begin with nothing carried, and check that it has somewhere to go."""
         self.carried = None if self.carried is None else Carried()  # a saved one is loaded after this
-        check_carry(self.carried is not None, getattr(self.trainer, "datamodule", None), self.trainer.world_size)
+        data = getattr(self.trainer, "datamodule", None)
+        check_carry(self.carried is not None, data, self.trainer.world_size)
+        if stage == "fit":
+            check_room(self.network, data)
         self.freeze_others()
 
     def freeze_others(self) -> None:

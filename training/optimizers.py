@@ -7,6 +7,7 @@ decay; a matrix that starts at a value of its own, like the identity, is among t
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -32,9 +33,14 @@ class AdamW(OptimizerRecipe):
         lr: learning rate at the plateau of the schedule.
         betas: decay of the running mean and of the running square.
         weight_decay: decoupled decay of matrices, embedding and head.
+
+    Raises:
+        ValueError: a rate or the decay is below 0 or no finite number, or a beta does not lie in [0, 1).
     """
 
     def __init__(self, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1) -> None:
+        check_rates(lr=lr, weight_decay=weight_decay)
+        check_shares(betas=betas)
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -57,6 +63,9 @@ class MuonAdamW(AdamW):
         weight_decay: as for `AdamW`; it is Muon's too.
         orthogonalize_in: number type of Muon's matrix products: float32, bfloat16, or auto, the one that the device
             has units for. Name it where machines of several kinds must agree to the last digit.
+
+    Raises:
+        ValueError: as for `AdamW`, of the momentum as of a beta.
     """
 
     def __init__(
@@ -69,6 +78,8 @@ class MuonAdamW(AdamW):
         orthogonalize_in: NumberType = "auto",
     ) -> None:
         super().__init__(lr, betas, weight_decay)
+        check_rates(matrix_lr=matrix_lr)
+        check_shares(momentum=(momentum,))
         self.matrix_lr, self.momentum, self.orthogonalize_in = matrix_lr, momentum, orthogonalize_in
 
     def build(self, network: nn.Module) -> torch.optim.Optimizer:
@@ -101,6 +112,20 @@ class Together(torch.optim.Optimizer):
             optimizer.load_state_dict(state)
         # loading replaces the groups of each optimizer, and a schedule writes to ours: they must stay the same objects
         self.param_groups = [group for each in self.optimizers for group in each.param_groups]
+
+
+def check_rates(**rates: float) -> None:
+    """Raise a ValueError for a learning rate or a decay that is below 0 or no finite number."""
+    for name, rate in rates.items():
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, not {rate}")
+
+
+def check_shares(**shares: tuple[float, ...]) -> None:
+    """Raise a ValueError for what a running mean keeps of itself at each step, where it is not in [0, 1)."""
+    for name, kept in shares.items():
+        if not all(0 <= share < 1 for share in kept):
+            raise ValueError(f"{name} must lie at 0 or above and below 1, not {', '.join(map(str, kept))}")
 
 
 def parameter_groups(network: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

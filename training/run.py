@@ -16,12 +16,14 @@ missing.
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from mull.checkpoints.replacing import complete, replace_all
@@ -33,7 +35,7 @@ from mull.training.data.order import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
-from mull.training.losses import check_labels
+from mull.training.losses import check_counts, check_labels
 from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
@@ -120,6 +122,7 @@ def check_together(run: TrainingCLI) -> None:
     check_order(run.model.network, run.datamodule)
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     check_labels(run.model.loss, run.datamodule)
+    check_counts(run.model.loss, run.model.iterations)
     check_finished(run.model, run.start)
 
 
@@ -139,11 +142,22 @@ def identify(run: TrainingCLI) -> Identity:
 
 
 def go_on(run: TrainingCLI, there: Standing) -> bool:
-    """Train from the state that is there, or from the start; return whether the run has come to its end."""
+    """Train from the state that is there, or from the start; return whether the run has come to its end.
+
+    A mistake that shows only with the first batch leaves the folder as it was.
+    """
+    before = set(run.states.iterdir())
     write_configuration(run)
     choose_threads(run)
     announce(run, there)
-    fit(run, there)
+    try:
+        fit(run, there)
+    except (ValueError, MisconfigurationException):
+        if there.state is None and not run.trainer.global_step:
+            close(run.trainer.loggers)
+            for new in set(run.states.iterdir()) - before:
+                shutil.rmtree(new) if new.is_dir() else new.unlink()
+        raise
     step = run.trainer.global_step
     if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
         return True

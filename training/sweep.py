@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -100,8 +101,9 @@ def run(options: Any) -> None:
     """Train what is not trained yet, and print what all can do.
 
     Raises:
-        ValueError, OSError: an option or a configuration is wrong, and nothing is trained; or a run has failed, and the
-            finished ones stay.
+        ValueError, OSError: an option or a configuration is wrong, a folder has another run, and nothing is trained;
+            or a signal has ended a run.
+        SystemExit: a run has failed, with the status and the words of that run; the finished ones stay.
     """
     folder = Path(options.output or f"checkpoints/{Path(options.config[-1]).stem}-sweep").expanduser()
     runs = planned(options.config, seeds(options.seeds), options.set or [], folder, options.plugin or [])
@@ -110,8 +112,7 @@ def run(options: Any) -> None:
         raise ValueError(f"{blocking} is a file; name a folder with --output")
     if options.slurm_option and not options.slurm:
         raise ValueError("--slurm-option is for jobs: add --slurm, or leave it out")
-    if not options.gather:
-        check(runs)
+    check(runs)
     if options.dry_run:
         for each in runs:
             say(each.line)
@@ -157,8 +158,8 @@ def planned(
 def axis(text: str) -> tuple[str, list[str]]:
     """`field=a,b` as the field and its values; commas inside of brackets, braces and quotes part no values."""
     name, equals, values = text.partition("=")
-    found = re.findall(r"""(?:[^,\[\]{}"']|\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*')+""", values)
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name) or not found or ",".join(found) != values:
+    found = parted(values)
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", name) or not all(found):
         raise ValueError(f"--set {text!r} is not understood; write a field and its values as model.warmup_steps=10,100")
     if name in OWN or name in ("model.seed", "data.init_args.seed"):  # which seed_everything sets
         raise ValueError(f"--set {name} is not for a sweep: {'give --seeds' if 'seed' in name else 'leave it out'}")
@@ -167,13 +168,39 @@ def axis(text: str) -> tuple[str, list[str]]:
     return name, found
 
 
+def parted(values: str) -> list[str]:
+    """The values of a list with commas; an empty one where a bracket, a brace or a quote is left open."""
+    found, open_ones, quote = [""], "", ""
+    for sign in values:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "\"'":
+            quote = sign
+        elif sign in "[{":
+            open_ones += sign
+        elif sign in "]}":
+            if open_ones[-1:] + sign not in ("[]", "{}"):
+                return [""]
+            open_ones = open_ones[:-1]
+        elif sign == "," and not open_ones:
+            found.append("")
+            continue
+        found[-1] += sign
+    return [""] if quote or open_ones else found
+
+
 def check(runs: Sequence[Run]) -> None:
-    """Raise the error of `mull train` for a configuration that is wrong, before any run begins."""
+    """Raise the error of `mull train` before any run begins: for a configuration that is wrong, and for a folder that
+    holds a finished run of another one."""
     from mull.training.cli import quiet, read_configuration
+    from mull.training.identity import check_configuration
 
     quiet()
-    for each in {tuple(each.settings.items()): each for each in runs}.values():
-        read_configuration(each.command[1:])
+    for _, alike in itertools.groupby(runs, key=lambda each: each.settings):
+        those = list(alike)
+        asked = read_configuration(those[0].command[1:])
+        for each in filter(finished, those):
+            check_configuration(each.folder, {**asked.resolved, "seed_everything": each.seed}, asked.completed)
 
 
 def finished(each: Run) -> bool:
@@ -197,8 +224,11 @@ def train(each: Run, quiet: bool) -> None:
     except KeyboardInterrupt:
         process.wait()
         raise
+    if status < 0:
+        raise ValueError(f"{each.folder} was ended by {signal.Signals(-status).name}; the same line goes on there")
     if status:
-        raise ValueError(f"{each.folder} ended with status {status}; the same line goes on there: {each.line}")
+        print(f"{each.folder} is unfinished, as is said above; what is finished stays", file=sys.stderr)
+        raise SystemExit(status)
 
 
 def job_options(words: Sequence[str]) -> dict[str, int | str]:

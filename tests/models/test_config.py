@@ -56,6 +56,9 @@ WRONG_VALUES = [
     ({"d_model": 10, "n_heads": 4}, "d_model 10 is not divisible by n_heads 4"),
     ({"d_model": 12, "n_heads": 4}, "rotary positions need an even head width; d_model / n_heads is 3"),
     ({"n_heads": 4, "n_kv_heads": 3}, "n_heads 4 is not divisible by n_kv_heads 3"),
+    ({"max_length": 2**31}, "max_length 2147483648 is above 2,147,483,647"),
+    ({"window": 10**20}, "window 100000000000000000000 is above 2,147,483,647"),
+    ({"n_heads": 10_001}, "n_heads 10001 is above 10,000"),
     ({"stop_tokens": (1, 5)}, r"stop_tokens \[5\] lie outside the vocabulary of 5"),
 ]
 WRONG_TYPES = [

@@ -1,5 +1,7 @@
 """Samplers of iteration counts: pure in (seed, index), and distributed as the papers say."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -141,7 +143,12 @@ def test_the_curriculum_climbs_linearly_from_start_to_mean():
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Fixed(0), "at least 1, not 0"),
+        (lambda: Fixed(0), "between 1 and 10,000, not 0"),
+        (lambda: Fixed(10_001), "between 1 and 10,000, not 10001"),
+        (lambda: LogNormalPoisson(math.nan), "between 1 and 10,000, not nan"),
+        (lambda: LogNormalPoisson(8, sigma=math.nan), "sigma must lie between 0 and 5, not nan"),
+        (lambda: LogNormalPoisson(8, sigma=50), "sigma must lie between 0 and 5, not 50"),
+        (lambda: LinearCurriculum(8, batches=5, start=math.inf), "start=inf"),
         (lambda: LogNormalPoisson(0.5), "not 0.5"),
         (lambda: LogNormalPoisson(8, sigma=-1), "sigma"),
         (lambda: LogNormalPoisson(8, minimum=0), "minimum=0"),

@@ -16,6 +16,7 @@ from mull.models import (
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
 )
+from mull.training.iterations import PoissonPerSequence, Uniform
 from mull.training.losses import (
     IGNORE,
     Consistency,
@@ -23,6 +24,7 @@ from mull.training.losses import (
     FixedPoint,
     LastIteration,
     SeveralIterations,
+    check_counts,
     exit_log_distribution,
 )
 
@@ -162,6 +164,23 @@ def test_expected_loss_refuses_counts_per_sequence_and_no_loop(counts):
     """Guards a clear refusal where one distribution over counts does not exist."""
     with pytest.raises(ValueError, match="one iteration count for the whole batch"):
         ExpectedOverIterations().read_at(counts)
+
+
+def test_a_loss_and_a_sampler_that_do_not_go_together_are_told_before_a_run():
+    """Guards the check that a run makes before it writes: the first batch would end it."""
+    for loss in (Consistency(), SeveralIterations({1: 1}), ExpectedOverIterations()):
+        for sampler in (PoissonPerSequence(2), Uniform(1, 3, per_sequence=True), None):
+            with pytest.raises(ValueError, match="one iteration count for the whole batch"):
+                check_counts(loss, sampler)
+        check_counts(loss, Uniform(1, 3))
+    check_counts(LastIteration(), PoissonPerSequence(2))
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_expected_loss_refuses_a_weight_that_is_none(weight):
+    """Guards the entropy term's sign: below 0 it would draw the gate to one count."""
+    with pytest.raises(ValueError, match=f"entropy_weight must be a number of at least 0, not {weight}"):
+        ExpectedOverIterations(weight)
 
 
 @pytest.mark.parametrize("readings", [True, False])

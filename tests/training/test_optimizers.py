@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 from dataclasses import fields
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,23 @@ def assert_equal(one, other):
         n for (n, a), b in zip(one.named_parameters(), other.parameters(), strict=True) if not torch.equal(a, b)
     ]
     assert differing == []
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: AdamW(lr=-1), "lr must be a number of at least 0, not -1"),
+        (lambda: AdamW(lr=math.nan), "lr must be a number of at least 0, not nan"),
+        (lambda: AdamW(weight_decay=math.inf), "weight_decay must be a number of at least 0, not inf"),
+        (lambda: AdamW(betas=(0.9, 1.0)), r"betas must lie at 0 or above and below 1, not 0.9, 1.0"),
+        (lambda: MuonAdamW(matrix_lr=-0.1), "matrix_lr must be a number of at least 0, not -0.1"),
+        (lambda: MuonAdamW(momentum=1.5), "momentum must lie at 0 or above and below 1, not 1.5"),
+        (lambda: MuonAdamW(lr=math.inf), "lr must be a number of at least 0, not inf"),
+    ],
+)
+def test_a_number_that_trains_nothing_is_named(make, named):
+    with pytest.raises(ValueError, match=named):
+        make()
 
 
 @pytest.mark.parametrize(("family", "field", "value"), CHOICES, ids=lambda c: getattr(c, "model_type", str(c)))

@@ -6,6 +6,7 @@ import re
 import shlex
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -69,6 +70,16 @@ def test_a_sweep_is_resumed_and_gathered(
         table = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in table] == [row["loss"] for row in found["rows"]]
     assert {row["model.backprop_iterations"] for row in table} == {"1", "2"}
+    changed = tmp_path / "changed.yaml"  # finished runs of another configuration are no part of a table
+    changed.write_text("model: {warmup_steps: 9}\n")
+    for more in ([], ["--gather"], ["--dry-run"]):
+        assert main([*line, "--config", str(changed), *more]) == 2
+        assert re.search(
+            r"seed=0 holds a run of another configuration \(model.warmup_steps: \d+, now 9\)", capsys.readouterr().err
+        )
+    (tmp_path / "all" / "backprop_iterations=2-seed=1" / "training.yaml").unlink()
+    assert main([*line, "--gather"]) == 2
+    assert "seed=1 holds what was measured of a run that is not there any more" in capsys.readouterr().err
 
 
 def test_a_trial_prints_the_lines_and_leaves_nothing(
@@ -84,6 +95,8 @@ def test_a_trial_prints_the_lines_and_leaves_nothing(
 def test_values_may_have_commas_inside() -> None:
     assert axis("model.validate_at=[1,2],[1,4]") == ("model.validate_at", ["[1,2]", "[1,4]"])
     assert axis("data.init_args.curriculum={10:4},null") == ("data.init_args.curriculum", ["{10:4}", "null"])
+    nested = ["{a: [{b: 1, c: 2}, 3]}", "{a: ']', b: \"{,\"}"]
+    assert axis(f"model.loss={','.join(nested)}") == ("model.loss", nested)
     runs = planned(["a.yaml"], [0], ["model.mean=1,2", "data.mean=3"], Path("all"), ["own"])
     assert [each.folder.name for each in runs] == ["model.mean=1-data.mean=3-seed=0", "model.mean=2-data.mean=3-seed=0"]
     assert runs[0].command[:3] == ["train", "--plugin", "own"]
@@ -97,6 +110,9 @@ def test_values_may_have_commas_inside() -> None:
         (["--set", "model.nope=1"], "there is no option --model.nope"),
         (["--set", "model.backprop_iterations=0"], "backprop_iterations must be at least 1, not 0"),
         (["--set", "backprop"], "--set 'backprop' is not understood; write a field and its values as"),
+        (["--set", "model.validate_at=[1,[2],3"], "is not understood"),
+        (["--set", "model.validate_at=[1},2"], "is not understood"),
+        (["--set", "model.warmup_steps=1,,2"], "is not understood"),
         (["--set", "seed_everything=1,2"], "give --seeds"),
         (["--set", "data.init_args.seed=1,2"], "--set data.init_args.seed is not for a sweep: give --seeds"),
         (["--set", "model.warmup_steps=1,1"], "has a value twice"),
@@ -138,7 +154,17 @@ def test_jobs_are_submitted_as_an_array(tmp_path: Path) -> None:
         submit(runs, tmp_path, {"nope": 1}, cluster="debug")
 
 
-def test_a_run_that_fails_is_named(tmp_path: Path) -> None:
-    each = Run({}, 0, tmp_path / "one", ["nothing"])
-    with pytest.raises(ValueError, match=r"one ended with status 2; the same line goes on there: mull nothing"):
-        sweep.train(each, quiet=True)
+def test_a_run_that_fails_says_why_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Guards the one error line, with the run's own words and status, and a word on where it was."""
+    with pytest.raises(SystemExit) as ended:
+        sweep.train(Run({}, 0, tmp_path / "one", ["nothing"]), quiet=True)
+    said = capfd.readouterr().err.splitlines()
+    assert ended.value.code == 2 and [line.startswith("mull: error: ") for line in said] == [True, False]
+    assert said[1] == f"{tmp_path / 'one'} is unfinished, as is said above; what is finished stays"
+
+
+def test_a_run_that_is_killed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a run that cannot say why it ended, as one that the system has ended for want of memory."""
+    monkeypatch.setattr(sweep.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: -9))
+    with pytest.raises(ValueError, match=r"one was ended by SIGKILL; the same line goes on there"):
+        sweep.train(Run({}, 0, tmp_path / "one", []), quiet=True)

@@ -10,6 +10,7 @@ What the trainer needs of a data module, your own included (give its class path 
 - batches `{"input_ids": (B, T) int64, "labels": (B, T) int64}`, where labels[b, t] is the token to predict at position
   t, or -100 if the position is not scored; labels are aligned with positions and are not shifted later;
 - optionally `answers_ahead: bool` and `sees_all: bool`, which say what attention it is for (`check_order`);
+- optionally `longest_row() -> int`, the tokens of the longest training row, which the network must have room for;
 - optionally `content_key() -> str`, a key of what the training batches are, so that a run does not go on with other
   data than it began with;
 - optionally `repeat: int`, how often in a row each training batch comes, for `carry` (carrying.py);
@@ -36,6 +37,7 @@ import numpy as np
 from torch import Tensor
 
 from mull.checkpoints.card import About
+from mull.models.loop import check_count
 from mull.training.data.batches import Batch, check_workers, next_token_batch, require_positive, to_batch
 from mull.training.data.corpora import SOURCES, source_of
 from mull.training.data.curriculum import ReachedAccuracy
@@ -88,6 +90,8 @@ class TaskData(StreamData):
         self.repeat, self.workers, self.validation_examples = repeat, workers, validation_examples
         self.task, self.batch_size, self.seed = task, batch_size, seed
         self.difficulties = [task.resolve(each) for each in mixed]
+        for end in curriculum or {}:
+            check_count("the batch that a difficulty of the curriculum ends before", end)
         self.curriculum = {end: task.resolve(each) for end, each in sorted((curriculum or {}).items())}
         self.advance, self.ladder = advance, sorted(set(self.difficulties))
         if advance is not None and curriculum:
@@ -104,6 +108,10 @@ class TaskData(StreamData):
             self.task.prepare(self.seed, {*self.difficulties, *self.curriculum.values()})
             if self.advance is not None:
                 self.advance.begin()  # a saved state is loaded after it
+
+    def longest_row(self) -> int:
+        every = {*self.difficulties, *self.curriculum.values()}
+        return max(self.task.batch("train", self.seed, [0], each)[0].shape[1] for each in every)
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         difficulty = self.training_difficulty(number)
@@ -301,6 +309,9 @@ class TextData(StreamData):
         digest = sha256(repr((STREAMS, self.tokenizer.to_str())).encode())
         digest.update(self.corpus.content_key().encode())
         return digest.hexdigest()
+
+    def longest_row(self) -> int:
+        return self.length
 
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         start = (number * world_size + rank) * self.batch_size

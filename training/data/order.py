@@ -1,4 +1,4 @@
-"""Whether a network sees what the data asks it about, and does not see what it is to say."""
+"""Whether a network has room for the data, sees what it asks about, and does not see what it is to say."""
 
 import warnings
 
@@ -17,4 +17,16 @@ def check_order(network: object, data: object) -> None:
             "positions of this task are answered where they stand, out of the whole row, but the network is causal "
             "and does not see what comes later: set model.network.init_args.config.causal to false",
             stacklevel=2,
+        )
+
+
+def check_room(network: object, data: object) -> None:
+    """Raise a ValueError where a training row, of a difficulty that enters late too, is longer than the network takes;
+    the data is ready to make rows. Of networks and data that do not say, nothing is known."""
+    limit = getattr(getattr(network, "config", None), "max_length", None)
+    longest = getattr(data, "longest_row", lambda: 0)()
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"training rows have up to {longest} tokens, and the network takes {limit}: raise "
+            "model.network.init_args.config.max_length, or ask for less of the data"
         )

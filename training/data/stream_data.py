@@ -41,6 +41,10 @@ class StreamData(pl.LightningDataModule, ABC):
     def training_batch(self, number: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Training batch `number` >= 0 of one of `world_size` ranks; different ranks have different items."""
 
+    def longest_row(self) -> int:
+        """The longest training row in tokens, as far as it is known ahead; 0 where it is not."""
+        return 0
+
     def content_key(self) -> str:
         """A key of the training batches of this version of the code: SHA-256 of the first two."""
         digest = sha256(repr((STREAMS, type(self).__name__)).encode())
