@@ -10,11 +10,13 @@ from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
+from mull.inference.measure.restarts import AT_ONCE
 from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
 from mull.inference.measure.tokens import show
 from mull.inference.measure.verified import verified
 from mull.models import LanguageModel
+from mull.models.iterated import IteratedModel
 from mull.models.loop import counts_around
 from mull.models.selection import Selection
 from mull.training.evaluation import data_of
@@ -41,7 +43,10 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--record", action="store_true", help="keep the results in FOLDER, with picture and card")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(
-        "--restarts", type=at_least(1), default=1, help="random starts; the one that moves least at the end answers"
+        "--restarts",
+        type=at_least(1, AT_ONCE),
+        default=1,
+        help="random starts; the one that moves least at the end answers",
     )
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
@@ -79,6 +84,8 @@ def measure_folder(options: Any, command: str) -> None:
         check_verifying(model, data)
     if options.alignment:
         check_aligning(model)
+    if options.settling:
+        check_settling(model, depths(model, options.iterations, options.capacity))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
     if options.tokens:
@@ -125,6 +132,11 @@ def check(options: Any) -> None:
         raise ValueError(
             "--verify judges answers that are written out from one start: leave --restarts or --verify out"
         )
+    if options.settling and options.exit is not None:
+        raise ValueError(
+            f"--settling asks how far states moved after the same iterations, not where {options.exit} ends: "
+            "leave one out"
+        )
     if options.verify and options.selection is not None:
         raise ValueError("--verify judges answers that are written out, which select causally: leave --selection out")
     if options.alignment and options.exit is not None:
@@ -139,6 +151,16 @@ def check_verifying(model: LanguageModel, data: Any) -> None:
     if not hasattr(data, "questions") or getattr(data, "in_place", False):
         raise ValueError(
             f"--verify asks a verifier about answers, and {type(data).__name__} has none here: leave it out"
+        )
+
+
+def check_settling(model: LanguageModel, counts: list[int] | None) -> None:
+    """Raise ValueError where nothing says how far a state moved."""
+    if not isinstance(model, IteratedModel):
+        raise ValueError(f"--settling asks how far a state moves, and a {type(model).__name__} has none: leave it out")
+    if counts is not None and max(counts) < 2:
+        raise ValueError(
+            "--settling compares the last two states, and 1 iteration has one: give --iterations 2 or more"
         )
 
 

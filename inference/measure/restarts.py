@@ -20,12 +20,14 @@ from torch import Tensor
 from mull.models import LanguageModel, Reading
 from mull.models.iterated import IteratedModel
 
+AT_ONCE = 4096  # runs; those of further rows come after them
+
 
 def check_restarts(model: LanguageModel, restarts: int) -> IteratedModel | None:
-    """The model if it is to be restarted, None for one run. Raises ValueError for a number below 1, and for a model
-    whose initial state is no draw: all of its runs would be one."""
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1, not {restarts}")
+    """The model if it is to be restarted, None for one run. Raises ValueError for a number below 1 or above AT_ONCE,
+    and for a model whose initial state is no draw: all of its runs would be one."""
+    if not 1 <= restarts <= AT_ONCE:
+        raise ValueError(f"restarts must lie between 1 and {AT_ONCE:,}, not {restarts}")
     if restarts == 1:
         return None
     if not isinstance(model, IteratedModel) or not model.starts_at_random:
@@ -54,6 +56,32 @@ def restarted(
         generator: draws the initial states.
         asked: (B, T) bool, the positions whose answers are wanted: only their residuals count.
     """
+    rows = max(1, AT_ONCE // restarts)
+    if len(input_ids) <= rows:
+        yield from calmest(model, input_ids, counts, restarts, generator, asked)
+        return
+    parts = zip(input_ids.split(rows), asked.split(rows), strict=True)
+    found = [list(calmest(model, part, counts, restarts, generator, theirs)) for part, theirs in parts]
+    for at_count in zip(*found, strict=True):
+        count, readings = at_count[0][0], [reading for _, reading in at_count]
+        states = [reading.last_two for reading in readings if reading.last_two is not None]
+        logits = torch.cat([reading.logits for reading in readings])
+        if not states:
+            yield count, Reading(logits=logits)
+            continue
+        last, before = (torch.cat(each) for each in zip(*states, strict=True))
+        yield count, Reading(logits=logits, last_two=(last, before))
+
+
+def calmest(
+    model: IteratedModel,
+    input_ids: Tensor,
+    counts: Sequence[int | None],
+    restarts: int,
+    generator: torch.Generator,
+    asked: Tensor,
+) -> Iterator[tuple[int | None, Reading]]:
+    """`restarted`, with all runs at once."""
     first = torch.arange(len(input_ids), device=input_ids.device) * restarts
     moot = ~asked.repeat_interleave(restarts, dim=0)
     for count, reading in model.sweep(input_ids.repeat_interleave(restarts, dim=0), counts, generator=generator):

@@ -41,6 +41,27 @@ def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
     assert len(different) > 1  # the choice is one
 
 
+def test_many_runs_go_group_by_group(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the memory of many restarts: no call has more runs than fit, and each row has the answer of its own."""
+    model, (ids, labels) = make_model("recurrent"), batch()
+    assert isinstance(model, IteratedModel)
+    monkeypatch.setattr("mull.inference.measure.restarts.AT_ONCE", 9)
+    widths: list[int] = []
+    real = type(model).sweep
+    monkeypatch.setattr(
+        type(model), "sweep", lambda self, ids, *more, **how: widths.append(len(ids)) or real(self, ids, *more, **how)
+    )
+    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
+    assert widths == [8, 8, 4] and list(found) == [1, 3] and found[1].last_two is None
+    generator = torch.Generator().manual_seed(9)
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
+        alone = dict(restarted(model, ids[rows], [1, 3], 4, generator, labels[rows] != IGNORE))
+        for count in (1, 3):
+            assert torch.equal(found[count].logits[rows], alone[count].logits)
+        assert torch.equal(found[3].last_two[0][rows], alone[3].last_two[0])
+        assert torch.equal(found[3].last_two[1][rows], alone[3].last_two[1])
+
+
 def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_model: Make) -> None:
     """The residual is that of forward, the largest scored one; N runs cost N times; one run is no restart."""
     model, (ids, labels) = make_model("recurrent"), batch()
@@ -61,8 +82,9 @@ def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_mod
 def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
     """Each with the value and the remedy."""
     ids, labels = batch()
-    with pytest.raises(ValueError, match="restarts must be at least 1, not 0"):
-        evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=0)
+    for wrong in (0, 4097):
+        with pytest.raises(ValueError, match=f"restarts must lie between 1 and 4,096, not {wrong}"):
+            evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=wrong)
     for model in (
         make_model("transformer"),
         make_model("inner_thinking"),
