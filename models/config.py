@@ -166,7 +166,7 @@ class ModelConfig:
         return Cost(parameters=parameters, weights=table) + vector(self.d_model) + head
 
     def layer(self) -> Cost:
-        """One layer: attention, gated MLP, norms. A window hides scores that are computed all the same, and counted."""
+        """One layer: attention, gated MLP, norms."""
         keys_values = 2 * self.kv_heads * self.head_dim
         cost = matrix(self.d_model, self.d_model + keys_values) + matrix(self.d_model, self.d_model)
         cost += matrix(self.d_model, 3 * self.mlp_width)
@@ -175,23 +175,32 @@ class ModelConfig:
         cost += vector(2 * self.head_dim if self.qk_norm else 0)
         convolved = {"none": 0, "mlp": self.mlp_width, "attention": self.d_model}[self.convolution]
         cost += vector(self.kernel * convolved)
-        return cost + Cost(attended=4 * self.d_model, kept=keys_values + convolved)
+        near = 4 * self.near_heads * self.head_dim
+        return cost + Cost(attended=4 * self.d_model, kept=keys_values + convolved, near=near)
 
     @property
     def parameters(self) -> int:
         """Parameters of the model, each counted once however often it is used."""
         return (self.once() + self.iteration()).parameters
 
-    def flops_per_token(self, iterations: float | None, length: int, capacity: Capacity | None = None) -> float:
+    def flops_per_token(
+        self, iterations: float | None, length: int, capacity: Capacity | None = None, one_by_one: bool = False
+    ) -> float:
         """Forward FLOPs per token of a pass over `length` positions.
 
         Args:
             iterations: the count, or a mean over tokens; None means the default.
             length: positions that a token attends to.
             capacity: share of the tokens that takes each routed pass; of families that route.
+            one_by_one: tokens come one at a time, behind a cache: heads with a window compute no score outside of it.
         """
         count = (self.default_iterations or 0) if iterations is None else iterations
-        return self.once().flops(length) + count * self.iteration().flops(length)
+        seen = self.seen(one_by_one)
+        return self.once().flops(length, seen) + count * self.iteration().flops(length, seen)
+
+    def seen(self, one_by_one: bool) -> int | None:
+        """The window that `Cost.flops` takes; None where all scores are computed."""
+        return self.window if one_by_one and self.window else None
 
     def training_flops_per_token(
         self, iterations: int | None, length: int, backprop_iterations: int | None = None

@@ -2,7 +2,8 @@
 
 One multiplication and one addition are two FLOPs; matrix products and attention are counted (norms, activations and
 the rotation are a few percent more and no counter agrees on them). Attention counts all T x T scores, as torch's own
-counter does, although half of them are masked.
+counter does, although half of them are masked. So are those outside of a window, but where tokens come one by one
+behind a cache: heads with a window then look no further than it (`one_by_one`).
 
 A configuration adds up its own parts (`ModelConfig.once`, `ModelConfig.iteration`), and then
 
@@ -22,6 +23,7 @@ class Cost(NamedTuple):
         parameters: trained numbers.
         weights: entries of the matrices that a token is multiplied by.
         attended: FLOPs of a token for every position that it attends to.
+        near: the part of `attended` that is of heads with a window.
         kept: numbers that a position leaves in the cache: keys, values, and what a convolution joins.
     """
 
@@ -29,6 +31,7 @@ class Cost(NamedTuple):
     weights: int = 0
     attended: int = 0
     kept: int = 0
+    near: int = 0
 
     def __add__(self, other: Cost) -> Cost:  # type: ignore[override]  # costs add up, they are not joined like tuples
         return Cost(*(one + more for one, more in zip(self, other, strict=True)))
@@ -36,9 +39,10 @@ class Cost(NamedTuple):
     def __rmul__(self, count: int) -> Cost:  # type: ignore[override]
         return Cost(*(count * number for number in self))
 
-    def flops(self, length: int) -> int:
-        """Forward FLOPs of a token that attends to `length` positions."""
-        return 2 * self.weights + self.attended * length
+    def flops(self, length: int, window: int | None = None) -> int:
+        """Forward FLOPs of a token that attends to `length` positions, and through a window to no more than that."""
+        unseen = 0 if window is None else max(0, length - window)
+        return 2 * self.weights + self.attended * length - self.near * unseen
 
 
 def matrix(n_in: int, n_out: int) -> Cost:

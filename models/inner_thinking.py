@@ -162,8 +162,9 @@ class InnerThinkingTransformer(LanguageModel):
 
     def executed_flops_per_token(self, output: ModelOutput, length: int | None = None) -> float:
         assert output.selected is not None  # (B, T, layers, passes)
-        shares = output.selected.double().mean(dim=(0, 1))
-        return self.config.flops_at_shares(shares.tolist(), output.selected.shape[1] if length is None else length)
+        shares, new = output.selected.double().mean(dim=(0, 1)).tolist(), output.selected.shape[1]
+        one_by_one = length is not None and new == 1
+        return self.config.flops_at_shares(shares, new if length is None else length, one_by_one)
 
     def compile_decoding(self) -> None:
         raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")

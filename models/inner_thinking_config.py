@@ -86,18 +86,23 @@ class InnerThinkingConfig(ModelConfig):
         router = vector(max(1, self.mean_iterations - 1) * self.d_model if self.routing else 0)
         return self.ends() + self.n_layers * self.layer() + len(self.thinking) * (phi + router)
 
-    def flops_per_token(self, iterations: float | None, length: int, capacity: Capacity | None = None) -> float:
+    def flops_per_token(
+        self, iterations: float | None, length: int, capacity: Capacity | None = None, one_by_one: bool = False
+    ) -> float:
         count = int(iterations or self.mean_iterations)
         share = (self.capacity if capacity is None else capacity) if self.routing else 1.0
-        return self.flops_at_shares([check_capacity(share, count - 1)] * len(self.thinking), length)
+        return self.flops_at_shares([check_capacity(share, count - 1)] * len(self.thinking), length, one_by_one)
 
-    def flops_at_shares(self, shares: Sequence[Sequence[float]], length: int) -> float:
-        """Forward FLOPs per token where these shares of the tokens take the routed passes of each thinking layer."""
-        return self.once().flops(length) + sum(self.routed_flops(layer, length) for layer in shares)
+    def flops_at_shares(self, shares: Sequence[Sequence[float]], length: int, one_by_one: bool = False) -> float:
+        """Forward FLOPs per token where these shares of the tokens take the routed passes of each thinking layer, as if
+        none but those ran: a batch that gathers them rounds up to blocks, and one row of many may run for the others.
+        """
+        seen = self.seen(one_by_one)
+        return self.once().flops(length, seen) + sum(self.routed_flops(layer, length, seen) for layer in shares)
 
-    def routed_flops(self, shares: Sequence[float], length: int) -> float:
+    def routed_flops(self, shares: Sequence[float], length: int, seen: int | None) -> float:
         """The part of one layer in `flops_at_shares`."""
-        layer, keys_values = self.layer().flops(length), 2 * self.d_model * self.layer().kept
+        layer, keys_values = self.layer().flops(length, seen), 2 * self.d_model * self.layer().kept
         holds = RULES[self.rule].holds
         total, changed = 0.0, 1.0
         for share in shares:

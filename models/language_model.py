@@ -119,10 +119,12 @@ class LanguageModel(nn.Module):
     def executed_flops_per_token(self, output: ModelOutput, length: int | None = None) -> float:
         """Forward FLOPs per token of the call that gave this output: with the iterations that its positions used, and
         the answers that an exit rule read out on the way. Behind a cache, `length` is that of what it holds now."""
+        one_by_one = length is not None and output.iterations.shape[1] == 1
         length = output.iterations.shape[1] if length is None else length
         used = output.iterations.double().mean().item()
         looks = 0.0 if output.looks is None else output.looks.double().mean().item()
-        return self.config.flops_per_token(used, length) + looks * self.config.reading().flops(length)
+        flops = self.config.flops_per_token(used, length, one_by_one=one_by_one)
+        return flops + looks * self.config.reading().flops(length)
 
     def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
         """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises

@@ -96,7 +96,9 @@ class ByCount(Way):
         return Said(
             logits=logits,
             used=list(counts),
-            flops=[length * price(model.config, count, end) for count, end in zip(counts, lengths, strict=True)],
+            flops=[
+                length * price(model.config, count, end, length) for count, end in zip(counts, lengths, strict=True)
+            ],
             residual=[None if count == 1 else move for count, move in zip(counts, moved, strict=True)],
         )
 
@@ -115,7 +117,8 @@ class ByRule(Way):
         looks = [0] * len(used) if out.looks is None else out.looks.sum(dim=1).tolist()
         config = model.config
         flops = [
-            length * config.flops_per_token(spent / length, end) + looked * config.reading().flops(end)
+            length * config.flops_per_token(spent / length, end, one_by_one=length == 1)
+            + looked * config.reading().flops(end)
             for spent, looked, end in zip(used, looks, lengths, strict=True)
         ]
         moved, last = residual[:, -1].tolist(), out.iterations[:, -1].tolist()
@@ -141,25 +144,28 @@ class AtOnce(Way):
         yield
         flops: list[float]
         if out.selected is None:
-            flops = [length * price(model.config, self.iterations, end) for end in lengths]
+            flops = [length * price(model.config, self.iterations, end, length) for end in lengths]
         else:
             shares = out.selected.double().mean(dim=1).tolist()
             at_shares = model.config.flops_at_shares  # type: ignore[attr-defined]  # of the family that selects
-            flops = [length * at_shares(own, end) for own, end in zip(shares, lengths, strict=True)]
+            flops = [length * at_shares(own, end, length == 1) for own, end in zip(shares, lengths, strict=True)]
         return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), flops, [None] * len(counts))
 
 
-def price(config: ModelConfig, count: int | None, length: int) -> float:
-    """FLOPs of a token at so many iterations that attends to so many positions."""
-    alone, more = price_line(config, count)
-    return alone + more * length
+def price(config: ModelConfig, count: int | None, length: int, new: int) -> float:
+    """FLOPs of a token at so many iterations that attends to so many positions, one of so many new ones of a call."""
+    alone, near, far = price_line(config, count)
+    seen = min(length, config.window) if new == 1 and config.window else length
+    return alone + near * seen + far * length
 
 
 @lru_cache(maxsize=1024)
-def price_line(config: ModelConfig, count: int | None) -> tuple[float, float]:
-    """What a token costs apart from positions, and for each of them: to add it up takes as long as a small layer."""
+def price_line(config: ModelConfig, count: int | None) -> tuple[float, float, float]:
+    """What a token costs apart from positions, and for each of them in heads with and without a window: to add it up
+    takes as long as a small layer."""
     none, one = (config.flops_per_token(count, length) for length in (0, 1))
-    return none, one - none
+    edge, beyond = (config.flops_per_token(count, config.window + more, one_by_one=True) for more in (0, 1))
+    return none, one - none - (beyond - edge), beyond - edge
 
 
 def lengths_after(cache: Cache, tokens: Tensor) -> list[int]:

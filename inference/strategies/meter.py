@@ -5,7 +5,9 @@
 
 `once` and `iteration` are the costs of the model's configuration (models/cost.py), so that a prompt that is forked is
 counted once, a token that is taken back is counted all the same, and a token that was drawn last and never read is not.
-A row counts its own length, not that of the longest row beside it. What scorers read is in the sum, and also by itself.
+A row counts its own length, not that of the longest row beside it; a token that comes alone looks no further back than
+its window. Of routed passes the tokens that took them are counted, not the blocks that they are gathered in, which may
+take up to twice as much where few tokens go. What scorers read is in the sum, and also by itself.
 """
 
 from __future__ import annotations

@@ -70,6 +70,21 @@ def test_flops_agree_with_the_counter_within_one_percent(config: ModelConfig) ->
         assert claimed == pytest.approx(counted(model, True, **windowed), rel=0.01)
 
 
+@pytest.mark.parametrize("heads", [2, 4, 6])
+def test_a_token_behind_a_cache_costs_what_its_window_shows(heads: int) -> None:
+    """Guards windows, outside of which a call of several tokens computes scores, and hides them, and a token behind a
+    cache none."""
+    config = RecurrentDepthConfig(**WIDE, n_kv_heads=3, window=5, window_heads=heads)
+    model, ids = RecurrentDepthTransformer(config).eval(), torch.zeros(2, 40, dtype=torch.int64)
+    cache, found = model.new_cache(2, 40), []
+    for new in (ids[:, :3], ids[:, :1], ids[:, :34], ids[:, :1]):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+            out = model(new, 4, cache=cache)
+        found.append(counter.get_total_flops() / new.numel())
+        assert model.executed_flops_per_token(out, cache.length) == pytest.approx(found[-1], rel=0.01)
+    assert config.flops_per_token(4, 39, one_by_one=True) < 0.97 * config.flops_per_token(4, 39)
+
+
 def test_executed_flops_are_those_of_the_iterations_that_rows_had() -> None:
     """Rows with fewer iterations hold: what they would have cost is not counted."""
     config = COSTED["concat"]

@@ -133,10 +133,13 @@ def test_another_depth_is_read_anew_and_the_first_is_kept(make_writer: Make) -> 
 
 
 @pytest.mark.parametrize(("family", "exit"), PLAIN)
-def test_the_meter_agrees_with_the_counter_within_one_percent(make_writer: Make, family: str, exit: str | None) -> None:
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_meter_agrees_with_the_counter_within_one_percent(
+    make_writer: Make, family: str, exit: str | None, window: int
+) -> None:
     """Guards every way FLOPs come about: a prompt read once for five forks, tokens one by one, a text put there, a cut.
     No token ends a row here, so that all rows are equally long, as the counter's padded rows are."""
-    model = make_writer(family, stop_tokens=())
+    model = make_writer(family, stop_tokens=(), window=window)
     solver, manner = FolderSolver(model), replace(DRAWN, exit=exit, limit=9)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         five = solver.write([solver.begin("1 + 2 + 3 + 4 <chain>", (1,))] * 5, manner)
