@@ -143,8 +143,9 @@ def is_finished(folder: Path, identity: Identity, complete: Completion) -> bool:
     return recorded is not None and not changes(recorded, identity)
 
 
-def check_configuration(folder: Path, resolved: dict[str, Any], complete: Completion) -> None:
-    """Raise a ValueError unless the folder holds a finished run of this configuration, whatever its data held.
+def has_finished(folder: Path, resolved: dict[str, Any], complete: Completion) -> bool:
+    """Whether the folder holds the finished run of this configuration, whatever its data held; not so if it is to be
+    longer. Raises a ValueError if it holds another run.
 
     Args:
         folder: the folder.
@@ -153,10 +154,12 @@ def check_configuration(folder: Path, resolved: dict[str, Any], complete: Comple
     """
     recorded = recorded_identity(folder, complete)
     if recorded is None:
-        raise ValueError(f"{folder} holds what was measured of a run that is not there any more; {REMEDY}")
+        return False
     different = differences(without_places(recorded["configuration"]), without_places(decisive(resolved)))
-    if different:
-        refuse(folder, different[0])
+    others = [each for each in different if not each.startswith("trainer.max_steps:")]
+    if others:
+        refuse(folder, others[0])
+    return not different
 
 
 def recorded_identity(folder: Path, complete: Completion) -> Identity | None:

@@ -112,13 +112,13 @@ def run(options: Any) -> None:
         raise ValueError(f"{blocking} is a file; name a folder with --output")
     if options.slurm_option and not options.slurm:
         raise ValueError("--slurm-option is for jobs: add --slurm, or leave it out")
-    check(runs)
+    done = finished(runs)
     if options.dry_run:
         for each in runs:
             say(each.line)
         return
     if options.slurm and not options.gather:
-        waiting = [each for each in runs if not finished(each)]
+        waiting = [each for each in runs if each not in done]
         if waiting:
             jobs = submit(waiting, folder, job_options(options.slurm_option or []))
             say(f"submitted {len(jobs)} runs as {jobs[0].partition('_')[0]}; later: the same line with --gather")
@@ -127,7 +127,8 @@ def run(options: Any) -> None:
         for number, each in enumerate(runs, start=1):
             print(f"run {number} of {len(runs)}: {each.line}", file=sys.stderr, flush=True)
             train(each, quiet=options.json)
-    show(runs, folder, options.json)
+        done = finished(runs)
+    show(runs, done, folder, options.json)
 
 
 def planned(
@@ -189,23 +190,22 @@ def parted(values: str) -> list[str]:
     return [""] if quote or open_ones else found
 
 
-def check(runs: Sequence[Run]) -> None:
-    """Raise the error of `mull train` before any run begins: for a configuration that is wrong, and for a folder that
-    holds a finished run of another one."""
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that are trained and measured. Raises the error of `mull train` for a configuration that is wrong, and
+    for a folder that holds a finished run of another one."""
     from mull.training.cli import quiet, read_configuration
-    from mull.training.identity import check_configuration
+    from mull.training.identity import has_finished
 
     quiet()
+    found = []
     for _, alike in itertools.groupby(runs, key=lambda each: each.settings):
         those = list(alike)
         asked = read_configuration(those[0].command[1:])
-        for each in filter(finished, those):
-            check_configuration(each.folder, {**asked.resolved, "seed_everything": each.seed}, asked.completed)
-
-
-def finished(each: Run) -> bool:
-    """Whether a run is trained and measured."""
-    return (each.folder / DEPTH).is_file()
+        for each in those:
+            resolved = {**asked.resolved, "seed_everything": each.seed}
+            if has_finished(each.folder, resolved, asked.completed) and (each.folder / DEPTH).is_file():
+                found.append(each)
+    return found
 
 
 def train(each: Run, quiet: bool) -> None:
@@ -273,14 +273,13 @@ def job(command: list[str]) -> int:
     return subprocess.run(command, check=True).returncode
 
 
-def gathered(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def gathered(done: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each setting, difficulty and iteration count: mean and deviation over the seeds that have it."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for each in runs:
-        if finished(each):
-            for result in read_depth(each.folder / DEPTH)["rows"]:
-                place = (tuple(each.settings.items()), result.get("difficulty"), result.get("iterations"))
-                found.setdefault(place, []).append(result)
+    for each in done:
+        for result in read_depth(each.folder / DEPTH)["rows"]:
+            place = (tuple(each.settings.items()), result.get("difficulty"), result.get("iterations"))
+            found.setdefault(place, []).append(result)
     rows = []
     for (settings, difficulty, iterations), measured in found.items():
         row: dict[str, Any] = {
@@ -294,9 +293,9 @@ def gathered(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def show(runs: Sequence[Run], folder: Path, as_json: bool) -> None:
+def show(runs: Sequence[Run], done: Sequence[Run], folder: Path, as_json: bool) -> None:
     """Write sweep.json and sweep.csv, and print them as a table or as JSON."""
-    rows, missing = gathered(runs), [str(each.folder) for each in runs if not finished(each)]
+    rows, missing = gathered(done), [str(each.folder) for each in runs if each not in done]
     if not rows:
         raise ValueError(f"no run in {folder} is finished yet; the same line without --gather trains them")
     found = {"runs": [each.line for each in runs], "unfinished": missing, "rows": rows}
