@@ -29,11 +29,13 @@ class Interval(NamedTuple):
 
 
 def wilson(successes: float, n: int) -> Interval:
-    """Wilson's score interval of a share of n >= 1 independent trials (Wilson 1927); never of zero width."""
+    """Wilson's score interval of a share of n >= 1 independent trials (Wilson 1927); never of zero width. It ends at 0
+    where nothing succeeded and at 1 where everything did, exactly: as numbers the two terms need not cancel."""
     share, z2 = successes / n, Z**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2)) / (1 + z2 / n)
-    return Interval(max(0.0, center - half), min(1.0, center + half))
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return Interval(low if successes > 0 else 0.0, high if successes < n else 1.0)
 
 
 def clustered_share(sums: Sequence[float], sizes: Sequence[int]) -> Interval:

@@ -22,6 +22,12 @@ def test_wilson(successes: int, n: int, low: float, high: float) -> None:
     assert wilson(successes, n) == pytest.approx((low, high), abs=6e-5)
 
 
+def test_nothing_right_is_nought_and_everything_right_is_one() -> None:
+    """Guards the ends that everybody reads, whatever the number of trials: 0 and 1, and no 2.8e-17 in place of 0."""
+    for n in range(1, 400):
+        assert wilson(0, n).low == 0.0 < wilson(0, n).high < 1 and wilson(n, n).high == 1.0 > wilson(n, n).low > 0
+
+
 def test_share_of_single_tokens_is_agresti_and_coulls() -> None:
     """8 of 10: n' = 10 + 3.8415 = 13.8415, p' = (8 + 1.9207) / n' = 0.71674, half 1.96 sqrt(p' (1 - p') / n')."""
     found = clustered_share([1] * 8 + [0] * 2, [1] * 10)
