@@ -7,6 +7,7 @@ The name stands in a registry, for a frozen dataclass with an `example` of how i
 behind colons are its first fields, in their order; every field can be given by name, or left out to have its default.
 """
 
+import math
 import sys
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -86,13 +87,18 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
 
 
 def number(hint: Any, what: str, text: str, example: str) -> Any:
-    """The text as a value of the annotated type, int, float, str or one of the words of a Literal."""
+    """The text as a value of the annotated type, int, float, str or one of the words of a Literal. A nan is no number:
+    it compares with nothing, so that no limit would catch it; what is infinite is left to who has the field."""
     if get_origin(hint) is Literal:
         if text not in get_args(hint):
             raise ValueError(f"{what} must be one of {', '.join(get_args(hint))}, not {text!r}; write {example}")
         return text
+    kind = "an integer" if hint is int else "a number"
+    refusal = ValueError(f"{what} {text!r} is not {kind}; write {example}")
     try:
-        return hint(text)
+        value = hint(text)
     except ValueError:
-        kind = "an integer" if hint is int else "a number"
-        raise ValueError(f"{what} {text!r} is not {kind}; write {example}") from None
+        raise refusal from None
+    if hint is float and math.isnan(value):
+        raise refusal
+    return value

@@ -10,6 +10,7 @@ Deviations: in a model from scratch thoughts are attempts that a mark parts (the
 only token that is held down; beta is of the length of one attempt (the paper: 600 tokens, about one thought).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class ThoughtSwitching(Strategy):
     """See the head of this file.
 
     Args:
-        alpha: what is taken off the logits of a switch.
+        alpha: what is taken off the logits of a switch; inf forbids it within the window.
         beta: tokens of each thought that resist.
         style: of the text.
     """
@@ -65,6 +66,8 @@ class ThoughtSwitching(Strategy):
 
     def __post_init__(self) -> None:
         self.at_least(0, beta=self.beta)
+        if not self.alpha > -math.inf:
+            raise ValueError(f"strategy {self.name}: alpha must be a number, or inf for no switch, not {self.alpha}")
 
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         root = solver.begin(solver.marks.prompt(problem.text, self.style), key)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mull.inference import exits
-from mull.inference.exits import EXITS, Exit, Thought, parse
+from mull.inference.exits import EXITS, Exit, Latent, Thought, parse
 from mull.inference.measure.calibrate import calibrate
 
 
@@ -84,7 +84,7 @@ def test_minimum_and_every_say_when(minimum: int, every: int, at: list[int]) -> 
         ("latnt:0.1", "exit 'latnt' is not known; known are latent, acceleration"),
         ("latent", "exit latent lacks threshold; write latent:0.03"),
         ("latent:x", "exit latent: threshold 'x' is not a number; write latent:0.03"),
-        ("latent:nan", "threshold nan is not a number; write latent:0.03"),
+        ("latent:nan", "threshold 'nan' is not a number; write latent:0.03"),
         ("latent:0.1,minimum=0", "minimum must be at least 1, not 0"),
         (
             "latent:0.1,max=3",
@@ -96,6 +96,14 @@ def test_a_misspelt_rule_is_named(text: str, says: str) -> None:
     with pytest.raises(ValueError, match="exit") as caught:
         parse(text)
     assert says in str(caught.value)
+
+
+def test_a_threshold_is_a_number_or_infinite() -> None:
+    """Guards rules that are made in Python: nan would let nobody go and say nothing; an infinite one means never, or
+    at once."""
+    with pytest.raises(ValueError, match=r"threshold nan is not a number; write latent:0\.03"):
+        Latent(math.nan)
+    assert parse("latent:-inf") == Latent(-math.inf) and parse("latent:inf") == Latent(math.inf)
 
 
 def test_every_rule_is_spelt_as_it_is_called() -> None:

@@ -96,6 +96,8 @@ def test_every_thing_is_read_back_with_every_field(name: str) -> None:
         ("box:²:2", "shape box: width '²' is not an integer; write box:3:0.5"),
         ("box::2", "shape box: width '' is not an integer"),
         ("box:1:two", "shape box: height 'two' is not a number; write box:3:0.5"),
+        ("box:1:nan", "shape box: height 'nan' is not a number; write box:3:0.5"),
+        ("box:1:2,weight=-NaN", "shape box: weight '-NaN' is not a number"),
         ("box:1:2,corners", "shape box: corners '' is not an integer"),
         ("box:1:2,corners=many", "shape box: corners 'many' is not an integer"),
         ("box:1:2:red:4:1:7", "has 6 values and takes 5 at most; write box:3:0.5"),

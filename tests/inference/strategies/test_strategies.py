@@ -424,7 +424,8 @@ def test_a_large_penalty_keeps_every_thought_as_long_as_its_window(make_writer: 
         text = mull.solve(model, "1 + 2", strategy, generator=seed, temperature=1.0, max_new_tokens=40).text
         return min(map(len, (thought.split() for thought in text.split("<switch>")[:-1])), default=99)
 
-    assert min(shortest("thought_switching:1000:4", seed) for seed in range(6)) >= 4
+    for never in ("1000", "inf"):
+        assert min(shortest(f"thought_switching:{never}:4", seed) for seed in range(6)) >= 4
     assert min(shortest("thought_switching:0:4", seed) for seed in range(6)) < 4
     assert mull.solve(model, "1", "thought_switching:0:4", max_new_tokens=9).text == FolderSolver(model).write(
         [FolderSolver(model).begin("1 <attempts>", (0,))], Manner(limit=9))[0].text  # fmt: skip
@@ -487,6 +488,8 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
         ("budget_forcing:-1", "waits must be at least 0, not -1"),
         ("budget_forcing:1,least=4,most=2", "least=4 is more than most=2"),
         ("budget_forcing:1,cap=30", "cap=30 leaves no room for an answer within 20 new tokens; allow 33 or more"),
+        ("thought_switching:nan:16", "alpha 'nan' is not a number; write thought_switching:3:16"),
+        ("thought_switching:-inf", "alpha must be a number, or inf for no switch, not -inf"),
         ("best_of_n:4,scorer=process", "scorer process: no process reward: the model has no reward head"),
         ("compute_optimal", "strategy compute_optimal lacks its table, which mull compare writes"),
     ],
