@@ -152,10 +152,10 @@ def strategy(kind: type[Strategy]) -> type[Strategy]:
 
 
 def choose_strategy(given: str | Strategy) -> Strategy:
-    """The strategy, parsed if it is written out. Raises ValueError that names what is known."""
+    """The strategy, parsed if it is written out, blanks around it aside. Raises ValueError that names what is known."""
     if not isinstance(given, str | Strategy):
         raise ValueError(f"strategy must be written as majority:16, or be a Strategy, not {given!r}")
-    return parse_written(given, STRATEGIES) if isinstance(given, str) else given
+    return parse_written(given.strip(), STRATEGIES) if isinstance(given, str) else given
 
 
 def answer_of(marks: Marks, branch: Branch, style: Style) -> str:

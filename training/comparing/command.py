@@ -15,7 +15,7 @@ from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
-from mull.inference.strategies import choose_strategy
+from mull.inference.strategies import Strategy, choose_strategy
 from mull.inference.strategies.command import add_writers
 from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
 from mull.training.comparing.cells import Cells
@@ -112,15 +112,19 @@ def say(text: str) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """`direct;chain;majority:8` as a list of different strategies, all of which are known."""
+    """`direct;chain;majority:8` as a list of different strategies, all of which are known; two spellings of one are no
+    different strategies."""
     found = [word.strip() for word in text.split(";") if word.strip()]
     if not found:
         raise ValueError(f'--strategies {text!r} names none; write "direct;chain;majority:8"')
-    twice = next((word for place, word in enumerate(found) if word in found[:place]), None)
-    if twice is not None:
-        raise ValueError(f"the strategy {twice} is there twice in --strategies: name it once")
+    kinds: list[Strategy] = []
     for word in found:
-        choose_strategy(word)
+        kind = choose_strategy(word)
+        if kind in kinds:
+            first = found[kinds.index(kind)]
+            also = "" if first == word else f", the other time as {first}"
+            raise ValueError(f"the strategy {word} is there twice in --strategies{also}: name it once")
+        kinds.append(kind)
     return found
 
 

@@ -500,6 +500,11 @@ def test_a_mistake_is_one_line_with_a_way_out(make_writer: Make, strategy: str, 
     assert "\n" not in str(error.value)
 
 
+def test_blanks_around_a_strategy_are_none_of_it() -> None:
+    """Guards strategies that are cut out of a list or a file."""
+    assert choose_strategy(" majority:4\n") == choose_strategy("majority:4")
+
+
 def test_texts_that_would_be_the_same_are_not_paid_for(make_writer: Make) -> None:
     """Guards greedy votes; and a writer without a loop, or with one iteration, against a scorer of residuals: what one
     iteration lacks is said before anything is written, and is not said to be a loop."""

@@ -162,6 +162,8 @@ def test_metrics_on_request(run: Run, tmp_path: Path) -> None:
         (["loop", "--strategies", "directly"], "strategy 'directly' is not known"),
         (["loop", "--strategies", ";"], "names none; write"),
         (["loop", "--strategies", "chain; chain"], "the strategy chain is there twice"),
+        (["loop", "--strategies", "majority; majority:16"], "majority:16 is there twice in --strategies, the other"),
+        (["loop", "--strategies", "beam:4,width=2;beam,width=2,n=4"], "the other time as beam:4,width=2: name it once"),
         (["loop", "--strategies", "chain:3,x=1"], "chain"),
         (["loop", "./loop"], "a folder is there twice in loop ./loop"),
         ([], "nobody is named to write"),
