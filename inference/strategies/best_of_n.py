@@ -35,14 +35,15 @@ class Sampling(Strategy):
         self.at_least(1, n=self.n)
 
     def drawn(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> list[Branch]:
-        """The N texts. Raises ValueError where they would all be the same."""
-        self.check_chance(manner, self.n)
+        """The N texts."""
         return solver.write([solver.begin(solver.marks.prompt(problem.text, self.style), key)] * self.n, manner)
 
-    def check_chance(self, manner: Manner, texts: int) -> None:
-        if texts > 1 and not manner.temperature:
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        super().check(problem, solver, manner)
+        if self.n > 1 and not manner.temperature:
             raise ValueError(
-                f"strategy {self.name}: at temperature 0 all of its {texts} texts would be the same; give a temperature"
+                f"strategy {self.name}: at temperature 0 all of its {self.n} texts would be the same; "
+                "give a temperature"
             )
 
 
@@ -67,9 +68,12 @@ class BestOfN(Sampling):
         super().__post_init__()
         choose_scorer(self.scorer)
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        super().check(problem, solver, manner)
+        choose_scorer(self.scorer).check(Judged(problem, solver, manner, self.style))
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         judge, judged = choose_scorer(self.scorer), Judged(problem, solver, manner, self.style)
-        judge.check(judged)
         branches = self.drawn(problem, solver, manner, key)
         candidates = [
             Candidate(branch, answer_of(solver.marks, branch, self.style), aggregated(scores, self.aggregation))

@@ -56,6 +56,21 @@ class BudgetForcing(Strategy):
         if 0 < self.most < self.least:
             raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        deep, marks = self.deepened(manner), solver.marks
+        super().check(problem, solver, deep)
+        put = [marks.wait] if self.waits and self.put == "wait" else []
+        solver.check(deep, [marks.end_of_thinking, *put, *([marks.step] if self.cap else [])])
+        if self.waits and self.put == "random":
+            solver.random_text(())  # says where there are none
+        self.thinking(deep, solver.room(solver.begin(marks.prompt(problem.text, self.style))))
+        most = solver.most_iterations(deep)
+        if most is not None and self.least > most:
+            raise ValueError(
+                f"strategy {self.name}: least={self.least} is more than the {most} iterations that a token gets, so "
+                f"that the exit rule would let none go early; give {self.least} iterations or more, or a smaller least"
+            )
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         marks, manner = solver.marks, self.deepened(manner)
         branch = solver.begin(marks.prompt(problem.text, self.style), key)
@@ -108,12 +123,13 @@ class BudgetForcing(Strategy):
 
     def deepened(self, manner: Manner) -> Manner:
         """The manner with the budget of iterations."""
-        if self.least and manner.exit is None:
-            raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
+        deep = replace(manner, iterations=self.most or manner.iterations)
+        if not self.least:
+            return deep
         rule = parse_exit(manner.exit) if isinstance(manner.exit, str) else manner.exit
-        if self.least and rule is not None:
-            rule = replace(rule, minimum=max(self.least, rule.minimum))
-        return replace(manner, exit=rule, iterations=self.most or manner.iterations)
+        if rule is None:
+            raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
+        return replace(deep, exit=replace(rule, minimum=max(self.least, rule.minimum)))
 
 
 def half_of(mark: str, text: str) -> int:

@@ -76,12 +76,20 @@ class ComputeOptimal(Strategy):
             raise ValueError(f"strategy {self.name}: budget must be at least 0, not {self.budget}")
         _ = self.choices  # says now what is wrong with the table
 
+    def chosen(self, problem: Problem, manner: Manner) -> tuple[str, Manner]:
+        """The strategy for a problem, and the manner with its iterations."""
+        best = self.choices[self.bin_of(problem.difficulty)]
+        depth = manner.iterations if best.iterations is None else best.iterations
+        return best.strategy, replace(manner, iterations=depth)
+
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        name, deep = self.chosen(problem, manner)
+        choose_strategy(name).ready(problem, solver, deep)
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        chosen = self.choices[self.bin_of(problem.difficulty)]
-        inner = choose_strategy(chosen.strategy)
-        depth = manner.iterations if chosen.iterations is None else chosen.iterations
-        found = inner.follow(problem, solver, replace(manner, iterations=depth), key)
-        by = chosen.strategy + ("" if depth is None else f" at {depth} iteration{'' if depth == 1 else 's'}")
+        name, deep = self.chosen(problem, manner)
+        found, depth = choose_strategy(name).follow(problem, solver, deep, key), deep.iterations
+        by = name + ("" if depth is None else f" at {depth} iteration{'' if depth == 1 else 's'}")
         return replace(found, trace=[Event("strategy", by), *found.trace], by=by)
 
     # The table ----------------------------------------------------------------------------------------------------

@@ -123,12 +123,26 @@ class Strategy(ABC):
             key: what draws depend on; the strategy begins its branches with it.
 
         Raises:
-            ValueError: what it needs is not there: a mark, a reward head, a checker.
+            ValueError: the writer fails. What it needs is asked for before: see `check`.
         """
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        """Raise a ValueError where what `solve` needs is not there: a mark, a reward head, a temperature, room for the
+        problem. Asked before anything is written, and of all cells of a comparison before the first one is measured."""
+        solver.check(manner)
+        style: Style | None = getattr(self, "style", None)
+        if style is not None:
+            solver.begin(solver.marks.prompt(problem.text, style))
+
+    def ready(self, problem: Problem, solver: Solver, manner: Manner) -> Manner:
+        """The manner, checked, at the temperature of this strategy where it says none."""
+        own = manner.at(self.temperature)
+        self.check(problem, solver, own)
+        return own
+
     def follow(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        """`solve`, at the temperature of this strategy where the manner says none."""
-        return self.solve(problem, solver, manner.at(self.temperature), key)
+        """`solve`, when all that it needs is there."""
+        return self.solve(problem, solver, self.ready(problem, solver, manner), key)
 
     @property
     def goes_by(self) -> str:

@@ -172,6 +172,10 @@ class EndpointSolver(Solver):
 
     # Writing ------------------------------------------------------------------------------------------------------
 
+    def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:
+        if manner.exit is not None and not isinstance(manner.exit, str):
+            raise ValueError(f"an endpoint takes an exit rule as text, latent:0.03, not {manner.exit!r}")
+
     def write(
         self,
         branches: Sequence[Branch],
@@ -183,8 +187,7 @@ class EndpointSolver(Solver):
     ) -> list[Branch]:
         if before is not None or after is not None:
             raise ValueError("a model behind an endpoint does not show its logits: use another strategy")
-        if manner.exit is not None and not isinstance(manner.exit, str):
-            raise ValueError(f"an endpoint takes an exit rule as text, latent:0.03, not {manner.exit!r}")
+        self.check(manner)
         found, most = forked(branches), manner.limit if limit is None else limit
         places = [at for at, one in enumerate(found) if not one.ended and len(one.tokens) < most]
         with ThreadPoolExecutor(MOST_AT_ONCE) as pool:

@@ -19,7 +19,6 @@ from mull.inference.checks import check_prompt
 from mull.inference.early_exit import choose_exit
 from mull.inference.generate import stop_ids
 from mull.inference.prompts import integers
-from mull.inference.sampling import Draw
 from mull.inference.strategies.meter import Meter
 from mull.inference.strategies.reading import Depth, Held, Memory, Reader, gathered, rewards_of
 from mull.inference.strategies.solver import (
@@ -33,7 +32,6 @@ from mull.inference.strategies.solver import (
     Solver,
     Token,
     forked,
-    seed_of,
 )
 from mull.inference.strategies.spelling import Spelling
 from mull.models import LanguageModel
@@ -137,6 +135,15 @@ class FolderSolver(Solver):
     def depth(self, manner: Manner) -> Depth:
         return self.model.check_depth(manner.iterations), choose_exit(self.model, manner.exit)
 
+    def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:
+        self.depth(manner)
+        manner.draw()
+        for mark in marks:
+            self.spelling.mark(mark)
+
+    def most_iterations(self, manner: Manner) -> int | None:
+        return self.depth(manner)[0]
+
     def write(
         self,
         branches: Sequence[Branch],
@@ -214,11 +221,7 @@ class FolderSolver(Solver):
     def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
         """The next token of each line."""
         changed = logits if asked.before is None else asked.before(lines, logits)
-        each, manner = None, asked.manner
-        if manner.temperature > 0:
-            seeds = [seed_of(line.branch.key, len(line.branch.tokens) + len(line.new)) for line in lines]
-            each = [torch.Generator().manual_seed(seed) for seed in seeds]
-        tokens = Draw(each, manner.temperature, manner.top_k, manner.top_p, manner.min_p).choose(changed).tolist()
+        tokens = asked.manner.draw(lines).choose(changed).tolist()
         return tokens if asked.after is None else list(map(asked.after, lines, tokens))
 
     # Scoring ------------------------------------------------------------------------------------------------------

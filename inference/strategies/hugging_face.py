@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from mull.inference.mode import in_eval
-from mull.inference.sampling import Draw
 from mull.inference.strategies.meter import Meter
 from mull.inference.strategies.ordinary import ORDINARY
 from mull.inference.strategies.solver import (
@@ -272,6 +271,12 @@ class HuggingFaceSolver(Solver):
 
     # Writing ------------------------------------------------------------------------------------------------------
 
+    def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:
+        if manner.iterations is not None or manner.exit is not None:
+            asked = f"iterations {manner.iterations}" if manner.exit is None else f"the exit rule {manner.exit}"
+            raise ValueError(f"a model of transformers has no loop that mull could turn: leave {asked} out")
+        manner.draw()
+
     def write(
         self,
         branches: Sequence[Branch],
@@ -281,9 +286,7 @@ class HuggingFaceSolver(Solver):
         before: Before | None = None,
         after: After | None = None,
     ) -> list[Branch]:
-        if manner.iterations is not None or manner.exit is not None:
-            asked = f"iterations {manner.iterations}" if manner.exit is None else f"the exit rule {manner.exit}"
-            raise ValueError(f"a model of transformers has no loop that mull could turn: leave {asked} out")
+        self.check(manner)
         found, most = forked(branches), manner.limit if limit is None else limit
         groups: dict[int, list[tuple[int, Row]]] = {}
         for place, branch in enumerate(found):
@@ -336,12 +339,8 @@ class HuggingFaceSolver(Solver):
 
     def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
         """The next token of each line."""
-        changed, manner = logits if asked.before is None else asked.before(lines, logits), asked.manner
-        each = None
-        if manner.temperature > 0:
-            seeds = [seed_of(line.branch.key, len(line.branch.tokens) + len(line.new)) for line in lines]
-            each = [torch.Generator().manual_seed(seed) for seed in seeds]
-        tokens = Draw(each, manner.temperature, manner.top_k, manner.top_p, manner.min_p).choose(changed).tolist()
+        changed = logits if asked.before is None else asked.before(lines, logits)
+        tokens = asked.manner.draw(lines).choose(changed).tolist()
         return tokens if asked.after is None else list(map(asked.after, lines, tokens))
 
 

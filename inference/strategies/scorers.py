@@ -131,6 +131,7 @@ class Process(Scorer):
         refusal = judged.solver.refuses_score
         if refusal:
             raise ValueError(f"scorer process: {refusal}")
+        judged.solver.check(self.manner(judged))
 
     def manner(self, judged: Judged) -> Manner:
         return replace(judged.manner, iterations=self.iterations) if self.iterations else judged.manner
@@ -148,6 +149,9 @@ class Process(Scorer):
         return judged.solver.score(parts, self.manner(judged))
 
 
+NO_RESIDUALS = "scorer settled: this writer has no residuals, which models with a loop have"
+
+
 @scorer
 @dataclass(frozen=True)
 class Settled(Scorer):
@@ -156,7 +160,10 @@ class Settled(Scorer):
     name = example = "settled"
 
     def check(self, judged: Judged) -> None:
-        if judged.manner.iterations == 1:
+        most = judged.solver.most_iterations(judged.manner)
+        if most is None:
+            raise ValueError(NO_RESIDUALS)
+        if most == 1:
             raise ValueError(
                 "scorer settled: at 1 iteration there is no change from one to the next to go by; give 2 iterations or "
                 "more, or take another scorer"
@@ -167,7 +174,7 @@ class Settled(Scorer):
         for length in lengths:
             moved = [token.residual for token in drawn(branch, length) if token.residual is not None]
             if not moved:
-                raise ValueError("scorer settled: this writer has no residuals, which models with a loop have")
+                raise ValueError(NO_RESIDUALS)
             found.append(1 / (1 + sum(moved) / len(moved)))
         return found
 

@@ -139,10 +139,13 @@ class Searching(Sampling):
         """How many trees there are, how many steps each begins with, and how many of them it keeps."""
         return {"trees": 1, "first": self.n, "keep": self.n // self.width}
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        super().check(problem, solver, manner)
+        solver.check(manner, [solver.marks.step])
+        choose_scorer(self.scorer).check(Judged(problem, solver, manner, self.style))
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        self.check_chance(manner, self.n)
         judge, judged = choose_scorer(self.scorer), Judged(problem, solver, manner, self.style)
-        judge.check(judged)
         search = Search(judged, judge, self.aggregation, self.ahead)
         root = solver.begin(solver.marks.prompt(problem.text, self.style), key)
         ended = search.grow(root, **self.shape, width=self.width, rounds=self.rounds)

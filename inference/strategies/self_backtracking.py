@@ -51,8 +51,11 @@ class SelfBacktracking(Sampling):
         super().__post_init__()
         self.at_least(0, rounds=self.rounds)
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        super().check(problem, solver, manner)
+        solver.check(manner, [solver.marks.backtrack])
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
-        self.check_chance(manner, self.n)
         states = [solver.begin(solver.marks.prompt(problem.text, self.style), key)]
         visited, pool, trace = {""}, list[Branch](), list[Event]()
         written: list[Branch] = []

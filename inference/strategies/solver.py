@@ -26,9 +26,11 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mull.inference.exits import Exit
+from mull.inference.sampling import Draw
 from mull.inference.strategies.meter import Meter
 
 Key = tuple[int, ...]
@@ -218,6 +220,14 @@ class Manner:
         """The same without chance."""
         return replace(self, temperature=0.0, top_k=None, top_p=None, min_p=None)
 
+    def draw(self, lines: Sequence[Line] = ()) -> Draw:
+        """How the next token of each line is drawn. Raises ValueError for what is out of range."""
+        each = None
+        if self.temperature > 0:
+            seeds = [seed_of(line.branch.key, len(line.branch.tokens) + len(line.new)) for line in lines]
+            each = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return Draw(each, self.temperature, self.top_k, self.top_p, self.min_p)
+
 
 class Line:
     """A branch while it is written on, for hooks to look at; `new` are its tokens of this call."""
@@ -298,6 +308,13 @@ class Solver(ABC):
     @abstractmethod
     def room(self, branch: Branch) -> int:
         """Tokens for which there is room behind a branch."""
+
+    def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:  # noqa: B027  # some write in any manner
+        """Raise a ValueError where it cannot write in this manner, or has no such marks; nothing is written."""
+
+    def most_iterations(self, manner: Manner) -> int | None:
+        """Most iterations of a token in this manner; None where it turns no loop, whose residuals it could tell."""
+        return None
 
     @property
     def refuses_score(self) -> str | None:

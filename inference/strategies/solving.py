@@ -77,14 +77,33 @@ def solve(
     check_text(problem.text, solver.marks)
     if isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    drawn = 0.0 if temperature is None else temperature
-    manner = Manner(iterations, exit, drawn, top_k, top_p, min_p, max_new_tokens, usual=temperature is None)
+    manner = manner_of(iterations, exit, temperature, top_k, top_p, min_p, max_new_tokens)
     before, start = solver.meter.spent, time.perf_counter()
     found = chosen.follow(problem, solver, manner, (int(generator),))
     cost = replace(solver.meter.spent - before, seconds=time.perf_counter() - start)
     by = written_out(chosen) + (f" -> {found.by}" if found.by else "")
     answer = answer_of(solver.marks, found.branch, found.style)
     return Solution(answer, found.branch.text, cost, found.trace, by, found.scorer)
+
+
+def manner_of(
+    iterations: int | None = None,
+    exit: str | Exit | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    max_new_tokens: int = 256,
+) -> Manner:
+    """How is written, as `solve` is told it."""
+    drawn = 0.0 if temperature is None else temperature
+    return Manner(iterations, exit, drawn, top_k, top_p, min_p, max_new_tokens, usual=temperature is None)
+
+
+def check_solvable(solver: Solver, problem: Problem, strategy: Strategy, manner: Manner) -> None:
+    """Raise the ValueError of `solve` that is certain before anything is written."""
+    check_text(problem.text, solver.marks)
+    strategy.ready(problem, solver, manner)
 
 
 def check_text(text: str, marks: Marks) -> None:

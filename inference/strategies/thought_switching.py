@@ -69,6 +69,10 @@ class ThoughtSwitching(Strategy):
         if not self.alpha > -math.inf:
             raise ValueError(f"strategy {self.name}: alpha must be a number, or inf for no switch, not {self.alpha}")
 
+    def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
+        super().check(problem, solver, manner)
+        self.penalty(solver)  # says where the tokens of a switch are not known
+
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         root = solver.begin(solver.marks.prompt(problem.text, self.style), key)
         [branch] = solver.write([root], manner, before=self.penalty(solver))

@@ -120,6 +120,12 @@ class Turn(Solver):
     def room(self, branch: Branch) -> int:
         return self.inner.room(branch)
 
+    def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:
+        self.inner.check(manner, marks)
+
+    def most_iterations(self, manner: Manner) -> int | None:
+        return self.inner.most_iterations(manner)
+
     @property
     def refuses_score(self) -> str | None:
         return self.inner.refuses_score

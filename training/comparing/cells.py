@@ -6,6 +6,7 @@ finished cell is one file, written whole or not at all, with a checksum of its c
 good as none, and its cell is measured anew.
 
     DIR/cells/settings.json               what all cells have in common: problems, seed, how is written
+    DIR/cells/servers.json                the iteration count of each model behind an endpoint, as its server said
     DIR/cells/majority_8-4-1f0c....json   a cell; its name ends with a key of what it is a cell of
 """
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from mull.checkpoints.files import read_bytes, shown
 from mull.checkpoints.replacing import complete, replace_all
 
-CELLS, SETTINGS = "cells", "settings.json"
+CELLS, SETTINGS, SERVERS = "cells", "settings.json", "servers.json"
 FORMAT = 1
 MAX_BYTES = 256 << 20  # of a cell's file
 Floats = NDArray[np.float64]
@@ -156,11 +157,26 @@ class Cells:
 
     def kept_settings(self) -> dict[str, Any] | None:
         """The settings of the cells that are there; None where there are none, or where they cannot be read."""
+        return self.read(SETTINGS)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """The object of a file beside the cells; None where there is none, or one that cannot be read."""
         try:
-            found = json.loads(read_bytes(self.folder / SETTINGS, MAX_BYTES))
-        except (OSError, ValueError):
+            found = json.loads(read_bytes(self.folder / name, MAX_BYTES))
+        except (OSError, ValueError, RecursionError):
             return None
         return found if isinstance(found, dict) else None
+
+    def count_of(self, server: str) -> int | None:
+        """The iteration count that a model behind an endpoint was trained at, as its server said when a cell of it was
+        kept; None where it has no loop, or nothing is kept of it."""
+        found = (self.read(SERVERS) or {}).get(server)
+        return found if type(found) is int else None
+
+    def keep_count(self, server: str, count: int | None) -> None:
+        """Keep what a server said, so that nobody has to ask it where all cells are finished."""
+        if self.count_of(server) != count:
+            replace_all(self.folder, {SERVERS: json.dumps({**(self.read(SERVERS) or {}), server: count}).encode()})
 
     def find(self, place: Place, problems: str) -> Cell | None:
         """The finished cell of a place; None where there is none, or one that is damaged or of other problems."""

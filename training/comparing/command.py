@@ -19,7 +19,7 @@ from mull.inference.strategies import Strategy, choose_strategy
 from mull.inference.strategies.command import add_writers
 from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
 from mull.training.comparing.cells import Cells
-from mull.training.comparing.measuring import Writer, key_of, marks_of, measure, places
+from mull.training.comparing.measuring import Writer, check, key_of, marks_of, measure, places
 from mull.training.comparing.metrics import METRICS
 from mull.training.comparing.problems import Asked, of_file, of_folder
 from mull.training.comparing.report import Report
@@ -88,11 +88,12 @@ def run(options: Any, command: str) -> None:
         **{name: options[name] for name in WRITING}, "dtype": str(options.dtype),
     }  # fmt: skip
     cells = Cells(output, settings)
-    wanted = places(writers, strategies, options.iterations, asked)
+    wanted = places(writers, strategies, options.iterations, asked, cells)
+    manner = {name: options[name] for name in WRITING}
+    check(wanted, asked, cells, manner)
     if options.threads:
         torch.set_num_threads(options.threads)
     output.mkdir(parents=True, exist_ok=True)
-    manner = {name: options[name] for name in WRITING}
     with lock_of(output) as free:
         if free is False:
             raise ValueError(f"another process is comparing in {output}: wait for it, or name another --output")

@@ -21,7 +21,7 @@ from mull.inference.strategies.endpoint import EndpointSolver
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import is_ours
 from mull.inference.strategies.solver import seed_of
-from mull.inference.strategies.solving import solve
+from mull.inference.strategies.solving import check_solvable, manner_of, solve
 from mull.inference.strategies.together import Job, solve_together
 from mull.training.comparing.cells import Answered, Cell, Cells, Place
 from mull.training.comparing.problems import Asked
@@ -76,18 +76,47 @@ def key_of(folder: Path) -> str:
 
 
 def places(
-    writers: Sequence[Writer], strategies: Sequence[str], counts: Sequence[int] | None, asked: Asked
+    writers: Sequence[Writer], strategies: Sequence[str], counts: Sequence[int] | None, asked: Asked, cells: Cells
 ) -> list[tuple[Writer, Place]]:
-    """All cells of a comparison, in the order in which they are measured. A writer without a loop has no counts."""
-    found, goes_by = [], {strategy: choose_strategy(strategy).goes_by for strategy in strategies}
-    for writer in writers:
-        mean = writer.mean
+    """All cells of a comparison, in the order in which they are measured. A writer without a loop has no counts. A
+    server is asked whether it has one only where a cell is missing: it may be gone when all are finished."""
+    goes_by = {strategy: choose_strategy(strategy).goes_by for strategy in strategies}
+
+    def of(writer: Writer, mean: int | None) -> list[Place]:
         depths: Sequence[int | None] = [None] if mean is None else counts or [mean]
-        for difficulty in asked.problems:
-            for strategy in strategies:
-                key = writer.key + goes_by[strategy]
-                found += [(writer, Place(writer.name, key, strategy, count, difficulty)) for count in depths]
+        return [
+            Place(writer.name, writer.key + goes_by[strategy], strategy, count, difficulty)
+            for difficulty in asked.problems
+            for strategy in strategies
+            for count in depths
+        ]
+
+    found: list[tuple[Writer, Place]] = []
+    for writer in writers:
+        own = [] if writer.key else of(writer, cells.count_of(writer.name))
+        finished = bool(own) and all(cells.find(place, asked.key(place.difficulty)) for place in own)
+        found += [(writer, place) for place in (own if finished else of(writer, writer.mean))]
     return found
+
+
+def check(wanted: Sequence[tuple[Writer, Place]], asked: Asked, cells: Cells, manner: Mapping[str, Any]) -> None:
+    """Look whether all cells that are not there yet can be measured, before anything is. Arguments as of `measure`.
+
+    Raises:
+        ValueError: it is certain that one cannot, such as a scorer without its reward head; it names the first.
+    """
+    seen = set()
+    for writer, place in wanted:
+        if cells.find(place, asked.key(place.difficulty)) is None:
+            strategy, how = choose_strategy(place.strategy), manner_of(iterations=place.iterations, **manner)
+            texts = (writer.name, place.strategy, place.difficulty)
+            problems = asked.problems[place.difficulty]
+            for problem in problems[:1] if texts in seen else problems:  # they are as long at any count
+                seen.add(texts)
+                try:
+                    check_solvable(writer.solver, problem, strategy, how)
+                except (ValueError, OSError) as error:
+                    raise ValueError(f"{place}: {one_line(str(error))}; nothing was measured") from error
 
 
 def measure(
@@ -126,6 +155,8 @@ def measure(
                 kept = f"{done} of {len(wanted)} cells are finished and kept in {cells.folder.parent}"
                 raise ValueError(f"{place}: {one_line(str(error))}; {kept}: the same command goes on") from error
             cells.keep(cell)
+            if not writer.key:
+                cells.keep_count(writer.name, writer.mean)
             found[place], done = cell, done + 1
             row = row_of(cell)
             show(f"cell {done} of {len(wanted)}: {place}: {100 * row.accuracy:.1f} % in {row.seconds:.1f} s")

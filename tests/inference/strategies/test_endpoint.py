@@ -272,6 +272,24 @@ def test_iterations_of_servers_that_do_not_know_them(stub: Stub) -> None:
         solve(EndpointSolver(address, "m", Marks()), "1", "chain", iterations=4)
 
 
+def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
+    """Guards tokens that are paid for and thrown away; and an exit rule, which goes along as text where budget forcing
+    leaves it as it is."""
+    address, seen = stub(lambda _: (200, json.dumps({**json.loads(said("a")), "mull": {"iterations": 2}})))
+    solver = EndpointSolver(address, "m", Marks())
+    for strategy, message in (
+        ("budget_forcing:1,put=random", "has no vocabulary to draw from"),
+        ("budget_forcing:0,least=2", "an endpoint takes an exit rule as text"),
+        ("best_of_n:2,scorer=settled", "this writer has no residuals"),
+        ("best_of_n:2,scorer=process", "no process reward"),
+        ("thought_switching:3:4", "does not show its logits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            solve(solver, "1", strategy, exit="latent:0.1")
+    assert not seen
+    assert solve(solver, "1", "budget_forcing:0", exit="latent:0.1").text == "a" and seen[0]["exit"] == "latent:0.1"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

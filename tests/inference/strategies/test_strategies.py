@@ -17,6 +17,7 @@ from mull.inference.exits import Latent
 from mull.inference.strategies import STRATEGIES, Branch, Line, Manner, Marks, Problem, Token, choose_strategy
 from mull.inference.strategies.choosing import Candidate, choose
 from mull.inference.strategies.folder import FolderSolver
+from mull.inference.strategies.meter import Cost
 from mull.inference.strategies.scorers import SCORERS, Judged, choose_scorer, steps_of
 from mull.inference.strategies.solver import seed_of
 from mull.inference.strategies.thought_switching import Penalty
@@ -516,10 +517,47 @@ def test_texts_that_would_be_the_same_are_not_paid_for(make_writer: Make) -> Non
     solver = FolderSolver(make_writer())
     with pytest.raises(ValueError, match=r"at 1 iteration there is no change .* give 2 iterations or more"):
         mull.solve(solver, "1", "best_of_n:2,scorer=settled", iterations=1)
-    assert solver.meter.spent.tokens == 0
+    once = FolderSolver(make_writer(mean_iterations=1))
+    with pytest.raises(ValueError, match="scorer settled: at 1 iteration there is no change"):
+        mull.solve(once, "1", "best_of_n:2,scorer=settled")
+    assert solver.meter.spent.tokens == once.meter.spent.tokens == 0
     assert mull.solve(solver, "1", "best_of_n:2,scorer=settled", iterations=2, max_new_tokens=4).scorer == "settled"
     with pytest.raises(ValueError, match="or a Solver, not str"):
         mull.solve("parity", "1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lacks"),
+    [
+        ("beam:4", "step"),
+        ("budget_forcing:1", "wait"),
+        ("budget_forcing:0", "end_of_thinking"),
+        ("budget_forcing:0,cap=5", "step"),
+        ("self_backtracking:4", "backtrack"),
+        ("thought_switching:3:4", "switch"),
+        ("draft", "draft"),
+    ],
+)
+def test_a_mark_that_is_not_there_is_missed_before_anything_is_written(
+    make_writer: Make, strategy: str, lacks: str
+) -> None:
+    """Guards texts that would be thrown away: a mark may be needed only where a thinking happens to end."""
+    solver = FolderSolver(make_writer(), replace(Marks(), **{lacks: "<unheard>"}))
+    with pytest.raises(ValueError, match="has no token <unheard>"):
+        mull.solve(solver, "1", strategy)
+    assert solver.meter.spent == Cost()
+
+
+def test_the_least_iterations_are_within_the_most(make_writer: Make) -> None:
+    """Guards budgets of iterations that nobody could tell from none: an exit rule that begins beyond the limit, of the
+    call, of the strategy or of the model, never acts."""
+    model = make_writer(mean_iterations=4)
+    for strategy, count, most in (("least=9", 8, 8), ("least=5", None, 4), ("least=9,style=chain", 4, 4)):
+        with pytest.raises(ValueError, match=f"is more than the {most} iterations that a token gets"):
+            mull.solve(model, "1", f"budget_forcing:0,{strategy}", exit="latent:0.3", iterations=count)
+    more = {"exit": "latent:0.3", "max_new_tokens": 4}
+    assert mull.solve(model, "1", "budget_forcing:0,least=4", **more).cost.tokens  # type: ignore[arg-type]
+    assert mull.solve(model, "1", "budget_forcing:0,least=9,most=9", **more).cost.tokens  # type: ignore[arg-type]
 
 
 def test_every_strategy_runs_as_its_example_says(make_writer: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,36 @@ def test_a_strategy_that_goes_by_a_file_is_measured_anew_with_another(tmp_path: 
     def keys(accuracy: float) -> list[str]:
         row = {"strategy": "chain", "accuracy": accuracy, "flops_per_problem": 9.0}
         table.write_text(json.dumps({"rows": [row]}))
-        return [place.key for _, place in places([writer], ["chain", f"compute_optimal,table={table}"], [1], asked)]
+        strategies = ["chain", f"compute_optimal,table={table}"]
+        return [place.key for _, place in places([writer], strategies, [1], asked, Cells(tmp_path, {}))]
 
     first, again, other = keys(0.25), keys(0.25), keys(0.5)
     assert first == again and first[0] == other[0] == "weights" and first[1] != other[1]
+
+
+@pytest.mark.parametrize(("said", "counts", "depths"), [(2, None, [2]), (2, [1, 4], [1, 4]), (None, [1, 4], [None])])
+def test_a_server_is_not_asked_for_what_is_finished(
+    said: int | None, counts: list[int] | None, depths: list[int | None], make: Make, tmp_path: Path
+) -> None:
+    """Guards reports of finished comparisons behind an endpoint, whose server may be gone: what it said of its
+    iterations is kept with the cells, and believed as long as none of them is missing."""
+
+    def away() -> Solver:
+        raise ValueError("cannot be reached")
+
+    asked, cells = Asked("some", "difficulty", {4: [], 8: []}), Cells(tmp_path, {})
+    there, gone = Writer("m at x", "", Solver), Writer("m at x", "", away)
+    vars(there)["mean"] = said
+    wanted = [place for _, place in places([there], ["chain"], counts, asked, cells)]
+    assert [place.iterations for place in wanted] == 2 * depths
+    for number, place in enumerate(wanted):
+        with pytest.raises(ValueError, match="m at x: cannot be reached"):
+            places([gone], ["chain"], counts, asked, cells)
+        cells.keep(replace(make("chain", 1, problems=1), place=place, problems=asked.key(place.difficulty)))
+        if not number:
+            cells.keep_count("m at x", said)
+    assert [place for _, place in places([gone], ["chain"], counts, asked, Cells(tmp_path, {}))] == wanted
+    (tmp_path / "cells" / "servers.json").write_text("{")
+    if said is not None:
+        with pytest.raises(ValueError, match="cannot be reached"):
+            places([gone], ["chain"], counts, asked, cells)

@@ -209,14 +209,43 @@ def test_files_of_problems(run: Run, tmp_path: Path, line: str, said: str) -> No
     assert status == 2 and said in err and err.count("\n") == 1
 
 
-def test_a_strategy_that_lacks_something(run: Run, tmp_path: Path) -> None:
-    """What cannot be had is one line, which names the cell; what was finished stays, and counts for the next line."""
-    line = ["loop", "--iterations", "1", "--output", str(tmp_path / "a")]
-    status, _, err = run(*line, "--strategies", "chain;best_of_n:2,scorer=process", "--difficulty", "1")
-    last = err.splitlines()[-1]
-    assert status == 2 and "loop, best_of_n:2,scorer=process, 1 iteration, difficulty 1: " in last
-    assert f"1 of 2 cells are finished and kept in {tmp_path / 'a'}: the same command goes on" in last
-    status, _, err = run(*line, "--strategies", "chain", "--difficulty", "1")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chain;best_of_n:2,scorer=process"], "loop, best_of_n:2,scorer=process, 2 iterations, difficulty 1: scorer"),
+        (["chain;majority:4", "--temperature", "0"], "loop, majority:4, 2 iterations, difficulty 1: strategy majority"),
+        (["chain;beam:4,scorer=settled", "--iterations", "2,1"], "beam:4,scorer=settled, 1 iteration, difficulty 1: "),
+        (["chain;budget_forcing:0,least=9", "--exit", "latent:0.1"], "least=9 is more than the 2 iterations that a to"),
+        (["chain;budget_forcing:0,cap=6"], "cap=6 leaves no room for an answer within 8 new tokens"),
+        (["majority:2;chain", "--top-k", "3"], "loop, chain, 2 iterations, difficulty 1: top_k 3 filters draws"),
+        (["majority:2", "--top-p", "2"], "top_p 2.0 lies outside 0 < top_p <= 1"),
+        (["chain", "twin", "--exit", "latent:0.1"], "twin, chain, difficulty 1: exit 'latent' needs a model with a"),
+        (["chain", "--problems", "long.jsonl"], "loop, chain, 2 iterations, difficulty 9: the prompt has 101 p"),
+        (["chain", "--problems", "styled.jsonl"], "the problem ends with the style <chain>: leave it out"),
+    ],
+)
+def test_what_certainly_fails_is_said_before_anything_is_measured(
+    run: Run, place: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    """Guards hours of other cells, and a folder that nobody needs: one line names the first cell that cannot be had,
+    wherever it stands among the others, and nothing is written."""
+    for name, last in (("long", "1 " * 100), ("styled", "1 <chain>")):
+        lines = [{"problem": "1", "answer": 1, "difficulty": 1}, {"problem": last, "answer": 1, "difficulty": 9}]
+        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    strategies, *others = words
+    status, out, err = run("loop", *others, "--strategies", strategies, "--output", str(tmp_path / "a"))
+    assert status == 2 and out == "" and err.count("\n") == 1 and said in err and "; nothing was measured" in err
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_kept_needs_nothing_any_more(run: Run, tmp_path: Path) -> None:
+    """Guards comparisons that are added to: what cannot be had leaves the finished cells as they are, for the next
+    line."""
+    line = ["loop", "--iterations", "1", "--difficulty", "1", "--output", str(tmp_path / "a")]
+    assert run(*line, "--strategies", "chain")[0] == 0
+    status, _, err = run(*line, "--strategies", "chain;best_of_n:2,scorer=process")
+    assert status == 2 and err.count("\n") == 1
+    status, _, err = run(*line, "--strategies", "chain")
     assert status == 0 and "1 of 1 cells are there already" in err
 
 
@@ -264,7 +293,8 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "a" / "compare.json").read_text())["rows"]
     assert [row["accuracy"] for row in rows] == [0.0, 0.0, 0.5, 0.5]  # it always says 3
     assert {row["flops_per_problem"] for row in rows} == {None} and rows[0]["tokens_per_problem"] == 3
-    status, _, err = run(*line, "--difficulty", "1")
+    assert run(*line, "--difficulty", "1")[0] == 0  # all that it asks for is kept
+    status, _, err = run(*line, "--strategies", "direct;draft")
     assert status == 2 and "cannot be reached" in err and err.count("\n") == 1
 
 
