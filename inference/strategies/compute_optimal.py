@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -109,15 +111,26 @@ class ComputeOptimal(Strategy):
             wrong = [name for name in COUNTS if type(row.get(name)) not in (int, type(None))]
             if wrong:
                 raise ValueError(f"{where} has a row whose {wrong[0]} is {row[wrong[0]]!r}, no whole number")
-            kind = choose_strategy(row["strategy"]) if not row["strategy"].startswith(self.name) else self
-            if kind is self or row.get("ceiling") or getattr(kind, "scorer", None) == "oracle":
+            if not (math.isfinite(row["accuracy"]) and math.isfinite(row["flops_per_problem"])):
+                raise ValueError(f"{where} has a row of {row['strategy']} whose accuracy or FLOPs are no numbers")
+            if len(folders) > 1 and row.get("folder") != self.folder:
+                continue
+            own = re.split("[:,]", row["strategy"])[0].strip() == self.name
+            if own or row.get("ceiling") or self.known(row["strategy"], where) == "oracle":
                 continue  # a choice among these, or a ceiling, which nobody can follow who does not know the answer
-            if len(folders) == 1 or row.get("folder") == self.folder:
-                depth, hard = row.get("iterations"), row.get("difficulty")
-                found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))
+            depth, hard = row.get("iterations"), row.get("difficulty")
+            found.append(Measured(row["strategy"], depth, hard, row["accuracy"], row["flops_per_problem"]))
         if not found:
             raise ValueError(f"{where} has only rows of the oracle or of {self.name}; measure other strategies, too")
         return found
+
+    def known(self, given: str, where: str) -> str | None:
+        """The scorer of a strategy, if it has one. Raises ValueError for a strategy that is not known: without its rows
+        the choice might be a worse one, and nobody would notice."""
+        try:
+            return getattr(choose_strategy(given), "scorer", None)
+        except ValueError as error:
+            raise ValueError(f"{where} has a row of {given}, which cannot be followed: {error}") from None
 
     @property
     def goes_by(self) -> str:

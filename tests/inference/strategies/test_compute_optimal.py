@@ -64,6 +64,15 @@ def test_a_ceiling_is_never_chosen() -> None:
     assert ComputeOptimal(rows=rows).choices == ComputeOptimal(rows=ROWS).choices
 
 
+def test_what_is_never_chosen_need_not_be_known() -> None:
+    """Guards tables with rows of a plugin that is not loaded: those of another folder, and ceilings, change nothing;
+    one whose name begins like this strategy's is no row of this strategy."""
+    rows = (*ROWS, row("mine", 1, 2, 1.0, 1, folder="g"), row("mine:3", 1, 2, 1.0, 1, ceiling=True))
+    assert ComputeOptimal(rows=rows, folder="f").choices == ComputeOptimal(rows=ROWS).choices
+    with pytest.raises(ValueError, match="strategy 'compute_optimal_of_mine' is not known"):
+        ComputeOptimal(rows=(*ROWS, row("compute_optimal_of_mine", 1, 2, 1.0, 1)))
+
+
 def test_ties_go_to_the_cheaper_and_what_was_not_measured_everywhere_is_left_out() -> None:
     rows = (
         row("chain", 1, 2, 0.6, 10),
@@ -102,6 +111,11 @@ def test_what_is_chosen_is_followed(make_writer: Callable[..., LanguageModel], t
         (json.dumps({"rows": [row("compute_optimal,table=x", 1, 8, 1.0, 1)]}), "", "or of compute_optimal; measure"),
         (json.dumps({"rows": [row("chain", 1, "8", 1.0, 1)]}), "", "a row whose difficulty is '8', no whole number"),
         (json.dumps({"rows": [row("chain", 1.5, 8, 1.0, 1)]}), "", "a row whose iterations is 1.5, no whole number"),
+        (json.dumps({"rows": [*ROWS, row("mine:4", 1, 8, 1.0, 1)]}), "",
+         r"compare.json has a row of mine:4, which cannot be followed: strategy 'mine' is not known; .*--plugin"),
+        (json.dumps({"rows": [*ROWS, row("beam:4,scorer=mine", 1, 8, 1.0, 1)]}), "", "scorer .mine. is not known"),
+        (json.dumps({"rows": [row("chain", 1, 8, float("nan"), 1)]}), "", "a row of chain whose accuracy or FLOPs"),
+        (json.dumps({"rows": ROWS}), ",budget=nan", "budget 'nan' is not a number"),
         (json.dumps({"rows": ROWS}), ",budget=5", "a budget of 5 FLOPs is too small for one answer: the cheapest"),
         (json.dumps({"rows": ROWS}), ",budget=-1", "budget must be at least 0, not -1"),
         (json.dumps({"rows": ROWS}), ",reference=draft", "no rows of reference=draft"),
