@@ -66,6 +66,7 @@ class Solution:
         trace: what happened on the way.
         strategy: that was followed, written out; where it chose another, `name -> other`.
         scorer: who chose among several; None where nothing was scored.
+        thinking: tokens of the thinking in the text; see `Branch.thinking`.
         ceiling: whether the exact checker chose, so that the answer is a ceiling and no result.
     """
 
@@ -75,6 +76,7 @@ class Solution:
     trace: list[Event]
     strategy: str
     scorer: str | None = None
+    thinking: int | None = None
 
     @property
     def ceiling(self) -> bool:

@@ -179,6 +179,20 @@ class Branch:
         """Whether a mark is the last that was written."""
         return self.ends(mark)[-1:] == [len(self.tokens)]
 
+    def thinking(self, mark: str) -> int:
+        """How many tokens the thinking has, up to the last one that was drawn before the mark that ends it: what is put
+        there to close a thinking that was cut off is none of it."""
+        end, start, found = self.written.find(mark), 0, 0
+        end = len(self.written) if end < 0 else end
+        for number, token in enumerate(self.tokens, 1):
+            if start >= end:
+                break
+            own = token.text[: end - start]  # a mark may begin within a token
+            if token.drawn and (own == token.text or own.strip()):
+                found = number
+            start += len(token.text)
+        return found
+
     def again(self, number: int) -> Branch:
         """The same with another key: what is drawn for it is drawn afresh."""
         return replace(self, key=(*self.key, len(self.tokens), -1 - number))

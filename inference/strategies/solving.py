@@ -83,7 +83,8 @@ def solve(
     cost = replace(solver.meter.spent - before, seconds=time.perf_counter() - start)
     by = written_out(chosen) + (f" -> {found.by}" if found.by else "")
     answer = answer_of(solver.marks, found.branch, found.style)
-    return Solution(answer, found.branch.text, cost, found.trace, by, found.scorer)
+    thinking = found.branch.thinking(solver.marks.end_of_thinking)
+    return Solution(answer, found.branch.text, cost, found.trace, by, found.scorer, thinking)
 
 
 def manner_of(

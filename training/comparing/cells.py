@@ -79,6 +79,7 @@ class Answered:
         text: what was written, trace and answer, by which the metrics of papers go.
         labels: whether the right answer could still be reached after each step of the text; None where nobody says.
         samples: whether each of the answers among which the strategy chose is right; None where it had one only.
+        thinking: tokens of the thinking in the text; None in cells that were kept before it was told.
     """
 
     right: bool
@@ -90,6 +91,7 @@ class Answered:
     text: str = ""
     labels: tuple[bool, ...] | None = None
     samples: tuple[bool, ...] | None = None
+    thinking: int | None = None
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,7 @@ def answer_of(problem: Problem, solution: Solution) -> Answered:
         text=solution.text,
         labels=None if problem.steps is None else tuple(problem.steps(solution.text)),
         samples=tuple(problem.check(answer) for answer in drawn) if len(drawn) > 1 else None,
+        thinking=solution.thinking,
     )
 
 

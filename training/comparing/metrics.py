@@ -7,7 +7,7 @@
 
 s1: with f(a) the accuracy at the budget a, and A the budgets that were measured, those of several caps on one curve,
 
-    control     = share of runs whose thinking is as long as they were told (a cap, of budget forcing)
+    control     = share of runs whose thinking has as many tokens as they were told (a cap, of budget forcing)
     scaling     = mean over a < b in A of (f(b) - f(a)) / (b - a)
     performance = max over A of f
 
@@ -33,7 +33,7 @@ from typing import Any
 
 from mull.inference.measure.intervals import clustered_mean, paired_share, wilson
 from mull.inference.strategies import Marks
-from mull.training.comparing.cells import Cell, family_of
+from mull.training.comparing.cells import Answered, Cell, family_of
 
 Numbers = dict[str, Any]
 ByFolder = Mapping[str, Marks]  # the texts by which each folder's writer structures what it writes
@@ -46,10 +46,12 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def thinking(text: str, marks: Marks) -> int:
-    """The tokens of a text's thinking. The mark that closes its last step is left out, since it is put there, beyond
-    the cap, where a thinking is cut off within a step."""
-    return words(text.partition(marks.end_of_thinking)[0].strip().removesuffix(marks.step))
+def thinking(answered: Answered, marks: Marks) -> int:
+    """The tokens of a text's thinking; words of it where these are not known. The mark that closes its last step is
+    left out, since it is put there, beyond the cap, where a thinking is cut off within a step."""
+    if answered.thinking is not None:
+        return answered.thinking
+    return words(answered.text.partition(marks.end_of_thinking)[0].strip().removesuffix(marks.step))
 
 
 # s1 -------------------------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
         slope = scaling(budgets, [float(cell.right.mean()) for cell in own])
         if slope is None:
             continue
-        long = [[thinking(each.text, marks[folder]) for each in cell.answered] for cell in own]
+        long = [[thinking(each, marks[folder]) for each in cell.answered] for cell in own]
         held = [control(t, *cell.limits) for t, cell in zip(long, own, strict=True)] if knob == "tokens" else []
         limited = [each for each in held if each is not None]
         yield {

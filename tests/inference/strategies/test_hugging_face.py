@@ -247,6 +247,22 @@ def by_heart() -> ByHeart:
 
 
 @pytest.mark.parametrize(
+    ("strategy", "text", "tokens"),
+    [
+        ("budget_forcing:0", "a\n\nb</think>7", 4),
+        ("budget_forcing:0", "ab 1", 4),  # it did not end
+        ("budget_forcing:0,cap=2", "ab\n\n</think>1", 2),  # closed beyond the cap
+        ("budget_forcing:0,cap=6", "ab\n\n</think>1", 4),  # half of the mark was drawn within the cap
+        ("chain", "</think>1", 0),
+    ],
+)
+def test_thinking_is_counted_in_tokens(by_heart: ByHeart, strategy: str, text: str, tokens: int) -> None:
+    """Guards what a cap is of: tokens, here characters, where words would be one or two."""
+    by_heart.texts = (text, "")
+    assert solve(by_heart, "q", strategy, max_new_tokens=60).thinking == tokens
+
+
+@pytest.mark.parametrize(
     ("strategy", "first", "afresh", "expected"),
     [
         ("budget_forcing:0", "a\n\nb</think>7", "", "a\n\nb</think>7"),

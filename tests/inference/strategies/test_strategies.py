@@ -378,6 +378,18 @@ def test_the_controls_of_budget_forcing(make_writer: Make) -> None:
     assert solver.meter.spent.read == before + len(solver.begin("1 + 2 <correct>").memory.ids) + 1  # the end never
 
 
+def test_a_thinking_has_the_tokens_that_were_drawn_before_its_end() -> None:
+    """Guards the count by hand: a mark that begins within a token, blanks before it, and what was put there."""
+
+    def count(*texts: str, put: Sequence[int] = ()) -> int:
+        tokens = tuple(Token(text, drawn=place not in put) for place, text in enumerate(texts))
+        return Branch("q", tokens=tokens).thinking("</think>")
+
+    assert count(" 1", " 2", " </think>", " 3") == 2 and count(" 1", " 2") == 2 and count(" </think>", " 3") == 0
+    assert count(" 1", " 2", " <step>", " </think>", put=(2, 3)) == 2 and count("1", "<wait>", "2", put=(1,)) == 3
+    assert count("1", "2</", "think>", "3") == 2 and count("1", "\n\n", "</think>") == 2 and count() == 0
+
+
 def test_a_text_that_ended_by_itself_is_not_capped(scripted: Any) -> None:
     """Guards the cap, which is for texts that go on: here the answer ends with the last token that the cap allows."""
     found = mull.solve(scripted({"": [("1 2 3", -1.0)]}), "?", "budget_forcing:1,cap=3")

@@ -1,5 +1,6 @@
 """Cells that are kept: whole, found again, never believed when damaged, never mixed with others."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ def kept(cells: Cells, cell: Cell) -> bool:
 def test_cells_come_back_as_they_were(make: Make, tmp_path: Path) -> None:
     """Every field of every problem, by the place; another place, weight or problem finds nothing."""
     cells = Cells(tmp_path, {"seed": 0, "examples": 2})
-    one = Answered(True, None, 3, 2, 0.25, "7", "a <step> 7", (True, False), (True, False, True))
+    one = Answered(True, None, 3, 2, 0.25, "7", "a <step> 7", (True, False), (True, False, True), 2)
     cell = replace(
         make("majority:4,style=draft", 4, samples=4, difficulty=8), answered=(one, Answered(False, 2.5, 1, 1, 0))
     )
@@ -34,6 +35,17 @@ def test_cells_come_back_as_they_were(make: Make, tmp_path: Path) -> None:
     for other in ({"strategy": "majority:4"}, {"iterations": None}, {"difficulty": 4}, {"key": "x"}, {"folder": "b"}):
         assert cells.find(replace(cell.place, **other), cell.problems) is None  # type: ignore[arg-type]
     assert cells.find(cell.place, "others") is None
+
+
+def test_cells_from_before_thinking_was_counted_are_cells(make: Make) -> None:
+    """Guards comparisons that are gone on with: what an older cell does not tell is not known."""
+    cell = make("chain", 1, problems=3)
+    body = json.loads(json.loads(write_cell(cell))["cell"])
+    for each in body["answered"]:
+        del each["thinking"]
+    text = json.dumps(body)
+    old = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "cell": text}
+    assert read_cell(json.dumps(old).encode()) == cell
 
 
 def test_damaged_cells_are_measured_anew(make: Make, tmp_path: Path) -> None:

@@ -51,6 +51,17 @@ def test_a_cap_is_a_budget(make: Make) -> None:
     assert next(iter(s1([cells[0], replace(cells[1], answered=over)], MARKS)))["control"] == 0.5
 
 
+def test_control_goes_by_tokens(make: Make) -> None:
+    """Guards writers whose words are of several tokens: one word of five tokens does not keep to a cap of four."""
+    cells = []
+    for cap, tokens in ((4, 5), (6, 5)):
+        cell = make(f"budget_forcing:0,cap={cap}", 2, tokens=cap)
+        answered = tuple(replace(each, text="12345 </think> 3", thinking=tokens) for each in cell.answered)
+        cells.append(replace(cell, limits=(None, float(cap)), answered=answered))
+    (found,) = s1(cells, MARKS)
+    assert found["control"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "share"),
     [
