@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from mull.inference.arguments import Dtype, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
 from mull.inference.strategies import Strategy, choose_strategy
+from mull.inference.strategies.best_of_n import BestOfN
 from mull.inference.strategies.command import add_writers
 from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
+from mull.inference.strategies.scorers import choose_scorer
+from mull.inference.strategies.searching import Searching
 from mull.training.comparing.cells import Cells
 from mull.training.comparing.measuring import Writer, check, key_of, marks_of, measure, places
 from mull.training.comparing.metrics import METRICS
@@ -118,15 +122,23 @@ def listed(text: str) -> list[str]:
     found = [word.strip() for word in text.split(";") if word.strip()]
     if not found:
         raise ValueError(f'--strategies {text!r} names none; write "direct;chain;majority:8"')
-    kinds: list[Strategy] = []
+    kinds: list[Any] = []
     for word in found:
-        kind = choose_strategy(word)
+        kind = meaning(choose_strategy(word))
         if kind in kinds:
             first = found[kinds.index(kind)]
             also = "" if first == word else f", the other time as {first}"
             raise ValueError(f"the strategy {word} is there twice in --strategies{also}: name it once")
         kinds.append(kind)
     return found
+
+
+def meaning(strategy: Strategy) -> tuple[Any, ...]:
+    """What is equal for a strategy in two spellings, also of its scorer, which a strategy has as text."""
+    named = {field.name: getattr(strategy, field.name) for field in fields(strategy)}
+    if isinstance(strategy, BestOfN | Searching):
+        named["scorer"] = choose_scorer(strategy.scorer)
+    return type(strategy), named
 
 
 def metrics(text: str | list[str]) -> list[str]:

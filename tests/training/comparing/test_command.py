@@ -164,6 +164,7 @@ def test_metrics_on_request(run: Run, tmp_path: Path) -> None:
         (["loop", "--strategies", "chain; chain"], "the strategy chain is there twice"),
         (["loop", "--strategies", "majority; majority:16"], "majority:16 is there twice in --strategies, the other"),
         (["loop", "--strategies", "beam:4,width=2;beam,width=2,n=4"], "the other time as beam:4,width=2: name it once"),
+        (["loop", "--strategies", "beam:4,scorer=process;beam:4,scorer=process:0"], "the other time as beam:4,sc"),
         (["loop", "--strategies", "chain:3,x=1"], "chain"),
         (["loop", "./loop"], "a folder is there twice in loop ./loop"),
         ([], "nobody is named to write"),
