@@ -7,6 +7,7 @@ everything that the architecture needs. Depth (the iteration count) is an argume
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from mull.models.cost import Cost, matrix, vector
@@ -270,9 +271,16 @@ def too_large(values: Mapping[str, Any]) -> list[str]:
 
 def wrong_types(config: ModelConfig) -> list[str]:
     """A configuration also comes from JSON, where nothing has checked the types: compare them with the annotations."""
-    hints = get_type_hints(type(config))
-    checked = [(f.name, hints[f.name], getattr(config, f.name)) for f in fields(config)]
+    kind: Any = type(config)  # mypy would look for the hash of an instance
+    checked = [(name, hint, getattr(config, name)) for name, hint in annotations(kind).items()]
     return [f"{name} must be {describe(hint)}, not {value!r}" for name, hint, value in checked if not fits(value, hint)]
+
+
+@cache
+def annotations(kind: type[ModelConfig]) -> dict[str, Any]:
+    """{field: type} of a class of configurations; to work it out takes longer than all else that makes one."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in fields(kind)}
 
 
 def fits(value: Any, hint: Any) -> bool:

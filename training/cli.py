@@ -26,6 +26,7 @@ from mull.training.alarms import Alarms
 from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
+from mull.training.identity import decisive
 from mull.training.mistakes import check_mappings, check_seed, in_words
 from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
@@ -191,8 +192,10 @@ class TrainingCLI(LightningCLI):
     def completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """A configuration that an earlier version has recorded, with the defaults of fields that came after it.
 
-        One that this version cannot read is left as it is.
+        One that this version cannot read is left as it is, and so is that of this very run, which lacks nothing.
         """
+        if recorded == decisive(self.resolved):
+            return recorded
         trainer = {name: value for name, value in recorded["trainer"].items() if value is not None}
         try:
             return self.resolve(self.parser.parse_object({**recorded, "trainer": trainer}))

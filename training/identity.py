@@ -48,11 +48,13 @@ class Standing(NamedTuple):
     Attributes:
         exported: the finished checkpoint.
         state: file of the state to go on from; None if none was saved.
+        step: optimizer steps that are done in that state.
         ended: that state is the last one of the run, and only the export is missing.
     """
 
     exported: bool = False
     state: Path | None = None
+    step: int = 0
     ended: bool = False
 
 
@@ -129,7 +131,7 @@ def standing(folder: Path, identity: Identity, complete: Completion) -> Standing
         check_length(folder, step, known["configuration"], identity["configuration"])
     finished = state["mull"]["finished"]
     stopped = finished and step < known["configuration"]["trainer"]["max_steps"]  # by a callback, or epochs were over
-    return Standing(state=last, ended=stopped or (finished and step >= steps))
+    return Standing(state=last, step=step, ended=stopped or (finished and step >= steps))
 
 
 def refuse(folder: Path, difference: str) -> None:

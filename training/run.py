@@ -182,14 +182,14 @@ def announce(run: TrainingCLI, there: Standing) -> None:
     """Print what is about to be trained, from where, and on what."""
     parameters = sum(p.numel() for p in run.model.network.parameters())
     threads, device = torch.get_num_threads(), run.trainer.strategy.root_device
-    step = None if there.state is None else read_state(there.state)["global_step"]
+    new = there.state is None
     if run.trainer.max_steps == -1:
-        length = f"{'' if step is None else f'{step} steps of '}{run.trainer.max_epochs} epochs"
+        length = f"{'' if new else f'{there.step} steps of '}{run.trainer.max_epochs} epochs"
     else:
-        length = f"{'' if step is None else f'{step} of '}{run.trainer.max_steps} steps"
-    start = "" if run.start is None or there.state is not None else f" from {run.start.folder}"
+        length = f"{'' if new else f'{there.step} of '}{run.trainer.max_steps} steps"
+    start = f" from {run.start.folder}" if new and run.start is not None else ""
     say(
-        f"{'training' if there.state is None else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
+        f"{'training' if new else 'going on with'} {run.folder}{start}: {parameters:,} parameters, "
         f"{length}, {threads} thread{'s' * (threads != 1)}, {device}"
     )
 
@@ -201,8 +201,7 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         NonFiniteLossError: see `train`; the message names the last good state.
         SystemExit: a signal has ended the training.
     """
-    step = 0 if there.state is None else read_state(there.state)["global_step"]
-    begin(run.trainer.loggers, step, run.resolved, measures(run))
+    begin(run.trainer.loggers, there.step, run.resolved, measures(run))
     last = run.states / LAST
     run.saving.take_signals()
     try:
