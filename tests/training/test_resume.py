@@ -368,10 +368,14 @@ def test_a_nan_loss_leaves_the_last_good_state_and_no_checkpoint(tmp_path, monke
 
 
 def test_a_run_that_saved_nothing_can_be_corrected_in_place(tmp_path):
-    """Guards the corrected command line: a mistake found at the first step does not make the folder somebody's run."""
+    """Guards the corrected command line: a mistake found at the first step does not make the folder somebody's run, and
+    what was there before stays."""
     args = [*configure(tmp_path, {}), str(tmp_path / "out")]
-    with pytest.raises(ValueError, match="limit of 3"):
+    (tmp_path / "out" / "trainer").mkdir(parents=True)
+    (tmp_path / "out" / "trainer" / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match="the network takes 3"):
         train([*args, "--model.network.init_args.config.max_length", "3"])
+    assert [path.name for path in (tmp_path / "out").rglob("*")] == ["trainer", "notes.md"]
     train(args)
     assert (tmp_path / "out" / "config.json").exists()
 
