@@ -58,6 +58,7 @@ def to_run(page: Path) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page)], ids=place)
+@pytest.mark.usefixtures("short_cards")  # no page shows the card of its run: test_export.py looks at them
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
     """Guards every block against the day when it no longer does what stands there. A page that brings plugins has a
     process of its own, since they stay registered."""
