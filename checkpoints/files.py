@@ -13,7 +13,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
@@ -122,6 +122,19 @@ def open_regular(path: Path) -> BufferedReader:
 def file_in_the_way(folder: Path) -> Path | None:
     """The file that stands where a folder is to be, or one of its parents; None where a folder can be."""
     return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)
+
+
+@contextmanager
+def made(folder: Path) -> Iterator[None]:
+    """Make a folder, with its parents; those that were made and are still empty at the end are removed again."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for each in new:
+            with suppress(OSError):  # something is in it
+                each.rmdir()
 
 
 def is_there(path: Path) -> bool:

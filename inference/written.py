@@ -65,7 +65,7 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
     """
     hints = get_type_hints(kind)
     known = {field.name: hints[field.name] for field in fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
-    words = [word for word in text.split(",") if word]
+    words = [word.strip() for word in text.split(",") if word.strip()]
     placed = words.pop(0).split(":") if words and "=" not in words[0] else []
     if len(placed) > len(known):
         raise ValueError(f"{what}: {text!r} has {len(placed)} values and takes {len(known)} at most; write {example}")

@@ -124,7 +124,7 @@ class LanguageModel(nn.Module):
         used = output.iterations.double().mean().item()
         looks = 0.0 if output.looks is None else output.looks.double().mean().item()
         flops = self.config.flops_per_token(used, length, one_by_one=one_by_one)
-        return flops + looks * self.config.reading().flops(length)
+        return flops + looks * self.config.reading().flops(length, self.config.seen(one_by_one))
 
     def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
         """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises

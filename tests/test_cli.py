@@ -155,6 +155,12 @@ def test_damaged_folders_are_named(
         ("trainer.val_check_interval", "0", "val_check_interval is 0; give 1 or more"),
         ("data.class_path", "no.such.Data", "no.such.Data"),
         ("data.init_args.seed", "5", "data.init_args.seed is that of the whole run"),
+        ("data", "{class_path: TaskData, init_args: {seed: 3}}", "data.init_args.seed is that of the whole run"),
+        ("data.init_args", "{<<: {seed: 3}}", "data.init_args.seed is that of the whole run"),
+        ("config", "{data: {seed: 3}}", "data.seed is that of the whole run"),
+        ("seed_everything", "4294967296", "seed_everything is 4294967296; give an integer from 0 to 4,294,967,295"),
+        ("trainer.limit_train_batches", "0", "not one step was taken after step 0: trainer.max_time and"),
+        ("model.iterations.init_args.maximum", "10001", "maximum must be at most 10,000, not 10001"),
         ("data.init_args.curriculum", "{0: 8}", "the batch that a difficulty of the curriculum ends before must be"),
         ("data.init_args.curriculum", "{60: 5000}", "rows have up to 5001 tokens, and the network takes 4096"),
         ("data.init_args.difficulty", "1", "too few items of length 1"),
@@ -167,10 +173,10 @@ def test_a_wrong_field_of_a_training_is_named_and_nothing_is_written(
 ) -> None:
     """A configuration that cannot run leaves no folder behind."""
     demo = Path(__file__).parents[1] / "configs" / "demo.yaml"
-    output = tmp_path / "run"
+    output = tmp_path / "runs" / "run"
     line = fails(["train", "--config", str(demo), "--output", str(output), f"--{field}", value], capsys)
     assert says in line
-    assert not output.exists()
+    assert not output.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -291,6 +297,15 @@ def test_an_evaluation_that_nobody_reads_is_written(folder, tmp_path, monkeypatc
     arguments = ["evaluate", str(folder), "--examples", "4", "--difficulty", "8", "--iterations", "4", *options]
     assert main([*arguments, "--output=~/x"]) == 0
     assert {path.name for path in (tmp_path / "x").iterdir()} == files
+
+
+def test_a_measurement_that_fails_leaves_no_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards --output, which is made before the long part, so that it is known to work."""
+    place = tmp_path / "new" / "deep"
+    line = fails(["evaluate", str(folder), "--difficulty", "5000", "--examples", "1", "--output", str(place)], capsys)
+    assert "5001 positions are more than the model's limit" in line and not place.parent.exists()
 
 
 @pytest.mark.parametrize("option", [["--json"], ["--record"], ["--settling"], ["--restarts", "2"]])

@@ -39,6 +39,8 @@ from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
+MAX_SEED = 2**32 - 1  # of numpy's generators
+
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 1000,
@@ -154,6 +156,10 @@ class TrainingCLI(LightningCLI):
                 "model.network has no class_path; a configuration that only changes some fields comes after its base: "
                 "mull train --config BASE --config CHANGES (the first comment of each file in configs/ has the line)"
             ) from error
+
+        seed = self.config.seed_everything
+        if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed_everything is {seed}; give an integer from 0 to {MAX_SEED:,}")
 
     def before_instantiate_classes(self) -> None:
         if self.config.plugin is not None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mull.checkpoints.files import file_in_the_way, read_yaml
 from mull.checkpoints.store import CONFIG, TRAINING, VERSION
 from mull.training.optimizers import warmup_stable_decay
-from mull.training.states import LAST, read_state
+from mull.training.states import LAST, damage, read_state
 
 # The settings of the trainer that decide what the weights become. All others only decide what a user sees of the run.
 DECIDES = (
@@ -147,21 +147,27 @@ def is_finished(folder: Path, identity: Identity, complete: Completion) -> bool:
 
 def has_finished(folder: Path, resolved: dict[str, Any], complete: Completion) -> bool:
     """Whether the folder holds the finished run of this configuration, whatever its data held; not so if it is to be
-    longer. Raises a ValueError if it holds another run.
+    longer. Raises a ValueError if it holds another run, finished or not.
 
     Args:
         folder: the folder.
         resolved: the configuration, as `TrainingCLI.resolved`.
         complete: that of `standing`.
     """
-    recorded = recorded_identity(folder, complete)
-    if recorded is None:
+    check_place(folder)
+    recorded, last, asked = recorded_identity(folder, complete), folder / "trainer" / LAST, decisive(resolved)
+    if recorded is not None:
+        there = recorded["configuration"]
+    elif last.exists() and damage(last) is None:
+        there = decisive(complete(read_state(last)["mull"]["identity"]["configuration"]))
+    else:
         return False
-    different = differences(without_places(recorded["configuration"]), without_places(decisive(resolved)))
-    others = [each for each in different if not each.startswith("trainer.max_steps:")]
+    different = differences(without_places(there), without_places(asked))
+    longer = asked["trainer"]["max_steps"] > there["trainer"]["max_steps"]
+    others = [each for each in different if not (longer and each.startswith("trainer.max_steps:"))]
     if others:
         refuse(folder, others[0])
-    return not different
+    return recorded is not None and not different
 
 
 def recorded_identity(folder: Path, complete: Completion) -> Identity | None:

@@ -47,8 +47,11 @@ class IterationSampler(ABC):
     def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
         if not 1 <= mean <= MAX_COUNT:
             raise ValueError(f"mean iterations must lie between 1 and {MAX_COUNT:,}, not {mean}")
-        if minimum < 1 or (maximum is not None and maximum < minimum):
-            raise ValueError(f"iterations need 1 <= minimum <= maximum, not minimum={minimum}, maximum={maximum}")
+        if not 1 <= minimum <= MAX_COUNT or (maximum is not None and maximum < minimum):
+            raise ValueError(
+                f"iterations need 1 <= minimum <= maximum, and a minimum of at most {MAX_COUNT:,}, "
+                f"not minimum={minimum}, maximum={maximum}"
+            )
         self.mean, self.minimum, self.maximum = mean, minimum, maximum
 
     def __call__(self, seed: int, index: int, batch_size: int) -> Iterations:
@@ -68,6 +71,12 @@ class IterationSampler(ABC):
     @abstractmethod
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
         """The draw before it is clipped: an array without axes, or one of shape (batch_size,), of whole numbers."""
+
+
+def check_most(maximum: int) -> None:
+    """Raise a ValueError for more iterations than anybody trains."""
+    if maximum > MAX_COUNT:
+        raise ValueError(f"maximum must be at most {MAX_COUNT:,}, not {maximum}")
 
 
 class Fixed(IterationSampler):
@@ -95,6 +104,7 @@ class Uniform(IterationSampler):
     """
 
     def __init__(self, minimum: int, maximum: int, per_sequence: bool = False) -> None:
+        check_most(maximum)
         super().__init__((minimum + maximum) / 2, minimum, maximum)
         self.per_sequence = per_sequence
 
@@ -175,7 +185,7 @@ class Progressive(IterationSampler):
     draws_window = True
 
     def __init__(self, maximum: int, share: float = 0.5) -> None:
-        check_count("maximum", maximum)
+        check_most(check_count("maximum", maximum))
         if not 0 <= share <= 1:
             raise ValueError(f"share must lie between 0 and 1, not {share}")
         super().__init__(share * (3 * maximum + 1) / 4 + (1 - share) * maximum, 1, maximum)

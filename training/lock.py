@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mull.checkpoints.files import made
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -30,9 +32,7 @@ def only_run(folder: Path) -> Iterator[None]:
         ValueError: another process trains in this folder.
     """
     place = folder / "trainer"
-    made = [each for each in (place, folder) if not each.exists()]
-    place.mkdir(parents=True, exist_ok=True)
-    try:
+    with made(place):
         held = take_by_system(place / LOCK)
         if held is None:
             take_by_name(place / LOCK)
@@ -42,10 +42,6 @@ def only_run(folder: Path) -> Iterator[None]:
             (place / LOCK).unlink(missing_ok=True)  # while it is held: nobody can have taken it
             if held is not None:
                 os.close(held)
-    finally:
-        for each in made:
-            with contextlib.suppress(OSError):  # something is in it
-                each.rmdir()
 
 
 def take_by_system(file: Path) -> int | None:

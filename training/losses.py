@@ -337,7 +337,7 @@ def one_count(iterations: Iterations | None, who: str) -> int:
     if not isinstance(iterations, int):
         raise ValueError(
             f"{who} needs a model with a loop and one iteration count for the whole batch; "
-            "use the Fixed, Uniform, LogNormalPoisson or LinearCurriculum sampler"
+            "use the Fixed, LogNormalPoisson or LinearCurriculum sampler, or Uniform without per_sequence"
         )
     return iterations
 

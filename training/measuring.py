@@ -1,10 +1,11 @@
 """`mull evaluate`: a folder is measured; what was found is printed, and written where an output folder is named."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from mull.checkpoints import load
-from mull.checkpoints.files import file_in_the_way
+from mull.checkpoints.files import file_in_the_way, made
 from mull.inference.arguments import at_least, counts, shares
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
@@ -86,38 +87,38 @@ def measure_folder(options: Any, command: str) -> None:
         check_aligning(model)
     if options.settling:
         check_settling(model, depths(model, options.iterations, options.capacity))
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)  # known to work before the long part
-    if options.tokens:
-        counts = depths(model, options.iterations, options.capacity) if options.iterations or options.capacity else None
-        pairs = [pair for difficulty in batches.values() for pair in difficulty]
-        chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
-        return show(model, data.tokenizer, pairs, counts[-1] if counts else None, output, **chosen)
-    results = evaluate(
-        model,
-        batches,
-        depths(model, options.iterations, options.capacity),
-        bytes_per_token=data.bytes_per_token,
-        capacity=options.capacity,
-        selection=options.selection,
-        exit=options.exit,
-        restarts=options.restarts,
-    )
-    if options.verify:
-        questions = data.questions(options.difficulty, options.examples, options.seed or 0)
-        results = verified(model, results, questions, options.batch_size, options.exit, capacity=options.capacity)
-    if options.alignment:
-        results = aligned(model, results, data.evaluation_batches(*asked, **seed))
-    if output is not None:  # before anything is printed, which ends where nobody reads any more
-        write_report(output, results, picture_of(results, model, Path(options.folder), data))
-    try:
-        if options.record:
-            keep_results(options.folder, trained_on(options.folder), model, results, command)  # not of --paths
-    finally:  # results that cannot be kept are shown all the same
-        if options.json:
-            print(to_json(results))
-        else:
-            print_table(results, title=options.folder, settling=options.settling)
+    with nullcontext() if output is None else made(output):  # known to work before the long part
+        if options.tokens:
+            named = options.iterations or options.capacity
+            counts = depths(model, options.iterations, options.capacity) if named else None
+            pairs = [pair for difficulty in batches.values() for pair in difficulty]
+            chosen = {name: options[name] for name in ("exit", "capacity", "selection")}
+            return show(model, data.tokenizer, pairs, counts[-1] if counts else None, output, **chosen)
+        results = evaluate(
+            model,
+            batches,
+            depths(model, options.iterations, options.capacity),
+            bytes_per_token=data.bytes_per_token,
+            capacity=options.capacity,
+            selection=options.selection,
+            exit=options.exit,
+            restarts=options.restarts,
+        )
+        if options.verify:
+            questions = data.questions(options.difficulty, options.examples, options.seed or 0)
+            results = verified(model, results, questions, options.batch_size, options.exit, capacity=options.capacity)
+        if options.alignment:
+            results = aligned(model, results, data.evaluation_batches(*asked, **seed))
+        if output is not None:  # before anything is printed, which ends where nobody reads any more
+            write_report(output, results, picture_of(results, model, Path(options.folder), data))
+        try:
+            if options.record:
+                keep_results(options.folder, trained_on(options.folder), model, results, command)  # not of --paths
+        finally:  # results that cannot be kept are shown all the same
+            if options.json:
+                print(to_json(results))
+            else:
+                print_table(results, title=options.folder, settling=options.settling)
 
 
 def check(options: Any) -> None:

@@ -82,22 +82,20 @@ def given(args: Iterable[str]) -> Iterator[tuple[str, str]]:
 def check_seed(args: Iterable[str]) -> None:
     """Raise a ValueError for a seed of the data by itself: the parser would put `seed_everything` there unsaid."""
     for option, value in given(args):
-        field = option
-        if option in ("config", "c"):
-            with suppress(yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the parser tells
-                node = yaml.compose(text_of(value) or value, LOADER)
-                field = "data.init_args.seed" if has(node, "data", "init_args", "seed") else ""
-        if field in ("data.init_args.seed", "data.seed"):
-            where = f"{value}: " if field != option else ""
-            raise ValueError(f"{where}{field} is that of the whole run: leave it out, and set seed_everything")
+        place = "" if option in ("config", "c") else f"{option}."
+        for field in ("data.init_args.seed", "data.seed"):
+            if f"{field}." == place or (field.startswith(place) and holds(value, field.removeprefix(place))):
+                raise ValueError(f"{field} is that of the whole run: leave it out, and set seed_everything")
 
 
-def has(node: yaml.Node | None, *path: str) -> bool:
-    """Whether a YAML node holds something at nested keys."""
-    for name in path:
-        held = node.value if isinstance(node, yaml.MappingNode) else []
-        node = next((inner for key, inner in held if key.value == name), None)
-    return node is not None
+def holds(value: str, field: str) -> bool:
+    """Whether a value of an option, YAML or a file of it, holds something at a field."""
+    with suppress(yaml.YAMLError, RecursionError, ValueError, OverflowError):  # the parser tells
+        found = yaml.load(text_of(value) or value, LOADER)
+        for name in field.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        return found is not None
+    return False
 
 
 def unreadable(text: str) -> Iterator[tuple[int, str]]:

@@ -152,6 +152,13 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
     announce(run, there)
     try:
         fit(run, there)
+        if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
+            return True
+        if run.trainer.global_step == there.step:
+            raise ValueError(
+                f"not one step was taken after step {there.step}: trainer.max_time and trainer.limit_train_batches "
+                "must leave room for one"
+            )
     except (ValueError, MisconfigurationException):
         if there.state is None and not run.trainer.global_step:
             close(run.trainer.loggers)
@@ -159,8 +166,6 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
                 shutil.rmtree(new) if new.is_dir() else new.unlink()
         raise
     step = run.trainer.global_step
-    if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
-        return True
     say(f"{run.folder} is unfinished: stopped at step {step} of {run.model.total_steps}; the same line goes on")
     return False
 

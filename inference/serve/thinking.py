@@ -118,7 +118,7 @@ class ByRule(Way):
         config = model.config
         flops = [
             length * config.flops_per_token(spent / length, end, one_by_one=length == 1)
-            + looked * config.reading().flops(end)
+            + looked * config.reading().flops(end, config.seen(length == 1))
             for spent, looked, end in zip(used, looks, lengths, strict=True)
         ]
         moved, last = residual[:, -1].tolist(), out.iterations[:, -1].tolist()

@@ -68,7 +68,7 @@ class BudgetForcing(Strategy):
         if most is not None and self.least > most:
             raise ValueError(
                 f"strategy {self.name}: least={self.least} is more than the {most} iterations that a token gets, so "
-                f"that the exit rule would let none go early; give {self.least} iterations or more, or a smaller least"
+                f"that the exit rule would let none go early; name no count below {self.least}, or a smaller least"
             )
 
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:

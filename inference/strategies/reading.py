@@ -146,7 +146,7 @@ class Reader:
         """Bill the rows of a call, each at its own length."""
         spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
         looped = self.model.config.default_iterations is not None
-        one_by_one = out.logits.shape[1] == 1
+        config, one_by_one = self.model.config, out.logits.shape[1] == 1
         for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
             new = end - start
             used = sum(spent[row][-new:])
@@ -155,7 +155,7 @@ class Reader:
             else:
                 flops = new * self.flops(used / new, end, None, one_by_one)
             if looks is not None:
-                flops += sum(looks[row][-new:]) * self.model.config.reading().flops(end)
+                flops += sum(looks[row][-new:]) * config.reading().flops(end, config.seen(one_by_one))
             memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
 
 

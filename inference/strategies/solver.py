@@ -341,11 +341,11 @@ class Solver(ABC):
 
     def first_tokens(self, text: str) -> list[int]:
         """The ids of tokens that begin a text, as hooks need them."""
-        raise ValueError(f"a {type(self).__name__} does not show its logits: use another strategy")
+        raise ValueError("this writer does not show its logits: use another strategy")
 
     def random_text(self, key: Key) -> str:
         """A token drawn from all, as text."""
-        raise ValueError(f"a {type(self).__name__} has no vocabulary to draw from: name the text instead")
+        raise ValueError("this writer has no vocabulary to draw from: name the text instead")
 
 
 def forked(branches: Sequence[Branch]) -> list[Branch]:

@@ -17,6 +17,7 @@ from mull.checkpoints import huginn, store
 from mull.cli import main
 from mull.training.data.tokenizer import byte_tokenizer, load_tokenizer
 from mull.training.evaluation import data_of
+from mull.training.measuring import check_settling
 
 TEXT_DATA = "mull.training.data.TextData"
 
@@ -170,3 +171,10 @@ def test_python_files_in_a_folder_are_not_run(place: Path) -> None:
     code = f"from mull.cli import main; print([main(line) for line in {lines}])"
     done = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
     assert done.stdout.endswith("[0, 0, 0]\n"), done.stderr
+
+
+def test_settling_is_of_models_with_a_state() -> None:
+    """Guards --settling, which would print nothing for a model whose states are not compared."""
+    plain = mull.Transformer(mull.TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1))
+    with pytest.raises(ValueError, match="a Transformer has none: leave it out"):
+        check_settling(plain, None)

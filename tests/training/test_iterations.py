@@ -145,6 +145,8 @@ def test_the_curriculum_climbs_linearly_from_start_to_mean():
     [
         (lambda: Fixed(0), "between 1 and 10,000, not 0"),
         (lambda: Fixed(10_001), "between 1 and 10,000, not 10001"),
+        (lambda: LogNormalPoisson(8, minimum=10_001), "minimum of at most 10,000, not minimum=10001"),
+        (lambda: Progressive(10_001), "maximum must be at most 10,000, not 10001"),
         (lambda: LogNormalPoisson(math.nan), "between 1 and 10,000, not nan"),
         (lambda: LogNormalPoisson(8, sigma=math.nan), "sigma must lie between 0 and 5, not nan"),
         (lambda: LogNormalPoisson(8, sigma=50), "sigma must lie between 0 and 5, not 50"),

@@ -80,6 +80,20 @@ def test_a_sweep_is_resumed_and_gathered(
     changed.write_text("trainer: {max_steps: 3}\n")  # longer ones are not finished
     assert main([*line, "--config", str(changed), "--gather"]) == 2
     assert "no run in" in capsys.readouterr().err
+    changed.write_text("trainer: {max_steps: 1}\n")  # and shorter ones are others
+    assert main([*line, "--config", str(changed), "--dry-run"]) == 2
+    assert "(trainer.max_steps: 2, now 1)" in capsys.readouterr().err
+    depth = tmp_path / "all" / "backprop_iterations=2-seed=1" / "depth.json"  # nor are those that were not measured
+    measured = depth.read_bytes()
+    depth.unlink()
+    assert main([*line, "--gather"]) == 0 and "1 of 4 runs are unfinished" in capsys.readouterr().out
+    depth.write_bytes(measured)
+    for file in (tmp_path / "all").glob("*=1-seed=0/*.*"):  # so are those that are unfinished
+        file.unlink()
+    changed.write_text("model: {warmup_steps: 9}\n")
+    assert main([*line, "--seeds", "0", "--config", str(changed), "--dry-run"]) == 2
+    assert "backprop_iterations=1-seed=0 holds a run of another configuration" in capsys.readouterr().err
+    assert main([*line, "--gather"]) == 0 and "1 of 4 runs are unfinished" in capsys.readouterr().out
 
 
 def test_a_trial_prints_the_lines_and_leaves_nothing(
@@ -107,6 +121,7 @@ def test_values_may_have_commas_inside() -> None:
     [
         (["--seeds", "0,x"], "no list of integers"),
         (["--seeds", "1,1"], "a seed is there twice"),
+        (["--seeds", "0,4294967296"], "4294967296 is above the limit of 4,294,967,295"),
         (["--set", "model.nope=1"], "there is no option --model.nope"),
         (["--set", "model.backprop_iterations=0"], "backprop_iterations must be at least 1, not 0"),
         (["--set", "backprop"], "--set 'backprop' is not understood; write a field and its values as"),

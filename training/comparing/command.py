@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mull.checkpoints.files import file_in_the_way, printable
+from mull.checkpoints.files import file_in_the_way, made, printable
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, at_least, counts
@@ -97,8 +97,7 @@ def run(options: Any, command: str) -> None:
     check(wanted, asked, cells, manner)
     if options.threads:
         torch.set_num_threads(options.threads)
-    output.mkdir(parents=True, exist_ok=True)
-    with lock_of(output) as free:
+    with made(output), lock_of(output) as free:
         if free is False:
             raise ValueError(f"another process is comparing in {output}: wait for it, or name another --output")
         found = measure(wanted, asked, cells, options.seed, manner, options.batch_size, say)

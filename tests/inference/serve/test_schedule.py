@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import mull
+from mull.inference.exits import parse
 from mull.inference.serve import lanes
 from mull.inference.serve.lanes import Turn
 from mull.inference.serve.limits import Limits
@@ -16,8 +19,14 @@ from mull.inference.serve.refusals import Refused
 from mull.inference.serve.rows import Ended, Failed, Piece, Row, Wish
 from mull.inference.serve.schedule import Schedule
 from mull.inference.serve.served import Served
-from mull.inference.serve.thinking import price
-from mull.models import RecurrentDepthConfig, TransformerConfig
+from mull.inference.serve.thinking import AtOnce, ByRule, price
+from mull.models import (
+    InnerThinkingConfig,
+    InnerThinkingTransformer,
+    RecurrentDepthConfig,
+    RecurrentDepthTransformer,
+    TransformerConfig,
+)
 
 LIMITS = Limits(max_iterations=128, max_tokens=64)
 
@@ -244,3 +253,30 @@ def test_a_price_is_that_of_the_configuration() -> None:
             for new in (1, 2):
                 exact = config.flops_per_token(count, length, one_by_one=new == 1)
                 assert price(config, count, length, new) == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("family", ["looped", "routed"])
+def test_a_turn_is_billed_what_runs_behind_a_window(family: str) -> None:
+    """Guards each way to call a model against torch's counter, one token behind a long cache, answers looked at on the
+    way included: a coda of layers attends, too."""
+    shape: Any = dict(vocab_size=7, d_model=24, n_heads=4, window=4)
+    model: Any
+    ways: list[Any]
+    if family == "looped":
+        model = RecurrentDepthTransformer(RecurrentDepthConfig(**shape, n_coda=2, mean_iterations=3))
+        ways = [ByRule(parse("kl:1e-9")), ByRule(parse("latent:1e-9")), AtOnce(3, None)]
+    else:  # of which all tokens take every pass, since routed tokens are gathered in blocks
+        model = InnerThinkingTransformer(InnerThinkingConfig(**shape, n_layers=2, routing=False, rule="loop"))
+        ways = [AtOnce(3, None)]
+    for way in ways:
+        cache = model.eval().new_cache(1, 300)
+        with torch.no_grad():
+            model(torch.zeros(1, 200, dtype=torch.int64), 3, cache=cache)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                steps = way.call(model, torch.zeros(1, 1, dtype=torch.int64), cache, [3])
+                try:
+                    while True:
+                        next(steps)
+                except StopIteration as ended:
+                    said = ended.value
+        assert said.flops[0] == pytest.approx(counter.get_total_flops(), rel=0.01), way

@@ -11,6 +11,8 @@ import pytest
 import mull
 from mull.inference.strategies import Problem
 from mull.inference.strategies.compute_optimal import ComputeOptimal
+from mull.inference.strategies.folder import FolderSolver
+from mull.inference.strategies.solver import Manner
 from mull.models import LanguageModel
 
 
@@ -97,6 +99,13 @@ def test_what_is_chosen_is_followed(make_writer: Callable[..., LanguageModel], t
     assert found.text == expected.text and found.cost.flops == expected.cost.flops
     assert found.strategy.endswith("-> majority:4 at 1 iteration") and found.trace[0].what == "strategy"
     assert found.trace[1:] == expected.trace
+
+
+def test_what_the_chosen_strategy_lacks_is_said_before(make_writer: Callable[..., LanguageModel]) -> None:
+    """Guards a comparison's check beforehand, which asks the strategy that would be followed."""
+    strategy, solver = ComputeOptimal(rows=(row("majority:4", 2, 4, 0.9, 1.0),)), FolderSolver(make_writer("recurrent"))
+    with pytest.raises(ValueError, match="at temperature 0 all of its 4 texts would be the same"):
+        strategy.check(Problem("1 + 2", difficulty=4), solver, Manner(temperature=0.0))
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,17 @@ def test_the_meter_agrees_with_the_counter_within_one_percent(
     assert solver.meter.spent.tokens == 5 * 9 + 5 * 5 and solver.meter.spent.calls == 10
 
 
+def test_answers_that_are_looked_at_behind_a_window_are_billed_what_they_cost(make_writer: Make) -> None:
+    """Guards looks of an exit rule through a coda of layers, which attends: far more is held than its window shows."""
+    model = make_writer("recurrent", stop_tokens=(), window=3, n_coda=2, max_length=600)
+    solver, manner = FolderSolver(model), Manner(limit=8, exit="kl:1e-9")
+    read = solver.write([solver.begin(" ".join(["1 +"] * 200) + " 2 <chain>")], replace(manner, limit=1))
+    before = solver.meter.spent.flops
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        solver.write(read, manner)
+    assert solver.meter.spent.flops - before == pytest.approx(counter.get_total_flops(), rel=0.01)
+
+
 def test_the_meter_counts_the_tokens_that_routed_passes_took(make_writer: Make) -> None:
     """Guards inner thinking, whose cost is that of the tokens that went: at most what all tokens would have cost."""
     solver = FolderSolver(make_writer("inner_thinking", stop_tokens=()))
