@@ -41,7 +41,7 @@ def test_text_options() -> None:
         ({"decode": "wavefront:4:0"}, "wavefront: width must be at least 1, not 0"),
         ({"decode": "wavefront:4:8,headway=0"}, "wavefront: headway must be at least 1, not 0"),
         ({"decode": "wavefront:4:8,threshold=-1"}, "wavefront: threshold -1.0 is not a number of at least 0"),
-        ({"decode": "wavefront:4:8,threshold=nan"}, "wavefront: threshold nan is not a number of at least 0"),
+        ({"decode": "wavefront:4:8,threshold=nan"}, "wavefront: threshold 'nan' is not a number"),
         ({"decode": "wavefront:4:8,momentum=1"}, "wavefront: momentum 1.0 lies outside 0 <= momentum < 1"),
         ({"decode": "wavefront:4:8,noise=2"}, "wavefront: noise 2.0 lies outside 0 <= noise <= 1"),
         ({"decode": "wavefront:4:8,noise=0.5"}, "noise 0.5 is drawn at random, which needs a generator"),
