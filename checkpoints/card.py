@@ -13,7 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mull.checkpoints.quantities import Row, cells, examples_of, is_text, reference_of
+from mull.checkpoints.quantities import (
+    ABOUT_SETTLING,
+    Row,
+    cells,
+    examples_of,
+    is_text,
+    reference_of,
+    settling_cells,
+)
 from mull.models import ModelConfig
 
 KEPT = "<!-- Below this line stand your own words: they stay when this page is written again. -->"
@@ -86,6 +94,7 @@ def model_card(
     lines += [f"- data: {'unknown' if about is None else about.data}"]
     if depth is not None:
         lines += ["", "## By iteration count", "", f"`{depth['command']}`", "", *depth_table(depth["rows"])]
+        lines += settling_table(depth["rows"])
     lines += ["", "## Shape", "", "| field | value |", "|---|---|"]
     lines += [f"| {field} | {value} |" for field, value in asdict(config).items()]
     lines += ["", KEPT]
@@ -144,6 +153,24 @@ def depth_table(rows: Sequence[Row]) -> list[str]:
     if "asked %" in used:
         notes[-1] += " asked and met: share of the tokens that took a routed pass, by pass."
     return ["| " + " | ".join(used) + " |", "|" + "---|" * len(used), *body, *notes]
+
+
+def settling_table(rows: Sequence[Row]) -> list[str]:
+    """Markdown of whether the model had finished thinking, and whether that tells right from wrong; nothing where the
+    rows do not say."""
+    shown, seen = [], set[Any]()
+    for row in rows:
+        at = row.get("difficulty")
+        told = settling_cells(row, at not in seen)
+        if told:
+            seen.add(at)
+            shown.append({"difficulty": cell(at), "iterations": cell(row.get("iterations")), **told})
+    if not shown:
+        return []
+    used = [column for column in shown[0] if any(row[column] for row in shown)]
+    body = ["| " + " | ".join(row[column] for column in used) + " |" for row in shown]
+    head = ["| " + " | ".join(used) + " |", "|" + "---|" * len(used)]
+    return ["", "## Had it finished thinking?", "", *head, *body, "", f"{ABOUT_SETTLING}."]
 
 
 def cell(value: Any) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
+SETTLED = 0.03  # the relative movement below which a state has settled
+ABOUT_SETTLING = f"residual: largest relative movement of an example; settled: below {SETTLED}; AUC: of right and wrong"
 
 
 class Unit(NamedTuple):
@@ -121,6 +123,23 @@ def cells(row: Row, text: bool, reference: int | None) -> dict[str, str]:
         "met %": shares(met),
         "mean iterations": number(row.get("mean_iterations"), MEAN),
         "FLOPs/token": si(row.get("flops_per_token")),
+    }
+
+
+def settling_cells(row: Row, first: bool) -> dict[str, str]:
+    """Whether the model had finished thinking, by the names of the columns; none where a result does not say.
+
+    Args:
+        row: the result.
+        first: the first of its difficulty, which says what is of all counts.
+    """
+    if row.get("residual") is None:
+        return {}
+    return {
+        "residual": number(row["residual"], NATS),
+        "settled %": interval_of(row, "settled", PERCENT),
+        "AUC": interval_of(row, "auc", MEAN),
+        "AUC, all counts": number(row.get("auc_of_all"), BITS) if first else "",
     }
 
 

@@ -17,9 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mull.checkpoints.quantities import SETTLED as SETTLED  # of the residual; the threshold of the rule `latent`
 from mull.inference.measure.intervals import Z, wilson
-
-SETTLED = 0.03  # of the residual; the threshold of the exit rule `latent`
 
 
 class Settling(NamedTuple):

@@ -8,10 +8,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mull.checkpoints.quantities import (
+    ABOUT_SETTLING,
     BITS,
     MEAN,
-    NATS,
-    PERCENT,
     cells,
     difference,
     examples_of,
@@ -19,11 +18,11 @@ from mull.checkpoints.quantities import (
     is_text,
     number,
     reference_of,
+    settling_cells,
     si,
     written_headline,
 )
 from mull.inference.measure.results import Result, rows_of
-from mull.inference.measure.settling import SETTLED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,20 +58,13 @@ def settling_table(results: Sequence[Result]) -> Table | None:
     rows: dict[tuple[int | None, int | None], dict[str, str]] = {}
     text = is_text(rows_of(results))
     for result in results:
-        if result.residual is None:
-            continue
         row, at = asdict(result), result.difficulty
         first = all(difficulty != at for difficulty, _ in rows)  # of its difficulty
-        rows[at, result.iterations] = {
-            "difficulty": str(at) if first and at is not None else "",
-            "iterations": cells(row, text, None)["iterations"],
-            "residual": number(result.residual, NATS),
-            "settled %": interval_of(row, "settled", PERCENT),
-            "AUC": interval_of(row, "auc", MEAN),
-            "AUC, all counts": number(result.auc_of_all, BITS) if first else "",
-        }
-    about = f"residual: largest relative movement of an example; settled: below {SETTLED}; AUC: of right and wrong"
-    return filled(rows, "had it finished thinking?", about) if rows else None
+        told = settling_cells(row, first)
+        if told:
+            place = {"difficulty": str(at) if first and at is not None else ""}
+            rows[at, result.iterations] = {**place, "iterations": cells(row, text, None)["iterations"], **told}
+    return filled(rows, "had it finished thinking?", ABOUT_SETTLING) if rows else None
 
 
 def alignment_table(results: Sequence[Result]) -> Table | None:

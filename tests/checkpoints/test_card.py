@@ -1,5 +1,6 @@
 """The model card says what the configuration and the depth table say, and nothing that is not known."""
 
+import json
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 
 import mull
 from mull.checkpoints import store
-from mull.checkpoints.card import KEPT, About, Told, cell, depth_table, model_card, told_in
+from mull.checkpoints.card import KEPT, About, Told, cell, depth_table, model_card, settling_table, told_in
 from mull.inference.measure.results import Result
+from mull.inference.measure.table import settling_table as printed
 from mull.inference.measure.table import tables as measured_tables
 from mull.models import LanguageModel, RecurrentDepthConfig, RecurrentDepthTransformer, Transformer, TransformerConfig
 
@@ -92,6 +94,26 @@ def test_the_card_says_what_an_evaluation_says() -> None:
     assert dict(zip(header, row, strict=True)) == {name: text for name, text in shown.items() if name != "sec"}
     assert shown["vs 8"] == "-2.0 ±1.0" and shown["met %"] == "90.0/89.0/11.0" and shown["asked %"] == "90/90/10"
     assert shown["accuracy %"] == "97.0 +1.0 -3.0"
+
+
+def test_the_card_says_whether_it_had_finished_thinking() -> None:
+    """Guards the shipped cards, which tell it row by row as `evaluate --settling` does, and those of models that have
+    no state to compare, which are silent."""
+    told = 0
+    for folder in sorted((ROOT / "checkpoints").glob("*/depth.json")):
+        rows, card = json.loads(folder.read_text())["rows"], (folder.parent / "README.md").read_text()
+        lines = settling_table(rows)
+        assert "\n".join(lines) in card and bool(lines) == ("finished thinking?" in card)
+        if lines:
+            results = [Result(**{name: row.get(name) for name in (f.name for f in fields(Result))}) for row in rows]
+            made = printed(results)
+            assert made is not None
+            header, *body = tables("\n".join(lines) + "\n")[0]
+            assert header == [str(column.header) for column in made.columns]
+            columns = [list(map(str, column.cells)) for column in made.columns]
+            assert [row[1:] for row in body] == [list(row)[1:] for row in zip(*columns, strict=True)]
+            told += 1
+    assert told > 5
 
 
 ABOUT = About("Counts sheep.", "sheep of its own: nothing to license", "1 2", "3", " 3 \n", 8)
