@@ -16,7 +16,6 @@ from mull.models.config import MAX_COUNT
 
 FILE = "efforts.json"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # the words, from little to much
-
 REMEDY = 'write it as {"low": 4, "medium": 8, "high": 16}, or remove it'
 
 

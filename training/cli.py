@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.seed import max_seed_value
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -38,8 +39,6 @@ from mull.training.sharding import Sharded
 from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
-
-MAX_SEED = 2**32 - 1  # of numpy's generators
 
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -158,8 +157,8 @@ class TrainingCLI(LightningCLI):
             ) from error
 
         seed = self.config.seed_everything
-        if not isinstance(seed, bool) and not 0 <= seed <= MAX_SEED:
-            raise ValueError(f"seed_everything is {seed}; give an integer from 0 to {MAX_SEED:,}")
+        if not isinstance(seed, bool) and not 0 <= seed <= max_seed_value:
+            raise ValueError(f"seed_everything is {seed}; give an integer from 0 to {max_seed_value:,}")
 
     def before_instantiate_classes(self) -> None:
         if self.config.plugin is not None:

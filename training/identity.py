@@ -158,10 +158,12 @@ def has_finished(folder: Path, resolved: dict[str, Any], complete: Completion) -
     recorded, last, asked = recorded_identity(folder, complete), folder / "trainer" / LAST, decisive(resolved)
     if recorded is not None:
         there = recorded["configuration"]
-    elif last.exists() and damage(last) is None:
-        there = decisive(complete(read_state(last)["mull"]["identity"]["configuration"]))
     else:
-        return False
+        state = read_state(last) if last.exists() and damage(last) is None else {}
+        known = state.get("mull", {}).get("identity")
+        if known is None:
+            return False
+        there = decisive(complete(known["configuration"]))
     different = differences(without_places(there), without_places(asked))
     longer = asked["trainer"]["max_steps"] > there["trainer"]["max_steps"]
     others = [each for each in different if not (longer and each.startswith("trainer.max_steps:"))]

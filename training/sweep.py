@@ -33,7 +33,6 @@ from mull.inference.measure.table import standard_output
 from mull.training.progress import say
 
 Cluster = Literal["slurm", "local", "debug"]
-MAX_SEED = 2**32 - 1  # of numpy's generators
 MEASURES = ("accuracy", "exact_match", "loss", "bits_per_byte")  # what is averaged over seeds
 OWN = (
     "output",
@@ -89,12 +88,14 @@ def add_options(parser: Any) -> None:
 
 def seeds(text: str) -> list[int]:
     """`0,1,2` as a list of different integers of at least 0."""
+    from lightning.fabric.utilities.seed import max_seed_value
+
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
         raise ValueError(f"--seeds {text!r} is no list of integers of at least 0; write seeds as 0,1,2")
     found = [int(word) for word in words]
-    if max(found) > MAX_SEED:
-        raise ValueError(f"--seeds {text!r}: {max(found)} is above the limit of {MAX_SEED:,}")
+    if max(found) > max_seed_value:
+        raise ValueError(f"--seeds {text!r}: {max(found)} is above the limit of {max_seed_value:,}")
     if len(set(found)) < len(found):
         raise ValueError(f"a seed is there twice in --seeds {text!r}: equal seeds give equal runs")
     return found

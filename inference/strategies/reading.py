@@ -145,8 +145,8 @@ class Reader:
     def count(self, out: ModelOutput, before: list[int], after: list[int], memories: Sequence[Memory]) -> None:
         """Bill the rows of a call, each at its own length."""
         spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
-        looped = self.model.config.default_iterations is not None
         config, one_by_one = self.model.config, out.logits.shape[1] == 1
+        looped = config.default_iterations is not None
         for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
             new = end - start
             used = sum(spent[row][-new:])

@@ -112,6 +112,8 @@ def test_the_card_says_whether_it_had_finished_thinking() -> None:
             assert header == [str(column.header) for column in made.columns]
             columns = [list(map(str, column.cells)) for column in made.columns]
             assert [row[1:] for row in body] == [list(row)[1:] for row in zip(*columns, strict=True)]
+            again = model_card("x", MODELS[0].config, {"command": "", "rows": rows})
+            assert "\n".join([*lines, "", "## Shape"]) in again
             told += 1
     assert told > 5
 
