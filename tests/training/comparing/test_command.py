@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -250,10 +250,19 @@ def test_what_is_kept_needs_nothing_any_more(run: Run, tmp_path: Path) -> None:
     assert status == 0 and "1 of 1 cells are there already" in err
 
 
-def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("failing", "said"),
+    [
+        ("nonsense", "answers nonsense"),
+        ("slow", "gave no answer within 1 s, asked once"),
+        ("gone", "cannot be reached"),
+        ("busy", "refuses with status 503"),
+    ],
+)
+def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing: str, said: str) -> None:
     """Finished cells are kept, the end is one line, and the same line goes on when the server is well again."""
     pytest.importorskip("openai")
-    state = {"left": 3, "asked": 0}
+    state, well = {"left": 3, "asked": 0}, Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -264,7 +273,15 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path) -> None:
             state["left"], state["asked"] = state["left"] - 1, state["asked"] + 1
             choice = {"index": 0, "text": " 3 </think> 3", "finish_reason": "stop", "logprobs": None}
             body = {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
-            self.answer(200, json.dumps(body).encode() if state["left"] >= 0 else b"<html>gone</html>")
+            if state["left"] >= 0:
+                self.answer(200, json.dumps(body).encode())
+            elif failing == "nonsense":
+                self.answer(200, b"<html>gone</html>")
+            elif failing == "busy":
+                self.answer(503, b'{"error": {"message": "busy"}}')
+            elif failing == "slow":
+                well.wait(20)
+            self.close_connection = True
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
@@ -281,10 +298,11 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path) -> None:
     try:
         address = f"http://127.0.0.1:{server.server_port}/v1"
         line = ["--endpoint", address, "--model", "m", "--output", str(tmp_path / "a"), "--retries", "0"]
-        status, out, err = run(*line)
+        status, out, err = run(*line, "--timeout", "1" if failing == "slow" else "20")
         last = err.splitlines()[-1]
-        assert status == 2 and out == "" and "answers nonsense" in last and "1 of 4 cells are finished and kept" in last
+        assert status == 2 and out == "" and said in last and "1 of 4 cells are finished and kept" in last
         assert last.startswith(f"mull: error: m at {address}, chain, difficulty 1: ") and len(last) < 500
+        well.set()
         state["left"] = 100
         status, _, err = run(*line)
         assert status == 0 and "1 of 4 cells are there already" in err and state["asked"] == 4 + 6
