@@ -81,6 +81,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["evaluate", "FOLDER", "--settling", "--exit", "latent:0.03"], "not where latent:0.03 ends: leave one out"),
         (["evaluate", "FOLDER", "--settling", "--iterations", "1"], "1 iteration has one: give --iterations 2 or more"),
         (["evaluate", "FOLDER", "--restarts", "5000"], "invalid integer from 1 to 4,096; value: '5000'"),
+        (["evaluate", "FOLDER", "--choose", "majority"], "--choose majority chooses among starts, and there is one"),
         (["generate", "FOLDER"], "prompt"),
         (["generate", "FOLDER", "--prompt", "1", "--colour", "blue"], "colour"),
         (["generate", "FOLDER", "--prompt", "1", "--device", "abacus"], "abacus"),

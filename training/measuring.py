@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from mull.checkpoints import load
 from mull.checkpoints.files import file_in_the_way, made
@@ -11,7 +11,7 @@ from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.report import write_report
-from mull.inference.measure.restarts import AT_ONCE
+from mull.inference.measure.restarts import AT_ONCE, Choose
 from mull.inference.measure.results import to_json
 from mull.inference.measure.table import print_table
 from mull.inference.measure.tokens import show
@@ -47,7 +47,12 @@ def add_options(parser: Any) -> None:
         "--restarts",
         type=at_least(1, AT_ONCE),
         default=1,
-        help="random starts; the one that moves least at the end answers",
+        help="random starts, of which one answers; see --choose",
+    )
+    parser.add_argument(
+        "--choose",
+        choices=get_args(Choose),
+        help="which start answers: the one that moves least at the end (default), or of those that most agree on",
     )
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"
@@ -103,6 +108,7 @@ def measure_folder(options: Any, command: str) -> None:
             selection=options.selection,
             exit=options.exit,
             restarts=options.restarts,
+            choose=options.choose or "calmest",
         )
         if options.verify:
             questions = data.questions(options.difficulty, options.examples, options.seed or 0)
@@ -129,6 +135,8 @@ def check(options: Any) -> None:
     asked = [name for name, given in others.items() if given]
     if options.tokens and asked:
         raise ValueError(f"--tokens prints tables of its own, and measures nothing else: leave {', '.join(asked)} out")
+    if options.choose and options.restarts == 1:
+        raise ValueError(f"--choose {options.choose} chooses among starts, and there is one: give --restarts 8, say")
     if options.verify and options.restarts > 1:
         raise ValueError(
             "--verify judges answers that are written out from one start: leave --restarts or --verify out"

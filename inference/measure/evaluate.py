@@ -24,7 +24,7 @@ from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
-from mull.inference.measure.restarts import check_restarts, restarted
+from mull.inference.measure.restarts import Choose, check_restarts, restarted
 from mull.inference.measure.results import Result
 from mull.inference.measure.settling import settling
 from mull.inference.mode import evaluating
@@ -120,6 +120,7 @@ def evaluate(
     selection: Selection | None = None,
     exit: str | Exit | None = None,
     restarts: int = 1,
+    choose: Choose = "calmest",
     generator: torch.Generator | None = None,
 ) -> list[Result]:
     """Score a model at several iteration counts, one sweep per batch.
@@ -135,8 +136,8 @@ def evaluate(
         capacity: share of the positions in routed passes; see `InnerThinkingTransformer.forward`.
         selection: how these positions are chosen; see there.
         exit: a rule that ends thinking early (exits.py); each count is then a run of its own, and a position's limit.
-        restarts: runs of each example, from random initial states, of which the one that moved least in the end answers
-            (restarts.py); FLOPs are those of all runs.
+        restarts: runs of each example, from random initial states, of which one answers; FLOPs are those of all runs.
+        choose: which: the calmest, that moved least in the end, or that of the majority (restarts.py).
         generator: draws those states; None is one of seed 0.
 
     Returns:
@@ -155,7 +156,7 @@ def evaluate(
     counts = sorted({model.check_depth(count) for count in ([None] if iterations is None else iterations)})
     options = routing_options(model, capacity=capacity, selection=selection)
     rule = choose_exit(model, exit)
-    many = check_restarts(model, restarts)
+    many = check_restarts(model, restarts, choose)
     if many is not None and rule is not None:
         raise ValueError(
             f"restarts={restarts} chooses after the last iteration, and exit {exit} has none: leave one out"
@@ -169,7 +170,7 @@ def evaluate(
             check_batch(model, input_ids, labels)
             frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
             ids, told = input_ids.to(model.device), labels.to(model.device)
-            runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE)
+            runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE, choose)
             sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"

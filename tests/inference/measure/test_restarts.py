@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mull.inference.measure.evaluate import IGNORE, evaluate
-from mull.inference.measure.restarts import restarted
+from mull.inference.measure.restarts import Choose, alike, restarted
 from mull.inference.measure.settling import settling
 from mull.models import LanguageModel
 from mull.models.iterated import IteratedModel
@@ -41,7 +41,29 @@ def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
     assert len(different) > 1  # the choice is one
 
 
-def test_many_runs_go_group_by_group(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_majority_answers_with_its_calmest_run(make_model: Make, count: int) -> None:
+    """Runs with the same tokens at all scored positions agree; among those that most agree on, the calmest answers
+    (the first, where one iteration tells nothing of calm). By hand, from every run alone."""
+    model, (ids, labels) = make_model("recurrent"), batch(rows=9)
+    assert isinstance(model, IteratedModel)
+    found = dict(restarted(model, ids, [count], 6, torch.Generator().manual_seed(2), labels != IGNORE, "majority"))
+    calm = dict(restarted(model, ids, [count], 6, torch.Generator().manual_seed(2), labels != IGNORE))
+    starts = model.start(torch.empty(54, 6, 24, dtype=torch.float64), torch.Generator().manual_seed(2))
+    against = 0
+    for row in range(9):
+        runs = [model(ids[row, None], count, state=start[None]) for start in starts.view(9, 6, 6, 24)[row]]
+        answers = [tuple(run.logits[0, 2:].argmax(-1).tolist()) for run in runs]
+        most = max(map(answers.count, answers))
+        among = [n for n in range(6) if answers.count(answers[n]) == most]
+        best = among[0] if count == 1 else min(among, key=lambda n: runs[n].residual[0, 2:].max().item())
+        torch.testing.assert_close(found[count].logits[row], runs[best].logits[0])
+        against += most > 1 and not torch.equal(found[count].logits[row], calm[count].logits[row])
+    assert against  # the vote is not the residual's choice
+
+
+@pytest.mark.parametrize("choose", ["calmest", "majority"])
+def test_many_runs_go_group_by_group(make_model: Make, monkeypatch: pytest.MonkeyPatch, choose: Choose) -> None:
     """Guards the memory of many restarts: no call has more runs than fit, and each row has the answer of its own."""
     model, (ids, labels) = make_model("recurrent"), batch()
     assert isinstance(model, IteratedModel)
@@ -51,11 +73,11 @@ def test_many_runs_go_group_by_group(make_model: Make, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         type(model), "sweep", lambda self, ids, *more, **how: widths.append(len(ids)) or real(self, ids, *more, **how)
     )
-    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
+    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE, choose))
     assert widths == [8, 8, 4] and list(found) == [1, 3] and found[1].last_two is None
     generator = torch.Generator().manual_seed(9)
     for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
-        alone = dict(restarted(model, ids[rows], [1, 3], 4, generator, labels[rows] != IGNORE))
+        alone = dict(restarted(model, ids[rows], [1, 3], 4, generator, labels[rows] != IGNORE, choose))
         for count in (1, 3):
             assert torch.equal(found[count].logits[rows], alone[count].logits)
         assert torch.equal(found[3].last_two[0][rows], alone[3].last_two[0])
@@ -79,6 +101,12 @@ def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_mod
     assert [result.loss for result in again] == [result.loss for result in several]
 
 
+def test_runs_that_are_lost_have_no_vote() -> None:
+    """Two lost runs agree with one that is well: it stands alone, against two others that agree."""
+    answers = torch.tensor([[[0, 0], [0, 0], [0, 0], [5, 1], [5, 1]]])
+    assert alike(answers, torch.tensor([[1, 0, 0, 1, 1]])).tolist() == [[1, 1, 1, 2, 2]]
+
+
 def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
     """Each with the value and the remedy."""
     ids, labels = batch()
@@ -92,20 +120,28 @@ def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
     ):
         with pytest.raises(ValueError, match="restarts=2 needs a model that begins at a random state"):
             evaluate(model, {None: [(ids, labels)]}, restarts=2)
+    with pytest.raises(ValueError, match="choose must be one of calmest, majority, not best"):
+        evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, choose="best")
     with pytest.raises(ValueError, match="leave one out"):
         evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, exit="latent:0.03")
 
 
-def test_a_run_that_has_left_the_numbers_answers_for_nobody(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN is the smallest number to argmin."""
+@pytest.mark.parametrize("choose", ["calmest", "majority"])
+def test_a_run_that_has_left_the_numbers_answers_for_nobody(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, choose: Choose
+) -> None:
+    """NaN is the smallest number to argmin, and runs that are lost agree with each other."""
     model, (ids, labels) = make_model("recurrent"), batch()
     assert isinstance(model, IteratedModel)
 
     def start(injected: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         states = torch.randn(injected.shape, dtype=injected.dtype, generator=generator)
-        states[::4] = torch.nan
+        lost = torch.ones(len(states), dtype=torch.bool)
+        lost[1::4] = False
+        lost[2::4] = choose == "majority"  # three of four agree on nothing
+        states[lost] = torch.nan
         return states
 
     monkeypatch.setattr(model, "start", start)
-    found = dict(restarted(model, ids, [3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
-    assert found[3].logits.isfinite().all()
+    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE, choose))
+    assert found[1].logits.isfinite().all() and found[3].logits.isfinite().all()
