@@ -87,6 +87,7 @@ OURS = {  # fields of ours that the layout has no word for, at the values it imp
     "convolution": "none",
     "residual_scale": 1.0,
     "damping": 1.0,
+    "answer_feedback": False,
 }
 
 

@@ -15,7 +15,7 @@ LATER: tuple[dict[str, Any], ...] = (  # options that came later, together, at t
     {"value_head": False},
 )
 LATER_OF: dict[str, tuple[dict[str, Any], ...]] = {  # the same, of one family
-    "recurrent_depth": ({"state_noise": 0.0},),
+    "recurrent_depth": ({"state_noise": 0.0}, {"answer_feedback": False}),
 }
 
 

@@ -3,11 +3,15 @@
     e   = Prelude( sqrt(D) E[x] )                        injected into every iteration
     s_0 = 0, or, where forward is given a generator, a draw of TruncatedNormal(mean 0, variance 2/5), cut at 3 sigma
     s_i = Core( Inject(s_{i-1}, e) ),   i = 1 .. R       injection.py has the choices
+          with answer_feedback:          Core( Inject(s_{i-1} + sqrt(D) softmax(E . norm(norm(s_{i-1}))) E, e) )
           in training, with a generator: s_i <- s_i + sigma RMS(s_i) eps,   eps ~ Normal(0, 1)     where sigma is not 0
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
 Deliberate deviations from the public reference: the count and the random generator are arguments of forward; padding is
-honoured; the MLP's up-projection starts like every other matrix, as in the reference's training code.
+honoured; the MLP's up-projection starts like every other matrix, as in the reference's training code. The answer that
+is fed back is our form of TRM's (arXiv 2510.04871), whose answer is a second latent, made anew after some iterations:
+here it is what the state would say by itself, without a coda, as a mixture of embeddings, in every iteration. So it is
+a function of the state alone, and nothing else is carried, cached or handed on.
 
 The loop, the cache and reading on the way are those of every `IteratedModel` (iterated.py).
 """
@@ -46,6 +50,7 @@ class RecurrentDepthConfig(ModelConfig):
         state_noise: sigma, noise that training adds to the state after each iteration, in units of the state's own RMS
             by position; it is drawn by the generator of s_0, so there is none without one, and none in eval.
         damping: a of the damped update s <- (1 - a) s + a Core(Inject(s, e)); 1 replaces the state.
+        answer_feedback: the answer in the state is embedded and added to it before each iteration; head of this file.
         exit_gate: a learned halt, sigmoid(w . norm(s) + b), read out beside the logits (Ouro, arXiv 2510.25741).
     """
 
@@ -61,6 +66,7 @@ class RecurrentDepthConfig(ModelConfig):
     initial_state: Literal["normal", "zero"] = "normal"
     state_noise: float = 0.0
     damping: float = 1.0
+    answer_feedback: bool = False
     exit_gate: bool = False
 
     def issues(self) -> list[str]:
@@ -84,7 +90,8 @@ class RecurrentDepthConfig(ModelConfig):
         return super().reading() + self.n_coda * self.layer()
 
     def iteration(self) -> Cost:
-        return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self).iteration
+        feedback = Cost(weights=2 * self.vocab_size * self.d_model) if self.answer_feedback else Cost()
+        return self.n_core * self.layer() + INJECTIONS[self.injection].cost(self).iteration + feedback
 
 
 @family
@@ -123,8 +130,14 @@ class RecurrentDepthTransformer(IteratedModel):
 
     def think(self, state: Tensor, prepared: Any, context: Context, iteration: int) -> Tensor:
         first = len(self.prelude)
-        new = self.through(self.core, state, context, first, iteration, join=(self.injection, prepared))
+        told = state + self.answer(state) if self.config.answer_feedback else state
+        new = self.through(self.core, told, context, first, iteration, join=(self.injection, prepared))
         return new if self.config.damping == 1 else torch.lerp(state, new, self.config.damping)
+
+    def answer(self, state: Tensor) -> Tensor:
+        """What a state says, (B, T, D): the mean embedding of the tokens that it would answer, coda left out."""
+        chances = self.logits(self.final_norm(state)).float().softmax(dim=-1).to(state.dtype)
+        return (math.sqrt(self.config.d_model) * (chances @ self.table())).to(state.dtype)
 
     def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(state.shape, generator=generator, dtype=torch.float32, device=generator.device)

@@ -120,3 +120,26 @@ def test_damping_moves_the_state_a_part_of_the_way(build: Build) -> None:
     for _ in range(2):
         state = 0.7 * state + 0.3 * whole(ids, 1, state=state).state
     torch.testing.assert_close(part(ids, 2).state, state)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_coda": 0}, {"tie_embeddings": False}])
+def test_the_answer_fed_back_is_that_of_the_state(options: dict[str, Any], build: Build) -> None:
+    """s_i = f(s_{i-1} + A(s_{i-1})), two iterations by hand from single ones of the same model without feedback; the
+    answer that the state would give by itself, a coda left out, as the mean of the embeddings of what it may be."""
+    plain = build(RecurrentDepthConfig(**SMALL, **options))
+    fed = build(RecurrentDepthConfig(**SMALL, **options, answer_feedback=True))
+    fed.load_state_dict(plain.state_dict())
+    ids, generator = torch.arange(5)[None], torch.Generator().manual_seed(0)
+    state = torch.randn(1, 5, 24, dtype=torch.float64, generator=generator)
+    table = plain.embedding.weight
+    said = fed(ids, 2, state=state).state
+    for _ in range(2):
+        chances = torch.einsum(
+            "btd,vd->btv", plain.final_norm(plain.final_norm(state)), table if plain.head is None else plain.head.weight
+        ).softmax(dim=-1)
+        mean = sum(chances[..., token, None] * plain.embed(torch.tensor([[token]])) for token in range(11))
+        state = plain(ids, 1, state=state + mean).state
+    torch.testing.assert_close(said, state, rtol=1e-5, atol=1e-6)  # chances are taken in single precision
+    assert (said - plain(ids, 2).state).abs().max() > 1e-2
+    assert fed.config.parameters == plain.config.parameters
+    assert fed.config.iteration().flops(5) - plain.config.iteration().flops(5) == 4 * 11 * 24
