@@ -28,7 +28,7 @@ Choose = Literal["calmest", "majority"]
 AT_ONCE = 4096  # runs; those of further rows come after them
 
 
-def check_restarts(model: LanguageModel, restarts: int, choose: str = "calmest") -> IteratedModel | None:
+def check_restarts(model: LanguageModel, restarts: int, choose: Choose = "calmest") -> IteratedModel | None:
     """The model if it is to be restarted, None for one run. Raises ValueError for a number below 1 or above AT_ONCE, an
     unknown choice, and a model whose initial state is no draw: all of its runs would be one."""
     if choose not in get_args(Choose):
