@@ -266,13 +266,15 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.answer(404, b'{"error": {"message": "no models"}}')
+            said = {"id": "m", "object": "model", "created": 0, "owned_by": "mull", "mull": {"iterations": 4}}
+            self.answer(200, json.dumps(said).encode())
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             state["left"], state["asked"] = state["left"] - 1, state["asked"] + 1
             choice = {"index": 0, "text": " 3 </think> 3", "finish_reason": "stop", "logprobs": None}
             body = {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+            body["mull"] = {"iterations": 4}
             if state["left"] >= 0:
                 self.answer(200, json.dumps(body).encode())
             elif failing == "nonsense":
@@ -301,7 +303,7 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing:
         status, out, err = run(*line, "--timeout", "1" if failing == "slow" else "20")
         last = err.splitlines()[-1]
         assert status == 2 and out == "" and said in last and "1 of 4 cells are finished and kept" in last
-        assert last.startswith(f"mull: error: m at {address}, chain, difficulty 1: ") and len(last) < 500
+        assert last.startswith(f"mull: error: m at {address}, chain, 4 iterations, difficulty 1: ") and len(last) < 500
         well.set()
         state["left"] = 100
         status, _, err = run(*line)
@@ -312,7 +314,7 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing:
     rows = json.loads((tmp_path / "a" / "compare.json").read_text())["rows"]
     assert [row["accuracy"] for row in rows] == [0.0, 0.0, 0.5, 0.5]  # it always says 3
     assert {row["flops_per_problem"] for row in rows} == {None} and rows[0]["tokens_per_problem"] == 3
-    assert run(*line, "--difficulty", "1")[0] == 0  # all that it asks for is kept
+    assert run(*line, "--difficulty", "1")[0] == 0  # all that it asks for is kept, with what the server said of itself
     status, _, err = run(*line, "--strategies", "direct;draft")
     assert status == 2 and "cannot be reached" in err and err.count("\n") == 1
 
