@@ -349,3 +349,29 @@ def test_the_command_asks_it_too(model: Any, address: str, capsys: pytest.Captur
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert err.startswith("mull: error: ") and err.count("\n") == 1 and says in err
+
+
+def test_a_comparison_of_a_server_is_that_of_its_folder(model: Any, address: str, tmp_path: Path) -> None:
+    """mull compare through the official client, at two depths: every text, answer and count of tokens of every cell
+    is what the same model in this process gives; its FLOPs nobody knows."""
+    folder = tmp_path / "tiny"
+    mull.save(model, folder, model.tokenizer)
+    lines = [{"problem": text, "answer": str(at), "difficulty": 1 + at % 2} for at, text in enumerate(PROBLEMS)]
+    (tmp_path / "problems.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    line = ["--problems", str(tmp_path / "problems.jsonl"), "--strategies", "direct;chain"]
+    line += ["--iterations", "1,4", "--max-new-tokens", "9", "--dtype", "float64"]
+    server = ["--endpoint", address, "--model", "tiny", "--marks", "mull"]
+    assert main(["compare", str(folder), *line, "--output", str(tmp_path / "here")]) == 0
+    assert main(["compare", *server, *line, "--output", str(tmp_path / "there")]) == 0
+    here, there = (json.loads((tmp_path / name / "compare.json").read_text())["rows"] for name in ("here", "there"))
+    assert len(here) == len(there) == 2 * 2 * 2
+    for one, other in zip(here, there, strict=True):
+        same = ("strategy", "iterations", "difficulty", "accuracy", "tokens_per_problem", "calls_per_problem")
+        assert {name: one[name] for name in same} == {name: other[name] for name in same}
+        assert one["flops_per_problem"] > 0 and other["flops_per_problem"] is None
+
+    def texts(name: str) -> list[tuple[str, str]]:
+        cells = [json.loads(path.read_text())["cell"] for path in (tmp_path / name / "cells").glob("[cd]*.json")]
+        return sorted((each["text"], each["answer"]) for cell in cells for each in json.loads(cell)["answered"])
+
+    assert texts("here") == texts("there") and len(set(texts("here"))) > 8
