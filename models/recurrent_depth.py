@@ -4,6 +4,7 @@
     s_0 = 0, or, where forward is given a generator, a draw of TruncatedNormal(mean 0, variance 2/5), cut at 3 sigma
     s_i = Core( Inject(s_{i-1}, e) ),   i = 1 .. R       injection.py has the choices
           with answer_feedback:          Core( Inject(s_{i-1} + sqrt(D) softmax(E . norm(norm(s_{i-1}))) E, e) )
+          with damping a:                (1 - a) s_{i-1} + a Core( ... )
           in training, with a generator: s_i <- s_i + sigma RMS(s_i) eps,   eps ~ Normal(0, 1)     where sigma is not 0
     logits = E . norm( Coda( norm(s_R) ) )               the same final norm twice
 
@@ -49,8 +50,10 @@ class RecurrentDepthConfig(ModelConfig):
         initial_state: what a generator draws as s_0: normal, or zero (nothing is drawn then).
         state_noise: sigma, noise that training adds to the state after each iteration, in units of the state's own RMS
             by position; it is drawn by the generator of s_0, so there is none without one, and none in eval.
-        damping: a of the damped update s <- (1 - a) s + a Core(Inject(s, e)); 1 replaces the state.
-        answer_feedback: the answer in the state is embedded and added to it before each iteration; head of this file.
+        damping: a of the damped update s <- (1 - a) s + a Core(...); 1 replaces the state.
+        answer_feedback: what the state would answer, as a mixture of embeddings, is added to it before each iteration;
+            see the head of this file. Two more products with the vocabulary in every iteration, and in training its
+            chances are kept for the gradient.
         exit_gate: a learned halt, sigmoid(w . norm(s) + b), read out beside the logits (Ouro, arXiv 2510.25741).
     """
 
@@ -136,7 +139,8 @@ class RecurrentDepthTransformer(IteratedModel):
 
     def answer(self, state: Tensor) -> Tensor:
         """What a state says, (B, T, D): the mean embedding of the tokens that it would answer, coda left out."""
-        chances = self.logits(self.final_norm(state)).float().softmax(dim=-1).to(state.dtype)
+        said = self.logits(self.final_norm(state))
+        chances = (said if said.dtype == torch.float64 else said.float()).softmax(dim=-1).to(state.dtype)
         return (math.sqrt(self.config.d_model) * (chances @ self.table())).to(state.dtype)
 
     def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:

@@ -52,7 +52,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--choose",
         choices=get_args(Choose),
-        help="which start answers: the one that moves least at the end (default), or of those that most agree on",
+        help="calmest: the start that moves least at the end (default); majority: the answer of most starts",
     )
     parser.add_argument(
         "--settling", action="store_true", help="had it finished thinking; does that tell right from wrong"

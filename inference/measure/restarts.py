@@ -2,7 +2,8 @@
 
     s_0^(n) ~ start(generator),  n = 1 .. N;     r_n = max_t |s_R^(n) - s_{R-1}^(n)| / |s_R^(n)|   over asked positions
     calmest     n* = argmin_n r_n                                                the run that moved least in the end
-    majority    n* = argmin_n r_n among the runs whose answer most runs gave     an answer is that to the whole row
+    majority    n* = argmin_n r_n among the runs whose answer most runs gave     an answer is that to the whole row;
+                     two that agree beat any that do not, and where all differ it is the calmest
 
 A state that has settled is more often right than one that still moves (settling.py), so N short runs buy what a longer
 one may not: another start. It costs N runs. The calmest is chosen by residuals and never by an answer (best of N of
@@ -30,11 +31,13 @@ AT_ONCE = 4096  # runs; those of further rows come after them
 
 def check_restarts(model: LanguageModel, restarts: int, choose: Choose = "calmest") -> IteratedModel | None:
     """The model if it is to be restarted, None for one run. Raises ValueError for a number below 1 or above AT_ONCE, an
-    unknown choice, and a model whose initial state is no draw: all of its runs would be one."""
+    unknown choice or one of a single run, and a model whose initial state is no draw: all of its runs would be one."""
     if choose not in get_args(Choose):
         raise ValueError(f"choose must be one of {', '.join(get_args(Choose))}, not {shown(choose)}")
     if not 1 <= restarts <= AT_ONCE:
         raise ValueError(f"restarts must lie between 1 and {AT_ONCE:,}, not {restarts}")
+    if restarts == 1 and choose != "calmest":
+        raise ValueError(f"choose={choose} chooses among starts, and there is one: give more restarts, or leave it out")
     if restarts == 1:
         return None
     if not isinstance(model, IteratedModel) or not model.starts_at_random:

@@ -217,6 +217,7 @@ def test_sizes_that_cannot_be(
         {"qk_norm": True},
         {"window": 3},
         {"damping": 0.5},
+        {"answer_feedback": True},
         {"causal": False},
     ],
 )

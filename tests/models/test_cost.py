@@ -32,7 +32,7 @@ WIDE = {"vocab_size": 50, "d_model": 48, "n_heads": 6}
 COSTED = {
     "concat": RecurrentDepthConfig(**WIDE, n_core=2, n_kv_heads=2),
     "add": RecurrentDepthConfig(
-        **WIDE, n_coda=2, injection="add", wiring="pre_norm", qk_norm=True, tie_embeddings=False
+        **WIDE, n_coda=2, injection="add", wiring="pre_norm", qk_norm=True, tie_embeddings=False, answer_feedback=True
     ),
     "diagonal": RecurrentDepthConfig(**WIDE, n_prelude=0, n_coda=0, injection="diagonal", d_ff=10, exit_gate=True),
     "both ways": RecurrentDepthConfig(**WIDE, n_kv_heads=2, causal=False, window=5, window_heads=3),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mull.inference.measure.evaluate import IGNORE, evaluate
 from mull.inference.measure.restarts import Choose, alike, restarted
@@ -60,6 +61,20 @@ def test_the_majority_answers_with_its_calmest_run(make_model: Make, count: int)
         torch.testing.assert_close(found[count].logits[row], runs[best].logits[0])
         against += most > 1 and not torch.equal(found[count].logits[row], calm[count].logits[row])
     assert against  # the vote is not the residual's choice
+
+
+def test_an_evaluation_scores_the_chosen_runs(make_model: Make) -> None:
+    """Guards the choice on its way from the argument to the answers: what the majority says is what is scored."""
+    model, (ids, labels) = make_model("recurrent"), batch(rows=9)
+    assert isinstance(model, IteratedModel)
+    losses: dict[Choose, float] = {}
+    for choose in ("calmest", "majority"):
+        draws = torch.Generator().manual_seed(2)
+        ((_, reading),) = restarted(model, ids, [3], 6, torch.Generator().manual_seed(2), labels != IGNORE, choose)
+        (found,) = evaluate(model, {None: [(ids, labels)]}, [3], restarts=6, choose=choose, generator=draws)
+        losses[choose] = found.loss
+        assert found.loss == pytest.approx(F.cross_entropy(reading.logits.flatten(0, 1), labels.flatten()).item())
+    assert losses["calmest"] != losses["majority"]
 
 
 @pytest.mark.parametrize("choose", ["calmest", "majority"])
@@ -122,6 +137,8 @@ def test_what_cannot_be_restarted_is_refused(make_model: Make) -> None:
             evaluate(model, {None: [(ids, labels)]}, restarts=2)
     with pytest.raises(ValueError, match="choose must be one of calmest, majority, not best"):
         evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, choose="best")
+    with pytest.raises(ValueError, match="choose=majority chooses among starts, and there is one"):
+        evaluate(make_model("recurrent"), {None: [(ids, labels)]}, choose="majority")
     with pytest.raises(ValueError, match="leave one out"):
         evaluate(make_model("recurrent"), {None: [(ids, labels)]}, restarts=2, exit="latent:0.03")
 

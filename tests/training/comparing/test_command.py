@@ -254,7 +254,7 @@ def test_what_is_kept_needs_nothing_any_more(run: Run, tmp_path: Path) -> None:
     ("failing", "said"),
     [
         ("nonsense", "answers nonsense"),
-        ("slow", "gave no answer within 1 s, asked once"),
+        ("slow", "gave no answer within 3 s, asked once"),
         ("gone", "cannot be reached"),
         ("busy", "refuses with status 503"),
     ],
@@ -300,7 +300,7 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing:
     try:
         address = f"http://127.0.0.1:{server.server_port}/v1"
         line = ["--endpoint", address, "--model", "m", "--output", str(tmp_path / "a"), "--retries", "0"]
-        status, out, err = run(*line, "--timeout", "1" if failing == "slow" else "20")
+        status, out, err = run(*line, "--timeout", "3" if failing == "slow" else "20")
         last = err.splitlines()[-1]
         assert status == 2 and out == "" and said in last and "1 of 4 cells are finished and kept" in last
         assert last.startswith(f"mull: error: m at {address}, chain, 4 iterations, difficulty 1: ") and len(last) < 500
