@@ -62,6 +62,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "add": {"injection": "add"},
         "diagonal": {"injection": "diagonal"},
         "zero-state": {"initial_state": "zero"},
+        "answer-feedback": {"answer_feedback": True},
         "gate": {"exit_gate": True},
         "only-core": {"n_prelude": 0, "n_core": 1, "n_coda": 0},
         "no-coda": {"n_prelude": 2, "n_core": 1, "n_coda": 0},
