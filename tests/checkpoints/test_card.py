@@ -96,6 +96,13 @@ def test_the_card_says_what_an_evaluation_says() -> None:
     assert shown["accuracy %"] == "97.0 +1.0 -3.0"
 
 
+@pytest.mark.parametrize("card", sorted((ROOT / "checkpoints").glob("*/README.md")), ids=lambda card: card.parent.name)
+def test_shipped_cards_have_every_field(card: Path) -> None:
+    """Guards cards that were written before a field came: each shows the configuration that the folder loads with."""
+    config, _ = store.read_config(card.parent)
+    assert "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items()) in card.read_text()
+
+
 def test_the_card_says_whether_it_had_finished_thinking() -> None:
     """Guards the shipped cards, which tell it row by row as `evaluate --settling` does, and those of models that have
     no state to compare, which are silent."""

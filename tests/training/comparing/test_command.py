@@ -266,8 +266,8 @@ def test_an_endpoint_that_fails_in_the_middle(run: Run, tmp_path: Path, failing:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            said = {"id": "m", "object": "model", "created": 0, "owned_by": "mull", "mull": {"iterations": 4}}
-            self.answer(200, json.dumps(said).encode())
+            about = {"id": "m", "object": "model", "created": 0, "owned_by": "mull", "mull": {"iterations": 4}}
+            self.answer(200, json.dumps(about).encode())
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
