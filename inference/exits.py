@@ -36,6 +36,7 @@ from torch import Tensor
 from mull.inference.written import filled
 from mull.inference.written import parse as parse_written
 from mull.models.output import relative, relative_change
+from mull.models.precision import wide
 from mull.models.registry import Registry
 
 Memory = dict[str, Tensor]  # what a rule remembers of each position from check to check, (N, ...)
@@ -151,7 +152,7 @@ class KL(Exit):
     name, example, reads_logits = "kl", "kl:0.001", True
 
     def value(self, thought: Thought) -> Tensor:
-        log_p = thought.logits().float().log_softmax(-1)
+        log_p = wide(thought.logits()).log_softmax(-1)
         before = self.recall(thought, "log_p", log_p, -math.inf)  # no mass anywhere: infinitely far from any answer
         thought.memory["log_p"], p = log_p, log_p.exp()
         return torch.where(p > 0, p * (log_p - before), 0.0).sum(-1)
@@ -164,7 +165,7 @@ class Entropy(Exit):
     name, example, reads_logits = "entropy", "entropy:0.001", True
 
     def value(self, thought: Thought) -> Tensor:
-        log_p = thought.logits().float().log_softmax(-1)
+        log_p = wide(thought.logits()).log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         before = self.recall(thought, "entropy", entropy, math.inf)
         thought.memory["entropy"] = entropy
@@ -194,7 +195,7 @@ class Confidence(Exit):
     span = (1e-6, 1.0)
 
     def value(self, thought: Thought) -> Tensor:
-        return 1 - thought.logits().float().softmax(-1).amax(-1)
+        return 1 - wide(thought.logits()).softmax(-1).amax(-1)
 
 
 @exit_rule
@@ -205,7 +206,7 @@ class Gate(Exit):
     span = (1e-6, 1.0)
 
     def value(self, thought: Thought) -> Tensor:
-        halt = torch.sigmoid(thought.halt().float())
+        halt = torch.sigmoid(wide(thought.halt()))
         left = self.recall(thought, "left", halt, 1.0) * (1 - halt)
         thought.memory["left"] = left
         return left

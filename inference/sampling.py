@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mull.models.precision import wide
+
 Generators = torch.Generator | Sequence[torch.Generator]  # one for all rows, or one a row
 TINY = 1e-30  # a smaller temperature would be 0 in fp32, and the largest logit 0 / 0
 
@@ -36,9 +38,9 @@ def probabilities(
     min_p: float | None = None,
 ) -> Tensor:
     """(B, V) logits -> (B, V) probabilities that a draw at temperature > 0 follows, in fp32 or better."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
+    logits = wide(logits)
     # the largest logit becomes 0 before the division, so that a tiny temperature sharpens instead of overflowing
-    p = torch.softmax((wide - wide.amax(dim=-1, keepdim=True)) / max(temperature, TINY), dim=-1)
+    p = torch.softmax((logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, TINY), dim=-1)
     if top_k is None and top_p is None and min_p is None:
         return p
     ranked, token_ids = p.sort(dim=-1, descending=True, stable=True)  # every filter keeps a head of this list

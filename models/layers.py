@@ -24,6 +24,7 @@ from mull.models.cache import Slot
 from mull.models.config import ModelConfig, RotaryLayout
 from mull.models.convolution import Convolution
 from mull.models.positions import Context
+from mull.models.precision import wide
 from mull.models.roles import Role
 
 Join = tuple[nn.Module, Any]  # (module, what): x becomes module(x, what) before the first layer; see `through`
@@ -47,7 +48,7 @@ class RMSNorm(nn.Module):
         weight = self.weight  # to look a parameter up takes a tenth of a norm's time in decoding
         if x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64):  # nothing to cast: one call
             return F.rms_norm(x, weight.shape, weight, self.eps)
-        return F.rms_norm(x.float(), weight.shape, None, self.eps).to(x.dtype) * weight
+        return F.rms_norm(wide(x), weight.shape, None, self.eps).to(x.dtype) * weight
 
 
 def rotation_angles(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Tensor:

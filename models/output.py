@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mull.models.precision import wide
+
 
 def norm(x: Tensor) -> Tensor:
     """The Euclidean length of the vectors along the last axis, in fp32 or better."""
-    return torch.linalg.vector_norm(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, dim=-1)
+    return torch.linalg.vector_norm(wide(x), dim=-1)
 
 
 def relative(change: Tensor, state: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from mull.models.language_model import family, initialize
 from mull.models.layers import Layer
 from mull.models.output import Reading
 from mull.models.positions import Context
+from mull.models.precision import wide
 from mull.models.registry import Registry
 from mull.models.roles import Role
 
@@ -140,12 +141,12 @@ class RecurrentDepthTransformer(IteratedModel):
     def answer(self, state: Tensor) -> Tensor:
         """What a state says, (B, T, D): the mean embedding of the tokens that it would answer, coda left out."""
         said = self.logits(self.final_norm(state))
-        chances = (said if said.dtype == torch.float64 else said.float()).softmax(dim=-1).to(state.dtype)
+        chances = wide(said).softmax(dim=-1).to(state.dtype)
         return (math.sqrt(self.config.d_model) * (chances @ self.table())).to(state.dtype)
 
     def disturb(self, state: Tensor, generator: torch.Generator) -> Tensor:
         drawn = torch.randn(state.shape, generator=generator, dtype=torch.float32, device=generator.device)
-        size = state.detach().float().square().mean(dim=-1, keepdim=True).sqrt()  # no gradient: noise is a constant
+        size = wide(state.detach()).square().mean(dim=-1, keepdim=True).sqrt()  # no gradient: noise is a constant
         return state + (self.config.state_noise * size * drawn.to(state.device)).to(state.dtype)
 
     def read(self, state: Tensor, context: Context) -> Reading:

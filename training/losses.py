@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
+from mull.models.precision import wide
 from mull.training.data.task import IGNORE
 from mull.training.iterations import IterationSampler
 
@@ -219,7 +220,7 @@ class HaltOnImprovement(Loss):
         exit_logits, losses = by_iteration(output, labels, "HaltOnImprovement")
         improvement = (losses[:-1] - losses[1:]).clamp(min=0).detach()
         wish = torch.sigmoid(self.sharpness * (improvement - self.least))
-        stay = -exit_logits[1:].float()  # the logit of 1 - lambda
+        stay = -wide(exit_logits[1:])  # the logit of 1 - lambda
         terms = F.binary_cross_entropy_with_logits(stay, wish, reduction="none").sum(dim=0) / max(1, len(wish))
         return (terms * scored(labels)).sum() / number_scored(labels)
 
@@ -308,7 +309,7 @@ class ProcessReward(Loss):
 def judgement_losses(value: Tensor, values: Tensor) -> Tensor:
     """Binary cross entropy (B, T) between the process reward before its sigmoid and judgements from 0 to 1; 0 where
     nothing is judged (-1)."""
-    said = value if value.dtype == torch.float64 else value.float()
+    said = wide(value)
     return F.binary_cross_entropy_with_logits(said, values.to(said.dtype).clamp(0, 1), reduction="none") * (values >= 0)
 
 
@@ -354,7 +355,7 @@ def depth_of(output: ModelOutput) -> int:
 
 def log_probabilities(logits: Tensor) -> Tensor:
     """Of all tokens, (..., V), in fp32 or wider."""
-    return F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+    return F.log_softmax(wide(logits), dim=-1)
 
 
 def by_iteration(output: ModelOutput, labels: Tensor, who: str) -> tuple[Tensor, Tensor]:
@@ -368,7 +369,7 @@ def by_iteration(output: ModelOutput, labels: Tensor, who: str) -> tuple[Tensor,
 
 def exit_log_distribution(exit_logits: Tensor) -> Tensor:
     """log p(t) along the first axis, (R, ...) -> (R, ...): lambda_t is the chance to exit at t, given none before."""
-    exit_logits = exit_logits.float()  # first: rounded to bf16, stay and leave would not add up to 1
+    exit_logits = wide(exit_logits)  # first: rounded to bf16, stay and leave would not add up to 1
     stay = F.logsigmoid(-exit_logits)
     survived = torch.cat([torch.zeros_like(stay[:1]), stay[:-1].cumsum(dim=0)])
     leave = torch.cat([F.logsigmoid(exit_logits[:-1]), torch.zeros_like(stay[:1])])  # the last takes the rest
@@ -377,8 +378,7 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    by_position = rearrange(logits, "b t v -> (b t) v")
-    by_position = by_position if by_position.dtype == torch.float64 else by_position.float()
+    by_position = wide(rearrange(logits, "b t v -> (b t) v"))
     flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
     return flat.view_as(labels)
 

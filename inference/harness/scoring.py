@@ -28,6 +28,7 @@ from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
 from mull.models.loop import check_count
+from mull.models.precision import wide
 
 
 class Pair(NamedTuple):
@@ -146,8 +147,7 @@ def scores_of(
         if isinstance(reading, ModelOutput) and how.exit is not None:
             real = torch.arange(width, device=model.device) < lengths[:, None]
             how.spent[count].add(reading.iterations[real])
-        logits = reading.logits[row, position]  # (N, V)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide(reading.logits[row, position])  # (N, V)
         nats = F.cross_entropy(logits, targets, reduction="none").double().cpu()
         wrong = ((logits.argmax(dim=-1) != targets).cpu() | nats.isnan()).double()
         sums = torch.zeros(2, len(labels), dtype=torch.float64).index_add_(1, pair, torch.stack([nats, wrong]))

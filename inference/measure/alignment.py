@@ -25,6 +25,7 @@ from mull.inference.measure.results import Result
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel
 from mull.models.iterated import IteratedModel
+from mull.models.precision import wide
 
 
 def check_aligning(model: LanguageModel) -> IteratedModel:
@@ -83,6 +84,6 @@ def cosines(
     twice, found = input_ids.repeat(2, 1), []
     for count, state in model.unroll(twice, max(counts), model.context(twice), generator=generator):
         if count in counts:
-            one, other = state.float().chunk(2)
+            one, other = wide(state).chunk(2)
             found.append((count, F.cosine_similarity(one, other, dim=-1)))
     return found

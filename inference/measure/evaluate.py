@@ -30,6 +30,7 @@ from mull.inference.measure.settling import settling
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
+from mull.models.precision import wide
 from mull.models.selection import Selection, check_capacity
 
 IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
@@ -283,6 +284,7 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Loss in nats of every position, (B, T) in fp32 or better; 0 where none is scored."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    nats = F.cross_entropy(rearrange(wide, "b t v -> (b t) v"), labels.flatten(), ignore_index=IGNORE, reduction="none")
+    nats = F.cross_entropy(
+        rearrange(wide(logits), "b t v -> (b t) v"), labels.flatten(), ignore_index=IGNORE, reduction="none"
+    )
     return nats.view(labels.shape)

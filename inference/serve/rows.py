@@ -21,6 +21,7 @@ from mull.inference.sampling import Draw
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.served import Served, Sharing
 from mull.inference.text import TextStream
+from mull.models.precision import wide
 
 Reason = Literal["stop", "length"]
 
@@ -165,7 +166,7 @@ class Row:
 
 def likely(token: int, logits: Tensor, top: int, offset: int) -> Likely:
     """What is told of a token: by the model's own probabilities, before temperature and filters."""
-    log_p = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    log_p = wide(logits).log_softmax(-1)
     best, ids = log_p.topk(min(top, len(log_p)))
     return Likely(token, float(log_p[token]), list(zip(ids.tolist(), best.tolist(), strict=True)), offset)
 

@@ -18,6 +18,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mull.models.precision import wide
+
 Lens = Literal["coda", "logit"]
 LENSES: tuple[Lens, ...] = get_args(Lens)
 PIECE = 1 << 22  # logits that are reduced at once
@@ -87,4 +89,4 @@ def reduced(logits: Tensor, log_last: Tensor, labels: Tensor, top: int) -> Answe
 
 def logarithms(logits: Tensor) -> Tensor:
     """log p, in fp32 or better."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(dim=-1)
+    return wide(logits).log_softmax(dim=-1)
