@@ -100,7 +100,21 @@ def said(error: BaseException) -> str:
     """The words of an error; of the file system's without their number, and with a way out."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; name another place, or make this one fit"
+    if ran_out(error):
+        return (
+            f"out of memory: {str(error) or 'what was asked for does not fit'}; use smaller batches, fewer examples or "
+            "samples, shorter texts or a smaller model, and in training `--model.checkpoint_iterations true`"
+        )
     return str(error)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory was at its end: of Python or numpy, of a GPU, or of the CPU, of which torch has no own error."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def is_users(error: BaseException) -> bool:
@@ -110,7 +124,7 @@ def is_users(error: BaseException) -> bool:
     hardware that are not to be had, and a tokenizer that fails on a text.
     """
     by_name = ("NonFiniteLossError", "MisconfigurationException", "PanicException")
-    return isinstance(error, ValueError | OSError | ArgumentError) or type(error).__name__ in by_name
+    return isinstance(error, ValueError | OSError | ArgumentError) or type(error).__name__ in by_name or ran_out(error)
 
 
 def usage() -> str:

@@ -11,8 +11,10 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -402,6 +404,36 @@ def test_inspect_says_what_the_folder_holds(folder: Path, capsys: pytest.Capture
     assert f"{parameters:,} parameters" in said
     assert "Parity(length=8)" in said
     assert "cache bytes" in said
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        lambda: torch.empty(1 << 50),
+        lambda: np.empty(1 << 50),
+        lambda: [0] * (1 << 50),
+        lambda: raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    ],
+)
+def test_the_end_of_memory_is_one_line(
+    greedy: Callable[[], object], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the commonest failure on a GPU: what does not fit is told with a way out, by whoever's allocator."""
+    monkeypatch.setattr("mull.training.measuring.measure_folder", lambda *_: greedy())
+    assert main(["evaluate", str(folder)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("mull: error: out of memory: ") and "use smaller batches" in line
+
+
+def raised(error: BaseException) -> None:
+    raise error
+
+
+def test_other_failures_of_a_runtime_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the line above against defects: they are not the user's to mend."""
+    monkeypatch.setattr("mull.training.measuring.measure_folder", lambda *_: raised(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["evaluate", str(folder)])
 
 
 @pytest.mark.parametrize("command", COMMANDS)
