@@ -139,7 +139,7 @@ def settling_cells(row: Row, first: bool) -> dict[str, str]:
         "residual": number(row["residual"], NATS),
         "settled %": interval_of(row, "settled", PERCENT),
         "AUC": interval_of(row, "auc", MEAN),
-        "AUC, all counts": number(row.get("auc_of_all"), BITS) if first else "",
+        "AUC, all counts": interval_of(row, "auc_of_all", BITS) if first else "",
     }
 
 

@@ -205,14 +205,22 @@ def results_of(
     default = model.config.default_iterations
     reference = default if default in tallies else max((count for count in tallies if count is not None), default=None)
     moved = [tally for tally in tallies.values() if tally.residuals and not bytes_per_token]
-    pooled = settling([r for tally in moved for r in tally.residuals], [r for tally in moved for r in tally.right])
+    pooled = settling(
+        [r for tally in moved for r in tally.residuals],
+        [r for tally in moved for r in tally.right],
+        [i for tally in moved for i in range(len(tally.residuals))],
+    )
     results = []
     for count, tally in tallies.items():
         asked = None if share is None or count is None else check_capacity(first_passes(share, count), count - 1)
         result = tally.result(count, difficulty, bytes_per_token, asked)
         if reference is not None and count != reference:
             result = tally.compared(result, tallies[reference], reference, bytes_per_token)
-        results.append(replace(result, auc_of_all=pooled.auc if result.residual is not None else None))
+        if result.residual is not None:
+            result = replace(
+                result, auc_of_all=pooled.auc, auc_of_all_low=pooled.auc_low, auc_of_all_high=pooled.auc_high
+            )
+        results.append(result)
     return results
 
 

@@ -38,7 +38,7 @@ class Result:
         settled: share of the examples whose residual is below settling.SETTLED: the model has finished thinking.
         auc: how well the residual tells examples that are right throughout from others, 0.5 for not at all; None for
             text, and where all examples are alike.
-        auc_of_all: the same over the examples of this difficulty at all counts together, without an interval, since an
+        auc_of_all: the same over the examples of this difficulty at all counts together; its interval knows that an
             example occurs once for each count.
         verified: share of the answers, written out, that the data's own verifier takes; None unless asked for.
         alignment: cosine of the states that two random starts come to, on average over scored positions; None, and in
@@ -78,6 +78,8 @@ class Result:
     auc_low: float | None = None
     auc_high: float | None = None
     auc_of_all: float | None = None
+    auc_of_all_low: float | None = None
+    auc_of_all_high: float | None = None
     verified: float | None = None
     verified_low: float | None = None
     verified_high: float | None = None

@@ -5,8 +5,15 @@
     AUC        the chance that a right example has a smaller largest r than a wrong one, ties counting half
 
 The area under the curve (AUC) is the Mann-Whitney statistic; its interval is that of DeLong et al. (Biometrics 44,
-1988) on the logit scale, which stays within 0 and 1. Where every pair is ordered alike there is no variance to
-estimate; then the bound is the one that the smaller class alone would give a share of 1: 0.025^(1/n).
+1988) on the logit scale, which stays within 0 and 1. Where an example occurs several times, once at each count, its
+occurrences are no independent witnesses: then it is that of Obuchowski (Biometrics 53, 1997), by example,
+
+    var A = I+/(I+ - 1) sum_i P_i^2 / M^2 + I-/(I- - 1) sum_i N_i^2 / N^2 + 2 I/(I - 1) sum_i P_i N_i / (M N)
+
+with P_i the sum over the right occurrences of example i of (the share of the N wrong ones that it is calmer than) - A,
+N_i the same of its wrong ones and the M right ones that are calmer, and I, I+, I- how many examples there are, that are
+ever right, ever wrong. With one occurrence each it is DeLong's. Where every pair is ordered alike there is no variance
+to estimate; then the bound is the one that the smaller class alone would give a share of 1: 0.025^(1/n).
 """
 
 from __future__ import annotations
@@ -43,40 +50,57 @@ class Settling(NamedTuple):
     auc_high: float | None
 
 
-def settling(residuals: Sequence[float], right: Sequence[bool] | None) -> Settling:
+def settling(
+    residuals: Sequence[float], right: Sequence[bool] | None, example: Sequence[int] | None = None
+) -> Settling:
     """Of the largest residual of each example, and whether its answer is right throughout; None for text, whose windows
-    are no answers."""
+    are no answers. `example` says which example each is of, where one occurs several times."""
     values = np.asarray(residuals, dtype=np.float64)
     if not len(values):
         return Settling(math.nan, math.nan, 0.0, 1.0, None, None, None)
     calm = -np.where(np.isnan(values), np.inf, values)  # a state that has left the numbers is the least settled
-    area = None if right is None else auc(calm, np.asarray(right, dtype=bool))
+    of = None if example is None else np.asarray(example)
+    area = None if right is None else auc(calm, np.asarray(right, dtype=bool), of)
     below = int((values < SETTLED).sum())
     share = below / len(values), *wilson(below, len(values))
     return Settling(float(values.mean()), *share, *(area or (None, None, None)))
 
 
-def auc(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float, float] | None:
+def auc(
+    scores: np.ndarray, positive: np.ndarray, cluster: np.ndarray | None = None
+) -> tuple[float, float, float] | None:
     """The chance that a positive has the higher score, with its 95 % interval; None without both kinds.
 
     Args:
         scores: (n,).
         positive: (n,) bool.
+        cluster: (n,), what each score is of, where several are of one thing; None: each of its own.
     """
     yes, no = scores[positive], scores[~positive]
     if not len(yes) or not len(no):
         return None
     above, below = wins(yes, no), 1 - wins(no, yes)  # of each positive over negatives, and of each negative under
     area = float(above.mean())
-    fewer = min(len(yes), len(no))
+    _, of = np.unique(np.arange(len(scores)) if cluster is None else cluster, return_inverse=True)
+    ever, never = of[positive], of[~positive]
+    fewer = min(len(np.unique(ever)), len(np.unique(never)))
     if area in (0.0, 1.0):
         bound = 0.025 ** (1 / fewer)
         return (area, bound, 1.0) if area else (area, 0.0, 1 - bound)
-    variance = above.var(ddof=1) / len(yes) + below.var(ddof=1) / len(no) if fewer > 1 else 0.0
-    if variance == 0:  # one of a kind, or nothing but ties
+    n = int(of.max()) + 1
+    up = np.bincount(ever, above - area, n) / len(yes)
+    down = np.bincount(never, below - area, n) / len(no)
+    variance = unbiased(up**2, ever) + unbiased(down**2, never) + 2 * unbiased(up * down, of) if fewer > 1 else 0.0
+    if variance <= 0:  # one of a kind, or nothing but ties
         return area, 0.0, 1.0
     centre, half = math.log(area / (1 - area)), Z * math.sqrt(variance) / (area * (1 - area))
     return area, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
+
+
+def unbiased(terms: np.ndarray, of: np.ndarray) -> float:
+    """The sum of the terms of those clusters that occur in `of`, as of a mean that was estimated from them."""
+    count = len(np.unique(of))
+    return float(terms.sum()) * count / (count - 1)
 
 
 def wins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:

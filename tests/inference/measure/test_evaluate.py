@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
 from mull.inference.measure.results import Result
+from mull.inference.measure.settling import settling
 from mull.models import LanguageModel, RecurrentDepthTransformer
 
 MakeModel = Callable[..., LanguageModel]
@@ -160,6 +161,29 @@ def test_counts_are_compared_example_by_example(make_model: MakeModel) -> None:
     deepest = evaluate(model, {7: [(ids, labels)]}, [1, 6])  # the default count is not among them
     assert [result.reference for result in deepest] == [6, None]
     assert evaluate(model, {7: [(ids, labels)]}, [6])[0].reference is None
+
+
+def test_settling_of_all_counts_takes_an_example_as_one(make_model: MakeModel) -> None:
+    """Against separate runs: the residuals of all counts together, each with the example that it is of, in two batches;
+    the count without a residual has no part in it."""
+    model = make_model("recurrent")
+    ids, labels = learnable(model, 12, 7, 3)
+    keep = (labels != -100).cumsum(dim=1) == 1  # the first scored position of each row, so that some are right by luck
+    labels, counts = labels.masked_fill(~keep, -100), (1, 2, 3, 4)
+    results = evaluate(model, {7: [(ids[:5], labels[:5]), (ids[5:], labels[5:])]}, counts)
+    residuals, right, example = [], [], []
+    for count in counts[1:]:
+        with torch.no_grad():
+            out = model(ids, count)
+        residuals += out.residual.masked_fill(labels == -100, 0).amax(1).tolist()
+        right += ((out.logits.argmax(-1) == labels) | (labels == -100)).all(1).tolist()
+        example += range(12)
+    expected, alone = settling(residuals, right, example), settling(residuals, right)
+    assert expected.auc_low != pytest.approx(alone.auc_low, rel=1e-3)
+    assert results[0].auc_of_all is None
+    for result in results[1:]:
+        found = (result.auc_of_all, result.auc_of_all_low, result.auc_of_all_high)
+        assert found == pytest.approx((expected.auc, expected.auc_low, expected.auc_high), rel=1e-6)
 
 
 def test_text_is_compared_in_bits_per_byte(make_model: MakeModel) -> None:
