@@ -77,6 +77,12 @@ def described(folder: Path, paths: list[str] | None) -> dict[str, Any]:
     return description
 
 
+def asks_texts(folder: str | Path) -> bool:
+    """Whether a folder says that it was trained on texts of some place."""
+    arguments = described(folder_of(folder), None).get("init_args")
+    return isinstance(arguments, dict) and "paths" in arguments
+
+
 def asked_for(folder: Path, arguments: dict[str, Any], paths: list[str] | None, trust: bool) -> dict[str, Any]:
     """The arguments of a data module of texts, with no place in them that the user has not asked for."""
     if paths is None and not trust:

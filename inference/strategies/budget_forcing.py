@@ -56,6 +56,10 @@ class BudgetForcing(Strategy):
         if 0 < self.most < self.least:
             raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")
 
+    @property
+    def own_depth(self) -> bool:
+        return self.most > 0
+
     def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
         deep, marks = self.deepened(manner), solver.marks
         super().check(problem, solver, deep)

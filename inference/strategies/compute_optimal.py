@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,11 +76,14 @@ class ComputeOptimal(Strategy):
             raise ValueError(f"strategy {self.name} lacks its table, which mull compare writes; write {self.example}")
         if not self.budget >= 0:
             raise ValueError(f"strategy {self.name}: budget must be at least 0, not {self.budget}")
-        _ = self.choices  # says now what is wrong with the table
+        cheapest = min(self.measured, key=lambda row: row.flops)  # says now what is wrong with the table
+        _ = self.bins
+        if 0 < self.budget < cheapest.flops:
+            raise self.too_small(cheapest)
 
     def chosen(self, problem: Problem, manner: Manner) -> tuple[str, Manner]:
         """The strategy for a problem, and the manner with its iterations."""
-        best = self.choices[self.bin_of(problem.difficulty)]
+        best = self.best(self.bin_of(problem.difficulty))
         depth = manner.iterations if best.iterations is None else best.iterations
         return best.strategy, replace(manner, iterations=depth)
 
@@ -102,7 +105,7 @@ class ComputeOptimal(Strategy):
         rows: Sequence[Any] = self.rows or read_rows(self.table)
         where = f"strategy {self.name}: {self.table or 'rows'}"
         folders = sorted({str(row.get("folder", "")) for row in rows if isinstance(row, Mapping)})
-        if len(folders) > 1 and self.folder not in folders:
+        if self.folder not in folders and (self.folder or len(folders) > 1):
             raise ValueError(f"{where} has rows of {', '.join(folders)}; name one with folder=")
         found = []
         for row in rows:
@@ -111,8 +114,11 @@ class ComputeOptimal(Strategy):
             wrong = [name for name in COUNTS if type(row.get(name)) not in (int, type(None))]
             if wrong:
                 raise ValueError(f"{where} has a row whose {wrong[0]} is {row[wrong[0]]!r}, no whole number")
-            if not (math.isfinite(row["accuracy"]) and math.isfinite(row["flops_per_problem"])):
-                raise ValueError(f"{where} has a row of {row['strategy']} whose accuracy or FLOPs are no numbers")
+            if not (0 <= row["accuracy"] <= 1 and 0 <= row["flops_per_problem"] <= sys.float_info.max):
+                raise ValueError(
+                    f"{where} has a row of {row['strategy']} whose accuracy is no share from 0 to 1, or whose FLOPs "
+                    "are no number from 0 on"
+                )
             if len(folders) > 1 and row.get("folder") != self.folder:
                 continue
             own = re.split("[:,]", row["strategy"])[0].strip() == self.name
@@ -135,6 +141,10 @@ class ComputeOptimal(Strategy):
     @property
     def goes_by(self) -> str:
         return hashlib.sha256(repr(self.measured).encode()).hexdigest()[:16]
+
+    @property
+    def own_depth(self) -> bool:
+        return any(row.iterations is not None for row in self.measured)
 
     @cached_property
     def bins(self) -> dict[int | None, str]:
@@ -161,14 +171,9 @@ class ComputeOptimal(Strategy):
             return None
         return self.bins[min(known, key=lambda each: (abs(each - difficulty), each))]
 
-    @cached_property
-    def choices(self) -> dict[str | None, Measured]:
-        """The best row within the budget, by bin, and over all of them under None. Raises ValueError where none is
-        cheap enough."""
-        return {name: self.best(name) for name in (None, *dict.fromkeys(self.bins.values()))}
-
     def best(self, name: str | None) -> Measured:
-        """The choice for a bin, as a row of means over its difficulties."""
+        """The choice for a bin, or over all of them for None, as a row of means over its difficulties. Raises
+        ValueError where none is cheap enough."""
         cells: dict[tuple[str, int | None], list[Measured]] = defaultdict(list)
         for row in self.measured:
             if name is None or self.bins[row.difficulty] == name:
@@ -181,12 +186,15 @@ class ComputeOptimal(Strategy):
         ]
         within = [row for row in means if not self.budget or row.flops <= self.budget]
         if not within:
-            least = min(means, key=lambda row: row.flops)
-            raise ValueError(
-                f"strategy {self.name}: a budget of {self.budget:.3g} FLOPs is too small for one answer: the cheapest "
-                f"of the table, {least.strategy}, takes {least.flops:.3g}"
-            )
+            raise self.too_small(min(means, key=lambda row: row.flops), f" to {name} problems" if name else "")
         return max(within, key=lambda row: (row.accuracy, -row.flops))
+
+    def too_small(self, cheapest: Measured, what: str = "") -> ValueError:
+        """The error for a budget below the cheapest answer."""
+        return ValueError(
+            f"strategy {self.name}: a budget of {self.budget:.3g} FLOPs is too small for one answer{what}: the "
+            f"cheapest of the table, {cheapest.strategy}, takes {cheapest.flops:.3g}"
+        )
 
 
 def mean(values: Sequence[float]) -> float:

@@ -152,6 +152,12 @@ class Strategy(ABC):
         comparison measures anew. Empty where there is nothing of the kind."""
         return ""
 
+    @property
+    def own_depth(self) -> bool:
+        """Whether it thinks at iteration counts of its own, whatever count it is given. What it reaches then says
+        nothing of the count that it was given, and is compared with nothing by it."""
+        return False
+
     def at_least(self, limit: int, /, **values: int) -> None:
         """Raise a ValueError for an option below a limit."""
         for name, value in values.items():

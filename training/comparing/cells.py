@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from mull.checkpoints.files import read_bytes, shown
 from mull.checkpoints.replacing import complete, replace_all
+from mull.inference.strategies.contract import choose_strategy
 
 CELLS, SETTINGS, SERVERS = "cells", "settings.json", "servers.json"
 FORMAT = 1
@@ -149,7 +151,8 @@ class Cells:
         if self.folder.is_dir():
             complete(self.folder)
         kept = self.kept_settings()
-        if kept is not None and kept != self.settings:
+        self.vouched = kept == self.settings  # settings that cannot be read vouch for no cell beside them
+        if kept is not None and not self.vouched:
             name = next(name for name in {**kept, **self.settings} if kept.get(name) != self.settings.get(name))
             was, asked = shown(kept.get(name)), shown(self.settings.get(name))
             raise ValueError(
@@ -181,7 +184,10 @@ class Cells:
             replace_all(self.folder, {SERVERS: json.dumps({**(self.read(SERVERS) or {}), server: count}).encode()})
 
     def find(self, place: Place, problems: str) -> Cell | None:
-        """The finished cell of a place; None where there is none, or one that is damaged or of other problems."""
+        """The finished cell of a place; None where there is none, or one that is damaged, of other problems, or of
+        settings that nobody knows."""
+        if not self.vouched:
+            return None
         try:
             cell = read_cell(read_bytes(self.folder / place.file, MAX_BYTES))
         except (OSError, ValueError):
@@ -191,9 +197,9 @@ class Cells:
     def keep(self, cell: Cell) -> None:
         """Write a finished cell, whole or not at all."""
         if self.kept_settings() != self.settings:
-            # settings that cannot be read vouch for nothing: cells beside them are measured anew
             old = [each.name for each in self.folder.glob("*.json")] if self.folder.is_dir() else []
             replace_all(self.folder, {SETTINGS: json.dumps(self.settings, indent=2).encode()}, old)
+            self.vouched = True
         replace_all(self.folder, {cell.place.file: write_cell(cell)})
 
 
@@ -226,8 +232,20 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def family_of(strategy: str) -> str:
-    """The name of strategies that differ in their first value only: majority:8,style=draft: majority:N,style=draft."""
-    head, comma, options = strategy.partition(",")
-    name, colon, values = head.partition(":")
-    return strategy if not colon else f"{name}:N{''.join(values.partition(':')[1:])}{comma}{options}"
+@cache
+def family_of(strategy: str, *knobs: str) -> str:
+    """The name of strategies that differ in their first number only, however they are written: majority:N,style=draft
+    for majority:8,style=draft and majority,style=draft,n=4. `knobs` are further fields in which they may differ."""
+    chosen = choose_strategy(strategy)
+    numbers = [each.name for each in fields(chosen) if isinstance(getattr(chosen, each.name), int | float)]
+    first, words = numbers[:1], []
+    for each in fields(chosen):
+        value = getattr(chosen, each.name)
+        if each.name in first:
+            words.append("N" if each is fields(chosen)[0] else f"{each.name}=N")
+        elif each.name in knobs and value != each.default:
+            words.append(f"{each.name}={each.name[0].upper()}")
+        elif each.repr and value != each.default:
+            words.append(f"{each.name}={value}")
+    options = ",".join(words)
+    return f"{chosen.name}{':' if options.startswith('N') else ',' if options else ''}{options}"

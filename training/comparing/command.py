@@ -16,7 +16,7 @@ from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
-from mull.inference.strategies import Strategy, choose_strategy
+from mull.inference.strategies import Solver, Strategy, choose_strategy
 from mull.inference.strategies.best_of_n import BestOfN
 from mull.inference.strategies.command import add_writers
 from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
@@ -52,7 +52,11 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--problems", type=str, help='in its place a file, {"problem": ..., "answer": ...} a line')
     add_writers(parser)
     parser.add_argument("--max-new-tokens", type=at_least(1), default=256, help="longest text, thinking and answer")
-    parser.add_argument("--exit", type=str, help="rule that ends thinking early, as latent:0.03; counts are limits")
+    parser.add_argument(
+        "--exit",
+        type=str,
+        help="rule that ends thinking early, as latent:0.03; counts are limits; of models with a loop",
+    )
     parser.add_argument(
         "--temperature", type=float | None, help="0 takes the likeliest token (default: what a strategy draws at)"
     )
@@ -93,6 +97,8 @@ def run(options: Any, command: str) -> None:
     }  # fmt: skip
     cells = Cells(output, settings)
     wanted = places(writers, strategies, options.iterations, asked, cells)
+    if options.exit is not None and all(place.iterations is None for _, place in wanted):
+        raise ValueError(f"--exit {options.exit} leaves a loop early, and nobody here has a loop: leave it out")
     manner = {name: options[name] for name in WRITING}
     check(wanted, asked, cells, manner)
     if options.threads:
@@ -168,7 +174,13 @@ def writers_of(options: Any, marks: dict[str, str] | None) -> list[Writer]:
         raise ValueError("nobody is named to write: name a folder, or --endpoint ADDRESS and --model NAME")
     if options.model is not None and options.endpoint is None:
         raise ValueError(f"--model {options.model} is the name of a model behind an endpoint: add --endpoint ADDRESS")
-    open_folder = partial(solver_from, marks=marks, device=options.device, dtype=dtype_of(options.dtype))
+    ours_alone = options.endpoint is None and all(is_ours(place) for place in named.values())
+
+    def open_folder(place: Path) -> Solver:
+        """Marks that were given are those of who is not mull's; where there is nobody else, they are mull's."""
+        own = marks if ours_alone or not is_ours(place) else None
+        return solver_from(place, marks=own, device=options.device, dtype=dtype_of(options.dtype))
+
     found = [Writer(name, key_of(place), partial(open_folder, place)) for name, place in named.items()]
     if options.endpoint is not None:
         there = solver_from(

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mull.inference.strategies import choose_strategy
 from mull.training.comparing.bootstrap import Floats, interval, weights
 from mull.training.comparing.cells import Cell, family_of
 from mull.training.comparing.crossing import along, first_reached
@@ -97,9 +98,10 @@ class Point:
 def exchange(cells: Sequence[Cell], seed: int = 0) -> list[Exchange]:
     """All rates that cells allow: by folder and difficulty, and for all difficulties together where there are several.
 
-    Cells that asked the exact checker are left out: what they reach is for sale to nobody.
+    Cells that asked the exact checker are left out: what they reach is for sale to nobody. So are those of strategies
+    that think at a depth of their own: they are not at the count that they stand under.
     """
-    usable = [cell for cell in cells if not cell.ceiling and cell.place.iterations is not None]
+    usable = [cell for cell in cells if not cell.ceiling and cell.place.iterations is not None and is_at_depth(cell)]
     found: list[Exchange] = []
     for folder in dict.fromkeys(cell.place.folder for cell in usable):
         own = [cell for cell in usable if cell.place.folder == folder]
@@ -109,6 +111,11 @@ def exchange(cells: Sequence[Cell], seed: int = 0) -> list[Exchange]:
             if points:
                 found += rates(points, weights(points[0].sizes, seed=seed))
     return found
+
+
+def is_at_depth(cell: Cell) -> bool:
+    """Whether what a cell reaches was reached at its iteration count."""
+    return not choose_strategy(cell.place.strategy).own_depth
 
 
 def points_of(cells: Sequence[Cell], difficulties: Sequence[int | None]) -> list[Point]:

@@ -61,14 +61,14 @@ class Writer:
 
 
 def key_of(folder: Path) -> str:
-    """A key of a folder's model. A mull folder names the checksum of its weights in its config.json; of others the
-    sizes and times of large files have to do."""
+    """A key of a folder's model. A mull folder names the checksum of its weights in its config.json. Of others all
+    files count, whatever weights, vocabularies and templates are kept in; of large ones sizes and times have to do."""
     named = (
         ("config.json", "tokenizer.json") if is_ours(folder) else tuple(sorted(each.name for each in folder.iterdir()))
     )
     digest = hashlib.sha256()
     for file in (folder / name for name in named):
-        if file.suffix in (".json", ".safetensors") and file.is_file():
+        if file.is_file():
             about = file.stat()
             told = file.read_bytes() if about.st_size < SMALL else f"{about.st_size} {about.st_mtime_ns}".encode()
             digest.update(file.name.encode() + hashlib.sha256(told).digest())
@@ -108,7 +108,7 @@ def check(wanted: Sequence[tuple[Writer, Place]], asked: Asked, cells: Cells, ma
     seen = set()
     for writer, place in wanted:
         if cells.find(place, asked.key(place.difficulty)) is None:
-            strategy, how = choose_strategy(place.strategy), manner_of(iterations=place.iterations, **manner)
+            strategy, how = choose_strategy(place.strategy), manner_of(**at_place(place, manner))
             texts = (writer.name, place.strategy, place.difficulty)
             problems = asked.problems[place.difficulty]
             for problem in problems[:1] if texts in seen else problems:  # they are as long at any count
@@ -177,7 +177,7 @@ def measured(
     problems = asked.problems[place.difficulty]
 
     def job(number: int) -> Job:
-        how = {"generator": seed_of((seed,), number), "iterations": place.iterations, **manner}
+        how = {"generator": seed_of((seed,), number), **at_place(place, manner)}
         return lambda solver: solve(solver, problems[number], strategy, **how)
 
     jobs = [job(number) for number in range(len(problems))]
@@ -186,6 +186,12 @@ def measured(
         ceiling = ceiling or solution.ceiling
         step(str(place))
     return Cell(place, asked.key(place.difficulty), tuple(answered), ceiling, *about(strategy))
+
+
+def at_place(place: Place, manner: Mapping[str, Any]) -> dict[str, Any]:
+    """How is written at a place. Where there is no loop there are no counts, and nothing to leave early."""
+    without = {"exit": None} if place.iterations is None else {}
+    return {**manner, "iterations": place.iterations, **without}
 
 
 def answer_of(problem: Problem, solution: Solution) -> Answered:

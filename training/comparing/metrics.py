@@ -25,14 +25,16 @@ fewer than `FEWEST` over gets no row: give `majority:16` for what draws up to 12
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 from mull.inference.measure.intervals import clustered_mean, paired_share, wilson
-from mull.inference.strategies import Marks
+from mull.inference.strategies import Marks, Strategy, choose_strategy
+from mull.inference.strategies.chain import Chain
+from mull.inference.strategies.draft import Draft
 from mull.training.comparing.cells import Answered, Cell, family_of
 
 Numbers = dict[str, Any]
@@ -73,7 +75,7 @@ def scaling(budgets: Sequence[float], accuracies: Sequence[float]) -> float | No
 
 def knob_of(strategy: str) -> str:
     """The name of strategies that differ in their first value and in their cap only."""
-    return re.sub(r"\bcap=\d+", "cap=C", family_of(strategy))
+    return family_of(strategy, "cap")
 
 
 def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
@@ -84,7 +86,7 @@ def s1(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:
         place = cell.place
         here = (place.folder, place.difficulty)
         curves.setdefault((*here, "tokens", knob_of(place.strategy), place.iterations), []).append(cell)
-        if place.iterations is not None:
+        if place.iterations is not None and not choose_strategy(place.strategy).own_depth:
             curves.setdefault((*here, "iterations", place.strategy, None), []).append(cell)
     for (folder, difficulty, knob, strategy, iterations), own in curves.items():
         budgets = [float(cell.tokens.mean() if knob == "tokens" else cell.place.iterations or 0) for cell in own]
@@ -198,24 +200,34 @@ def bin_of(pass_at_1: float) -> str:
 
 def drafts(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: ARG001 (as every metric)
     """Drafts against chains of the same folder, difficulty and depth: tokens, and the paired difference in accuracy."""
-    at = {
-        (cell.place.folder, cell.place.difficulty, cell.place.iterations, cell.place.strategy): cell for cell in cells
-    }
-    for (folder, difficulty, iterations, strategy), draft in at.items():
-        names = (strategy.replace("draft", "chain", 1), strategy.replace(",style=draft", "", 1))  # chain is usual
-        others = [(folder, difficulty, iterations, name) for name in names if name != strategy]
-        chain = next((at[other] for other in others if other in at), None)
-        if chain is None or chain.problems != draft.problems:
+    for draft in cells:
+        wanted = chain_of(choose_strategy(draft.place.strategy))
+        beside = (cell for cell in cells if where(cell) == where(draft) and cell.problems == draft.problems)
+        chain = next((cell for cell in beside if choose_strategy(cell.place.strategy) == wanted), None)
+        if chain is None:
             continue
         difference = draft.right - chain.right
         low, high = paired_share(difference.tolist(), [1] * len(difference))
         yield {
-            "metric": "drafts", "folder": folder, "difficulty": difficulty, "strategy": strategy,
-            "iterations": iterations, "tokens": float(draft.tokens.mean()),
+            "metric": "drafts", "folder": draft.place.folder, "difficulty": draft.place.difficulty,
+            "strategy": draft.place.strategy, "iterations": draft.place.iterations,
+            "tokens": float(draft.tokens.mean()),
             "tokens_of_chain": float(chain.tokens.mean()),
             "share_of_tokens": float(draft.tokens.mean() / chain.tokens.mean()),
             "difference": float(difference.mean()), "low": low, "high": high,
         }  # fmt: skip
+
+
+def where(cell: Cell) -> tuple[str, int | None, int | None]:
+    """Folder, difficulty and depth of a cell."""
+    return cell.place.folder, cell.place.difficulty, cell.place.iterations
+
+
+def chain_of(strategy: Strategy) -> Strategy | None:
+    """What a strategy that writes drafts is when it writes chains; None for one that writes none."""
+    if isinstance(strategy, Draft):
+        return Chain()
+    return replace(strategy, style="chain") if getattr(strategy, "style", None) == "draft" else None  # type: ignore[call-arg]
 
 
 METRICS: dict[str, Callable[[Sequence[Cell], ByFolder], Iterator[Numbers]]] = {

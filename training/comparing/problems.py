@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mull.checkpoints.files import damaged, read_bytes
+from mull.checkpoints.files import damaged, is_there, read_bytes
+from mull.checkpoints.names import folder_of
+from mull.checkpoints.store import TRAINING
 from mull.inference.strategies.solver import Problem
-from mull.training.evaluation import data_of
+from mull.training.evaluation import asks_texts, data_of
 
 MAX_FILE = 256 << 20  # bytes
 FIELDS = {"problem", "answer", "difficulty"}
@@ -51,6 +53,13 @@ def of_folder(folder: str | Path, difficulties: Sequence[int] | None, examples: 
     Raises:
         FileNotFoundError, ValueError: the folder does not say what it was trained on, or that has no problems.
     """
+    if not is_there(folder_of(folder) / TRAINING):
+        raise FileNotFoundError(
+            f"{folder_of(folder) / TRAINING} is missing, so there is no task to ask: name another folder with --task, "
+            "or give --problems FILE"
+        )
+    if asks_texts(folder):
+        raise ValueError(f"{folder} was trained on texts, which ask no problems: name another folder with --task")
     data = data_of(folder)
     task: Any = getattr(data, "task", None)
     kind = type(data).__name__
@@ -109,6 +118,8 @@ def problem_of(place: Path, number: int, line: str) -> tuple[Problem, str]:
     text, answer, difficulty = given["problem"], given["answer"], given.get("difficulty")
     if not isinstance(text, str) or not text.strip() or not isinstance(answer, str | int) or isinstance(answer, bool):
         raise damaged(place, f"must hold texts for problem and answer in line {number}", remedy)
+    if not str(answer).strip():  # which every text without an answer would be right about
+        raise damaged(place, f"holds an empty answer in line {number}", remedy)
     if difficulty is not None and (not isinstance(difficulty, int) or isinstance(difficulty, bool)):
         raise damaged(place, f"must hold an integer for difficulty in line {number}", remedy)
     return Problem(text, partial(same_words, str(answer)), None, difficulty), str(answer)

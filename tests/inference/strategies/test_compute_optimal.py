@@ -10,7 +10,7 @@ import pytest
 
 import mull
 from mull.inference.strategies import Problem
-from mull.inference.strategies.compute_optimal import ComputeOptimal
+from mull.inference.strategies.compute_optimal import ComputeOptimal, Measured
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.solver import Manner
 from mull.models import LanguageModel
@@ -37,14 +37,19 @@ ROWS = tuple(
 
 def chosen(budget: float, difficulty: int | None) -> tuple[str, int | None]:
     strategy = ComputeOptimal(rows=ROWS, budget=budget)
-    best = strategy.choices[strategy.bin_of(difficulty)]
+    best = strategy.best(strategy.bin_of(difficulty))
     return best.strategy, best.iterations
+
+
+def choices(strategy: ComputeOptimal) -> dict[str | None, Measured]:
+    return {name: strategy.best(name) for name in (None, "easy", "medium", "hard")}
 
 
 def test_the_choice_is_the_best_of_its_bin_within_the_budget() -> None:
     """Guards the argmax, worked out by hand. Pass@1, the chain's at its best depth, is 0.9, 0.6, 0.3 and 0.05, so that
     difficulties 2 and 4 share the bin `easy`: there the deep chain means 0.75 for 60 FLOPs, the vote of shallow ones
     0.8 for 60, and of deep ones 0.9 for 240."""
+    assert ComputeOptimal(rows=ROWS).own_depth
     assert ComputeOptimal(rows=ROWS).bins == {2: "easy", 4: "easy", 8: "medium", 16: "hard"}
     assert [chosen(budget, 2) for budget in (0, 240, 100, 60, 59)] == [
         ("majority:4", 4), ("majority:4", 4), ("majority:4", 1), ("majority:4", 1), ("chain", 1),
@@ -60,17 +65,27 @@ def test_the_choice_is_the_best_of_its_bin_within_the_budget() -> None:
     assert chosen(200, None) == ("majority:4", 1)  # means over all: 0.525 for 100 FLOPs, the deep chain 0.4625 for 100
 
 
+def test_a_budget_is_asked_of_the_bin_of_a_problem() -> None:
+    """Guards problems that can be afforded: that those of another bin cannot is no reason to refuse them."""
+    rows = (row("chain", 1, 2, 0.9, 100), row("chain", 1, 8, 0.05, 1000))
+    assert ComputeOptimal(rows=rows, budget=500).best("easy").flops == 100
+    with pytest.raises(ValueError, match=r"a budget of 500 FLOPs is too small for one answer to hard problems: .* 1e"):
+        ComputeOptimal(rows=rows, budget=500).best("hard")
+    with pytest.raises(ValueError, match=r"a budget of 99 FLOPs is too small for one answer: .*chain, takes 100"):
+        ComputeOptimal(rows=rows, budget=99)
+
+
 def test_a_ceiling_is_never_chosen() -> None:
     """Guards against following the oracle, whose rows stand in the same table."""
     rows = (*ROWS, *(row("best_of_n:4,scorer=oracle", 1, difficulty, 1.0, 1.0) for difficulty in MEASURED))
-    assert ComputeOptimal(rows=rows).choices == ComputeOptimal(rows=ROWS).choices
+    assert choices(ComputeOptimal(rows=rows)) == choices(ComputeOptimal(rows=ROWS))
 
 
 def test_what_is_never_chosen_need_not_be_known() -> None:
     """Guards tables with rows of a plugin that is not loaded: those of another folder, and ceilings, change nothing;
     one whose name begins like this strategy's is no row of this strategy."""
     rows = (*ROWS, row("mine", 1, 2, 1.0, 1, folder="g"), row("mine:3", 1, 2, 1.0, 1, ceiling=True))
-    assert ComputeOptimal(rows=rows, folder="f").choices == ComputeOptimal(rows=ROWS).choices
+    assert choices(ComputeOptimal(rows=rows, folder="f")) == choices(ComputeOptimal(rows=ROWS))
     with pytest.raises(ValueError, match="strategy 'compute_optimal_of_mine' is not known"):
         ComputeOptimal(rows=(*ROWS, row("compute_optimal_of_mine", 1, 2, 1.0, 1)))
 
@@ -83,7 +98,7 @@ def test_ties_go_to_the_cheaper_and_what_was_not_measured_everywhere_is_left_out
         row("draft", 1, 2, 1.0, 1),
     )
     strategy = ComputeOptimal(rows=rows, reference="chain")
-    assert (strategy.choices["easy"].strategy, strategy.choices["easy"].iterations) == ("chain", 1)
+    assert (strategy.best("easy").strategy, strategy.best("easy").iterations) == ("chain", 1)
 
 
 def test_what_is_chosen_is_followed(make_writer: Callable[..., LanguageModel], tmp_path: Path) -> None:
@@ -123,7 +138,10 @@ def test_what_the_chosen_strategy_lacks_is_said_before(make_writer: Callable[...
         (json.dumps({"rows": [*ROWS, row("mine:4", 1, 8, 1.0, 1)]}), "",
          r"compare.json has a row of mine:4, which cannot be followed: strategy 'mine' is not known; .*--plugin"),
         (json.dumps({"rows": [*ROWS, row("beam:4,scorer=mine", 1, 8, 1.0, 1)]}), "", "scorer .mine. is not known"),
-        (json.dumps({"rows": [row("chain", 1, 8, float("nan"), 1)]}), "", "a row of chain whose accuracy or FLOPs"),
+        (json.dumps({"rows": [row("chain", 1, 8, float("nan"), 1)]}), "", "a row of chain whose accuracy is no share"),
+        (json.dumps({"rows": [row("chain", 1, 8, -1.0, 1)]}), "", "a row of chain whose accuracy is no share"),
+        (json.dumps({"rows": [row("chain", 1, 8, 1.0, 10**400)]}), "", "or whose FLOPs are no number from 0 on"),
+        (json.dumps({"rows": ROWS}), ",folder=g", "has rows of f; name one with folder="),
         (json.dumps({"rows": ROWS}), ",budget=nan", "budget 'nan' is not a number"),
         (json.dumps({"rows": ROWS}), ",budget=5", "a budget of 5 FLOPs is too small for one answer: the cheapest"),
         (json.dumps({"rows": ROWS}), ",budget=-1", "budget must be at least 0, not -1"),

@@ -138,3 +138,17 @@ def test_a_server_is_not_asked_for_what_is_finished(
     if said is not None:
         with pytest.raises(ValueError, match="cannot be reached"):
             places([gone], ["chain"], counts, asked, cells)
+
+
+def test_settings_that_are_lost_vouch_for_no_cell(make: Make, tmp_path: Path) -> None:
+    """Guards cells whose settings were deleted or damaged: they may be of others, and are measured anew."""
+    cell = make("chain", 1, problems=3)
+    Cells(tmp_path, {"max_new_tokens": 256}).keep(cell)
+    assert kept(Cells(tmp_path, {"max_new_tokens": 256}), cell)
+    settings = tmp_path / "cells" / "settings.json"
+    for what in (settings.unlink, lambda: settings.write_text("{")):
+        what()
+        later = Cells(tmp_path, {"max_new_tokens": 3})
+        assert not kept(later, cell)
+        later.keep(cell)
+        assert kept(later, cell) and kept(Cells(tmp_path, {"max_new_tokens": 3}), cell)

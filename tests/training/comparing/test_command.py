@@ -1,6 +1,7 @@
 """`mull compare` from its command line: what it measures, that nothing is measured twice, and mistakes in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,10 +17,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 import mull
 from mull.cli import main
 from mull.inference.strategies import Marks
+from mull.inference.strategies.endpoint import EndpointSolver
 from mull.inference.strategies.loading import solver_from
 from mull.inference.strategies.solver import seed_of
 from mull.inference.strategies.solving import solve
 from mull.training.comparing import measuring
+from mull.training.comparing.measuring import key_of
 from mull.training.comparing.problems import of_folder
 from mull.training.data import ModChain
 
@@ -178,6 +181,7 @@ def test_metrics_on_request(run: Run, tmp_path: Path) -> None:
         (["loop", "--metrics", "s2"], "invalid list of s1, underthinking, bins, drafts; value: 's2'"),
         (["loop", "--exit", "nothing:1"], "nothing"),
         (["loop", "--marks", "none.json"], "there is no file none.json of marks"),
+        (["twin", "--exit", "latent:0.1"], "--exit latent:0.1 leaves a loop early, and nobody here has a loop: leave"),
         (["loop", "--iterations", "0"], "invalid list of integers from 1"),
         (["loop", "--output", "problems.jsonl"], "problems.jsonl is a file; name a folder with --output"),
     ],
@@ -200,6 +204,7 @@ def test_mistakes_are_one_line(run: Run, tmp_path: Path, words: list[str], said:
         ('{"problem": "1", "answer": "1", "hint": "1"}', "must hold an object"),
         ('{"problem": " ", "answer": "1"}', "must hold texts"),
         ('{"problem": "1", "answer": null}', "must hold texts"),
+        ('{"problem": "1", "answer": " "}', "holds an empty answer in line 2"),
         ('{"problem": "1", "answer": "1", "difficulty": "4"}', "must hold an integer for difficulty in line 2"),
     ],
 )
@@ -220,7 +225,6 @@ def test_files_of_problems(run: Run, tmp_path: Path, line: str, said: str) -> No
         (["chain;budget_forcing:0,cap=6"], "cap=6 leaves no room for an answer within 8 new tokens"),
         (["majority:2;chain", "--top-k", "3"], "loop, chain, 2 iterations, difficulty 1: top_k 3 filters draws"),
         (["majority:2", "--top-p", "2"], "top_p 2.0 lies outside 0 < top_p <= 1"),
-        (["chain", "twin", "--exit", "latent:0.1"], "twin, chain, difficulty 1: exit 'latent' needs a model with a"),
         (["chain", "--problems", "long.jsonl"], "loop, chain, 2 iterations, difficulty 9: the prompt has 101 p"),
         (["chain", "--problems", "styled.jsonl"], "the problem ends with the style <chain>: leave it out"),
     ],
@@ -343,3 +347,62 @@ def test_a_task_with_traces(run: Run, tmp_path: Path) -> None:
     cells = [json.loads(path.read_text()) for path in (tmp_path / "a" / "cells").glob("majority*.json")]
     (answers,) = [json.loads(cell["cell"])["answered"] for cell in cells]
     assert all(len(answer["samples"]) == 3 and answer["labels"] is not None for answer in answers)
+
+
+def test_an_exit_rule_is_of_those_who_have_a_loop(run: Run, tmp_path: Path) -> None:
+    """Guards the twin, which belongs into every comparison: it has no counts, and nothing to leave early."""
+    line = ["loop", "twin", "--iterations", "1,2", "--difficulty", "1", "--strategies", "chain", "--json"]
+    status, out, err = run(*line, "--exit", "latent:1e9", "--output", str(tmp_path / "a"))
+    assert status == 0, err
+    exits = {(row["folder"], row["iterations"]): row for row in json.loads(out)["rows"]}
+    plain = {
+        (row["folder"], row["iterations"]): row
+        for row in json.loads(run(*line, "--output", str(tmp_path / "b"))[1])["rows"]
+    }
+    assert exits.keys() == plain.keys() == {("loop", 1), ("loop", 2), ("twin", None)}
+    assert exits["twin", None]["flops_per_problem"] == plain["twin", None]["flops_per_problem"]
+    assert exits["loop", 2]["flops_per_problem"] < plain["loop", 2]["flops_per_problem"]
+
+
+def test_marks_are_for_who_is_not_mulls(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a model of mull beside another: words that its vocabulary lacks are no reason to refuse it, since they
+    are the other's; where it writes alone they are its own."""
+    (tmp_path / "marks.json").write_text('{"wait": "Hmm"}')
+    given = ["--strategies", "budget_forcing:1", "--marks", str(tmp_path / "marks.json"), "--iterations", "1"]
+    status, _, err = run("loop", *given, "--output", str(tmp_path / "a"))
+    assert status == 2 and "has no token Hmm" in err
+    seen = []
+    monkeypatch.setattr(EndpointSolver, "mean_iterations", lambda _: None)
+    monkeypatch.setattr("mull.training.comparing.command.check", lambda wanted, *_: seen.extend(wanted))
+    monkeypatch.setattr("mull.training.comparing.command.measure", lambda *_: stop())
+    run("loop", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m", *given, "--output", str(tmp_path / "b"))
+    marks = {writer.name.split(" ")[0]: writer.solver.marks for writer, _ in seen}
+    assert marks["m"].wait == "Hmm" and marks["loop"] == Marks()
+
+
+def stop() -> None:
+    raise ValueError("far enough")
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "chat_template.jinja", "config.json"])
+def test_a_folder_of_transformers_is_another_when_any_file_is(tmp_path: Path, file: str) -> None:
+    """Guards cells against weights, templates and vocabularies that changed, in whatever files they are kept."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    before = key_of(tmp_path)
+    assert key_of(tmp_path) == before
+    (tmp_path / file).write_text('{"model_type": "llama", "hidden_size": 8}')
+    assert key_of(tmp_path) != before
+
+
+def test_a_folder_that_asks_nothing_is_told_with_what_helps_here(run: Run, place: Path, tmp_path: Path) -> None:
+    """Guards remedies: the command has no --paths and no --trust."""
+    line = ["--strategies", "chain", "--output", str(tmp_path / "a")]
+    status, _, err = run("loop", *line, plain=True)
+    assert (
+        status == 2 and "training.yaml is missing, so there is no task to ask: name another folder with --task" in err
+    )
+    shutil.copytree(place / "loop", tmp_path / "texts")
+    texts = {"data": {"class_path": "mull.training.data.TextData", "init_args": {"paths": ["x.txt"], "length": 8}}}
+    (tmp_path / "texts" / "training.yaml").write_text(json.dumps(texts))
+    status, _, err = run(str(tmp_path / "texts"), *line, plain=True)
+    assert status == 2 and "texts was trained on texts, which ask no problems: name another folder with --task" in err

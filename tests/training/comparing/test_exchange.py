@@ -143,3 +143,19 @@ def test_intervals_hold_a_known_rate() -> None:
     found = [simulation["rate_of"](simulation["simulated"](seed, 300, 2.0)) for seed in range(30)]
     assert sum(simulation["holds"](each, 2.0) for each in found) >= 26
     assert all(each.factor_high is not None and each.factor_high < 6 for each in found)
+
+
+def test_one_strategy_in_two_spellings_is_one_curve(make: Make) -> None:
+    """Guards curves over N: how an option is written does not say what is drawn."""
+    cells = [make("chain", r, 0.1 * r) for r in (1, 2)]
+    cells += [make("majority:2", 1, 0.15, samples=2), make("majority,n=4", 1, 0.3, samples=4)]
+    (rate,) = exchange(cells)
+    assert rate.by == ("majority:2", "majority,n=4") and rate.reason is None
+
+
+def test_what_thinks_at_a_depth_of_its_own_buys_nothing_at_another(make: Make) -> None:
+    """Guards the rate: 8 iterations that stand under 1 would sell as tokens what they are in iterations."""
+    cells = [make("direct", r, 0.1 * r, tokens=2) for r in (1, 2)]
+    cells += [make(f"budget_forcing:0,most={most}", 1, 0.9, tokens=9) for most in (8, 0)]
+    (rate,) = exchange(cells)
+    assert rate.by == ("budget_forcing:0,most=0",)

@@ -159,3 +159,16 @@ def test_drafts(make: Make) -> None:
     votes = [make("majority:8", 2, 0.9, samples=8, tokens=80), make("majority:8,style=draft", 2, 0.8, samples=8)]
     (found,) = drafts(votes, MARKS)  # chains are the usual style, which need not be said
     assert (found["strategy"], found["tokens_of_chain"]) == ("majority:8,style=draft", 80)
+
+
+def test_metrics_go_by_what_a_strategy_is_and_not_by_how_it_is_written(make: Make) -> None:
+    """Guards knobs and pairs against spelling: a cap is one by its place or by its name, a draft is a draft wherever
+    its style stands; and a depth of one's own is no point of a curve over iterations."""
+    caps = [make(f"budget_forcing:0:{cap}", 2, accuracy, tokens=cap) for cap, accuracy in ((4, 0.2), (16, 0.4))]
+    (found,) = s1(caps, MARKS)
+    assert (found["strategy"], found["budgets"]) == ("budget_forcing:N,cap=C", 2)
+    pair = [make("majority,style=draft,n=8", 2, 0.2, tokens=3), make("majority:8", 2, 0.5, tokens=9)]
+    (found,) = drafts(pair, MARKS)
+    assert (found["strategy"], found["difference"]) == ("majority,style=draft,n=8", pytest.approx(-0.3))
+    assert not list(drafts([make("best_of_n:8,style=draft", 2), pair[1]], MARKS))
+    assert not list(s1([make("budget_forcing:0,most=8", r, 0.1 * r, tokens=5) for r in (1, 2)], MARKS))

@@ -72,7 +72,7 @@ def test_title_and_legend_are_within_the_picture_and_leave_room_for_panels(
 ) -> None:
     """However long the names are that stand in them, and however many."""
     names = ["direct", "chain", "draft", "beam:8,width=4,scorer=process,aggregation=product", "budget_forcing:1,cap=64"]
-    names += [f"beam:8,width={n},scorer=log_probability,style=draft" for n in range(2, 2 + more)]
+    names += [f"beam:{n},width={n},scorer=log_probability,style=draft" for n in range(2, 2 + more)]
     cells = [make(name, r, difficulty=d) for name in names for r in (1, 4, 16) for d in range(difficulties)]
     figure = draw(cells, title=", ".join(f"checkpoints/reasoner-{n}" for n in range(2 + more)))
     png_of(figure)  # which lays it out
