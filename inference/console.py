@@ -120,7 +120,8 @@ def write_answers(
             drawn_by = own[0] if len(own) == 1 or not draws else own
             written.join(write_batch(model, batch, {**call, "generator": drawn_by}))
     finally:
-        print(summary(model, written, call, time.perf_counter() - start), file=sys.stderr)
+        if written.used:
+            print(summary(model, written, call, time.perf_counter() - start), file=sys.stderr)
     return 2 if failed else 0
 
 

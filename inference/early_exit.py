@@ -33,6 +33,11 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
         raise ValueError(f"exit must be written as latent:0.03, or be an Exit, not {rule!r}")
     if not isinstance(model, IteratedModel):
         raise ValueError(f"exit {rule.name!r} needs a model with a core that is iterated, not a {type(model).__name__}")
+    if not model.config.causal:
+        raise ValueError(
+            f"exit {rule.name!r} lets positions go one by one, and here each looks at later ones (causal: false), "
+            "which think on: leave the exit rule out"
+        )
     if rule.needs_gate and not model.can_halt:
         raise ValueError(
             f"exit {rule.name!r} needs a model with an exit gate: train with exit_gate: true, or use latent:0.03"

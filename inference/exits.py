@@ -218,6 +218,11 @@ class Fixed(Exit):
 
     name, example, span = "fixed", "fixed:8", None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold < 1:  # a position can leave after an iteration only, and would never do so
+            raise ValueError(f"exit fixed: the number of iterations must be at least 1, not {self.threshold:g}")
+
     def value(self, thought: Thought) -> Tensor:
         return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
 

@@ -212,6 +212,17 @@ def test_a_bad_line_is_named_and_the_others_are_answered(
     assert len(wrong) == 2 and "line 2: the prompt has 100 positions" in wrong[0] and "line 3: not JSON" in wrong[1]
 
 
+def test_an_option_that_cannot_be_had_is_the_only_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards the one line of a mistake: nothing was written, so there is nothing to sum up beside it."""
+    (tmp_path / "prompts.txt").write_text("a\nb\n")
+    given = ["--iterations", "2", "--decode", "speculate:2:4"]
+    assert main(["generate", str(folder), "--prompts", str(tmp_path / "prompts.txt"), *given]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("mull: error: a draft at 2 iterations must be shallower")
+
+
 def test_answers_that_are_finished_are_kept_when_it_is_interrupted(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,8 @@ Both act after a token has been drawn. To forbid the end of the thinking before 
 mass of the forbidden token would go to all the others, and not to the wait.
 
 The controls of the paper: another token in place of the wait (`put=random`), or nothing (`put=empty`: the end is taken
-back, and the model draws afresh). To them belongs a majority vote at equal FLOPs.
+back, and the model goes on with another token than one that begins the end; without this, which the paper's code asks
+for as `min_tokens=1`, the likeliest token would be the end again). To them belongs a majority vote at equal FLOPs.
 
 The twin on depth: `least` and `most` are the least and the most iterations of the exit rule, the same two rules for how
 long one token is thought about: an early exit is not let through, and a late one is forced.
@@ -18,14 +19,39 @@ Deviations: the wait of a model from scratch is a word that it was trained on, i
 (the style `correct`). The paper also puts "Final Answer:" behind a forced end; here the end of the thinking says it.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from mull.inference.exits import parse as parse_exit
 from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
-from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
+from mull.inference.strategies.solver import Before, Branch, Key, Line, Manner, Problem, Solver, Style
 
 FORCED = 3  # tokens: the end of a step, the end of the thinking, and one of the answer
+
+
+@dataclass(frozen=True)
+class NotAtOnce:
+    """A hook: what is drawn at one place of a text begins with none of some tokens.
+
+    Args:
+        place: how many tokens the text has there.
+        tokens: their ids.
+    """
+
+    place: int
+    tokens: tuple[int, ...]
+
+    def __call__(self, lines: Sequence[Line], logits: Tensor) -> Tensor:
+        held = torch.zeros_like(logits)
+        for row, line in enumerate(lines):
+            if len(line.tokens) == self.place:
+                held[row, list(self.tokens)] = -math.inf
+        return logits + held
 
 
 @strategy
@@ -67,6 +93,8 @@ class BudgetForcing(Strategy):
         solver.check(deep, [marks.end_of_thinking, *put, *([marks.step] if self.cap else [])])
         if self.waits and self.put == "random":
             solver.random_text(())  # says where there are none
+        if self.waits and self.put == "empty":
+            solver.first_tokens(marks.end_of_thinking)  # says where they are not known
         self.thinking(deep, solver.room(solver.begin(marks.prompt(problem.text, self.style))))
         most = solver.most_iterations(deep)
         if most is not None and self.least > most:
@@ -80,11 +108,14 @@ class BudgetForcing(Strategy):
         branch = solver.begin(marks.prompt(problem.text, self.style), key)
         limit = self.thinking(manner, solver.room(branch))
         trace: list[Event] = []
+        before: Before | None = None
         for number in range(self.waits + 1):
-            [branch] = solver.write([branch], manner, until=[marks.end_of_thinking], limit=limit)
+            [branch] = solver.write([branch], manner, until=[marks.end_of_thinking], limit=limit, before=before)
             if number == self.waits or not branch.at(marks.end_of_thinking):
                 break
             branch = self.extended(solver, branch, (*key, number))
+            if self.put == "empty":
+                before = NotAtOnce(len(branch.tokens), tuple(solver.first_tokens(marks.end_of_thinking)))
             trace.append(Event("wait", branch.text))
         if self.cap and len(branch.tokens) >= limit and not branch.ended and not marks.thought(branch.text):
             branch = solver.cut_text(branch, len(branch.written) - half_of(marks.end_of_thinking, branch.written))

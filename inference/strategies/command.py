@@ -88,7 +88,7 @@ def run(options: Any) -> None:
 def page(found: Solution) -> str:
     """A solution for people."""
     ceiling = " (a ceiling: the exact checker chose)" if found.ceiling else ""
-    answer = found.answer or "none: the thinking did not end; allow more new tokens"
+    answer = found.answer or "none: the thinking had not ended when tokens, room or rounds of a search were used up"
     lines = [f"answer    {answer}{ceiling}", f"strategy  {found.strategy}"]
     lines += [f"          {line}" for line in map(told, found.trace)]
     return "\n".join([*lines, f"cost      {bill(found.cost)}"])

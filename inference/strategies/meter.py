@@ -7,7 +7,7 @@
 counted once, a token that is taken back is counted all the same, and a token that was drawn last and never read is not.
 A row counts its own length, not that of the longest row beside it; a token that comes alone looks no further back than
 its window. Of routed passes the tokens that took them are counted, not the blocks that they are gathered in, which may
-take up to twice as much where few tokens go. What scorers read is in the sum, and also by itself.
+take two or three times as much where few tokens go. What scorers read is in the sum, and also by itself.
 """
 
 from __future__ import annotations

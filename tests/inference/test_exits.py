@@ -86,6 +86,8 @@ def test_minimum_and_every_say_when(minimum: int, every: int, at: list[int]) -> 
         ("latent:x", "exit latent: threshold 'x' is not a number; write latent:0.03"),
         ("latent:nan", "threshold 'nan' is not a number; write latent:0.03"),
         ("latent:0.1,minimum=0", "minimum must be at least 1, not 0"),
+        ("fixed:0", "exit fixed: the number of iterations must be at least 1, not 0"),
+        ("fixed:-1", "exit fixed: the number of iterations must be at least 1, not -1"),
         (
             "latent:0.1,max=3",
             "exit latent: option 'max=3' is not known; give threshold=, minimum=, every= as in latent:0.03",

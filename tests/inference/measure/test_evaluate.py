@@ -281,6 +281,13 @@ def test_bad_values_are_refused_in_one_line(make_model: MakeModel, options: dict
     assert "\n" not in str(caught.value)
 
 
+def test_an_exit_rule_is_refused_where_positions_see_later_ones(make_model: MakeModel) -> None:
+    """Guards the remedy: an evaluation takes whole rows, but for an exit rule, which is what is to be left out."""
+    model = make_model("recurrent", causal=False)
+    with pytest.raises(ValueError, match=r"exit 'latent' lets positions go one by one, .*\(causal: false\).*leave the"):
+        evaluate(model, {6: [examples(2, 6)]}, [2], exit="latent:0.1")
+
+
 def test_counts_for_a_transformer_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="a Transformer has no loop"):
         evaluate(make_model("transformer"), {None: [examples(2, 3)]}, [1, 2])

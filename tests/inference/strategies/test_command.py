@@ -37,7 +37,7 @@ def test_it_prints_what_solve_returns(folder: Path, capsys: pytest.CaptureFixtur
     assert [event["text"] for event in told["trace"]] == [event.text for event in expected.trace]
     assert main(line) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("answer    ") and (expected.answer or "none: the thinking did not end") in lines[0]
+    assert lines[0].startswith("answer    ") and (expected.answer or "none: the thinking had not ended") in lines[0]
     assert sum(line.lstrip().startswith("* sample") for line in lines) == 1 and len(lines) == 3 + 3
     assert "FLOPs" in lines[-1] and f"{expected.cost.tokens} tokens written" in lines[-1] and "3 calls" in lines[-1]
 

@@ -372,10 +372,26 @@ def test_the_controls_of_budget_forcing(make_writer: Make) -> None:
 
     random, afresh = first("budget_forcing:1,put=random"), first("budget_forcing:1,put=empty")
     assert set(random) <= set("0123456789+=") and len(set(random)) > 1
-    assert len(set(afresh)) > 2 and set(first("budget_forcing:0")) == {"</think>"}
+    assert len(set(afresh)) > 2 and "</think>" not in afresh and set(first("budget_forcing:0")) == {"</think>"}
     before = solver.meter.spent.read
     mull.solve(solver, "1 + 2", "budget_forcing:1", generator=ended[0], temperature=1.0, max_new_tokens=2)
     assert solver.meter.spent.read == before + len(solver.begin("1 + 2 <correct>").memory.ids) + 1  # the end never
+
+
+def test_nothing_in_place_of_a_wait_is_another_token_than_the_end(make_writer: Make) -> None:
+    """Guards the control against doing nothing: the likeliest token where the thinking ended is its end, so that drawn
+    greedily the text would stay as it is, to the letter. One token is held down, and at that place alone."""
+    ended = later = 0
+    for seed in range(24):
+        solver, asked = FolderSolver(make_writer(seed=seed)), {"temperature": 0.0, "max_new_tokens": 24}
+        thought, mark, _ = mull.solve(solver, "1 + 2", "budget_forcing:0", **asked).text.partition("</think>")
+        if mark:
+            longer = mull.solve(solver, "1 + 2", "budget_forcing:1,put=empty", **asked).text
+            rest = longer.removeprefix(thought.rstrip()).lstrip()
+            assert len(rest) < len(longer) or not thought.strip()
+            assert not rest.startswith("</think>")
+            ended, later = ended + 1, later + ("</think>" in longer)
+    assert ended > 3 and later > 0, (ended, later)
 
 
 def test_a_thinking_has_the_tokens_that_were_drawn_before_its_end() -> None:
