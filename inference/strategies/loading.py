@@ -88,7 +88,8 @@ def is_ours(folder: Path) -> bool:
 def transformers_solver(
     folder: Path, marks: Marks = ORDINARY, device: str = "cpu", batch_size: int = 16
 ) -> HuggingFaceSolver:
-    """The solver of a folder in the layout of transformers; none of its own code is run, and nothing is fetched.
+    """The solver of a folder in the layout of transformers; none of its own code is run, no weights are read from a
+    pickle, and nothing is fetched.
 
     Raises:
         ValueError: the extra is missing, or the folder cannot be opened.
@@ -100,7 +101,7 @@ def transformers_solver(
 
     options: Any = {"local_files_only": True, "trust_remote_code": False}
     try:
-        writer = AutoModelForCausalLM.from_pretrained(str(folder), **options)
+        writer = AutoModelForCausalLM.from_pretrained(str(folder), use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     except (*MISTAKES, SafetensorError) as error:
         said = str(error).partition("\n")[0]

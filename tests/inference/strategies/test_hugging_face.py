@@ -1,5 +1,6 @@
 """Any causal model of transformers as a solver: what it writes is what the whole text gives, read anew."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -244,6 +245,17 @@ def by_heart() -> ByHeart:
     )
     config = transformers.LlamaConfig(**{**SIZES, **HEADS, "vocab_size": len(letters), "max_position_embeddings": 512})
     return ByHeart(transformers.AutoModelForCausalLM.from_config(config).eval(), fast)
+
+
+def test_weights_never_come_from_a_pickle(tmp_path: Path) -> None:
+    """Guards whoever opens a folder of somebody else: a pickle of weights, which transformers would read, is not."""
+    made, place = model("llama"), tmp_path / "tiny"
+    made.save_pretrained(place)
+    tokenizer().save_pretrained(place)
+    (place / "model.safetensors").unlink()
+    torch.save(made.state_dict(), place / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: .*safetensors"):
+        solver_from(place)
 
 
 @pytest.mark.parametrize(

@@ -384,7 +384,7 @@ def stop() -> None:
     raise ValueError("far enough")
 
 
-@pytest.mark.parametrize("file", ["pytorch_model.bin", "chat_template.jinja", "config.json"])
+@pytest.mark.parametrize("file", ["tokenizer.model", "chat_template.jinja", "config.json"])
 def test_a_folder_of_transformers_is_another_when_any_file_is(tmp_path: Path, file: str) -> None:
     """Guards cells against weights, templates and vocabularies that changed, in whatever files they are kept."""
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
