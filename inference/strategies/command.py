@@ -82,7 +82,7 @@ def run(options: Any) -> None:
         generator=options.seed,
         **{name: options[name] for name in names},
     )
-    print(json.dumps(found.as_dict()) if options.json else page(found))
+    print(json.dumps(found.as_dict(), allow_nan=False) if options.json else page(found))
 
 
 def page(found: Solution) -> str:

@@ -7,6 +7,8 @@ where there is nothing finer. The server keeps what it may keep; here a branch i
 A mark ends a piece: servers leave out the stop that they met, so that the mark is put back behind what was written. A
 server that does not say which stop it met, or whether the model ended by itself (`stop_reason`), is asked for the whole
 text, and what stands behind the first mark is dropped; it is paid for, since the meter counts all that was written.
+Of what a text leaves out, a stop or the token that ends an answer, servers may tell how likely it was: it counts as it
+does in a folder.
 
 Calls and tokens are metered. FLOPs are not: nobody outside knows them. Draws depend on the seed that goes along, as far
 as the server keeps its word; seeds are keyed by branch, as everywhere.
@@ -42,11 +44,15 @@ from mull.inference.strategies.solver import (
     forked,
     seed_of,
 )
+from mull.inference.text import UNDECIDED
 
 MOST_AT_ONCE = 8  # requests in flight
 MAX_SEED = 2**31 - 1  # some servers keep no more
 MAX_STOPS = 4  # of a request, as OpenAI has it
 ENDS = ("stop", "length", "content_filter")
+LIKELY = (-1e9, 0.01)  # where log-probabilities lie: that of a certain token may come out above 0 by rounding
+
+Piece = tuple[str, float | None]
 
 
 class EndpointError(ValueError):
@@ -59,7 +65,7 @@ class Reply:
 
     Attributes:
         text: that goes on from the prompt.
-        pieces: the same in tokens, each with its log-probability (0 where it is not told).
+        pieces: the same in tokens, each with its log-probability, None where it is not told; see `pieces_of`.
         tokens: that were written, as the server counts.
         ended: whether the model ended it by itself.
         met: the stop at which the server ended it; None where it was none, or the server does not say.
@@ -67,7 +73,7 @@ class Reply:
     """
 
     text: str
-    pieces: tuple[tuple[str, float], ...]
+    pieces: tuple[Piece, ...]
     tokens: int
     ended: bool
     met: str | None = None
@@ -213,7 +219,10 @@ class EndpointSolver(Solver):
             tokens += reply.tokens
         pieces, ended = list(reply.pieces), reply.ended
         if reply.met is not None:
-            pieces.append((reply.met, 0.0))
+            if pieces and not pieces[-1][0].strip():  # what is told of the stop
+                pieces[-1] = (pieces[-1][0] + reply.met, pieces[-1][1])
+            else:  # nothing is: the others decide how likely all of it is
+                pieces.append((reply.met, None if pieces else 0.0))
         else:
             pieces, cut = up_to("".join(token.text for token in branch.tokens), pieces, until)
             ended = ended and not cut
@@ -286,7 +295,7 @@ class EndpointSolver(Solver):
                     f"{self.address} does not say that it thought as long as it was asked to: leave iterations and "
                     "exit rules to servers of mull"
                 )
-        pieces = pieces_of(choice, text)
+        pieces = pieces_of(self.told(choice), text)
         usage = getattr(said, "usage", None)
         tokens = getattr(usage, "completion_tokens", None)
         if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
@@ -298,6 +307,20 @@ class EndpointSolver(Solver):
             met = None
         unclear = stopped and "stop_reason" not in extra
         return Reply(text, pieces, tokens, reason == "stop" and met is None, met, unclear)
+
+    def told(self, choice: Any) -> list[tuple[str, float]]:
+        """The tokens of an answer with their log-probabilities; none where it does not tell both of every token. Raises
+        EndpointError for what is no log-probability."""
+        said = getattr(choice, "logprobs", None)
+        tokens, chances = getattr(said, "tokens", None), getattr(said, "token_logprobs", None)
+        if not isinstance(tokens, list) or not isinstance(chances, list) or len(tokens) != len(chances):
+            return []
+        for chance in chances:
+            if isinstance(chance, int | float) and not LIKELY[0] <= chance <= LIKELY[1]:
+                raise self.nonsense(f"the log-probability of a token is {shown(chance, 40)}")
+        if not all(isinstance(each, str) for each in tokens) or not all(isinstance(c, int | float) for c in chances):
+            return []
+        return [(token, min(float(chance), 0.0)) for token, chance in zip(tokens, chances, strict=True)]
 
     def nonsense(self, what: str) -> EndpointError:
         return EndpointError(f"{self.address} answers nonsense: {what}; is it an OpenAI-compatible server?")
@@ -312,31 +335,31 @@ def words(text: str) -> list[str]:
     return re.findall(r"\s*\S+(?:\s+$)?|\s+$", text)
 
 
-def pieces_of(choice: Any, text: str) -> tuple[tuple[str, float], ...]:
-    """The text in tokens with their log-probabilities, if the server tells them and they make up the text; in words.
+def pieces_of(told: Sequence[tuple[str, float]], text: str) -> tuple[Piece, ...]:
+    """The text in the tokens that are told, if they make it up; in words, of which nothing is known, if not.
 
-    Servers differ in whether the blanks between words are part of tokens: they are put where they belong.
+    Servers differ in whether the blanks between words are part of tokens: they are put where they belong. A token that
+    the text leaves out, the stop or the end, has at most the blanks before it; a part of a character has no text.
     """
-    told = getattr(choice, "logprobs", None)
-    tokens, chances = getattr(told, "tokens", None), getattr(told, "token_logprobs", None)
-    if isinstance(tokens, list) and isinstance(chances, list) and len(tokens) == len(chances):
-        found, at = [], 0
-        for token, chance in zip(tokens, chances, strict=True):
-            if not isinstance(token, str) or not isinstance(chance, int | float):
-                break
-            place = text.find(token, at)
-            if place < 0 or text[at:place].strip():
-                break
-            found.append((text[at : place + len(token)], float(chance)))
-            at = place + len(token)
-        if len(found) == len(tokens) and not text[at:].strip():
-            return tuple(found)
-    return tuple((word, 0.0) for word in words(text))
+    found, at, parted = list[Piece](), 0, False
+    for token, chance in told:
+        start = text.find(token, at)
+        if UNDECIDED in token:
+            end, parted = at, True
+        elif start >= 0 and (parted or not text[at:start].strip()):
+            end, parted = start + len(token), False
+        elif parted or token.lstrip().startswith(text[at:].strip()):  # left out, or all but its beginning
+            end = len(text)
+        else:
+            break
+        found.append((text[at:end], chance))
+        at = end
+    if not found or len(found) < len(told) or (text[at:].strip() and not parted):
+        return tuple((word, None) for word in words(text))
+    return (*found[:-1], (found[-1][0] + text[at:], found[-1][1]))
 
 
-def up_to(
-    behind: str, pieces: Sequence[tuple[str, float]], marks: Sequence[str]
-) -> tuple[list[tuple[str, float]], bool]:
+def up_to(behind: str, pieces: Sequence[Piece], marks: Sequence[str]) -> tuple[list[Piece], bool]:
     """The pieces up to the end of the first mark that they complete behind a text, and whether there is one."""
     whole = behind + "".join(text for text, _ in pieces)
     ends = []

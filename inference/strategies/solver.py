@@ -108,7 +108,7 @@ class Token(NamedTuple):
         text: as it stands in the text, blanks before it included; empty for a token that ends an answer.
         id: of the writer's vocabulary; -1 where it does not say.
         log_probability: of the token under the model itself, before temperature, filters and hooks; 0 where it was
-            put there.
+            put there, None where the writer does not tell.
         drawn: whether it was drawn; False for what was put there.
         iterations: spent on choosing it.
         residual: how far the last of them moved the state; None where that is not known.
@@ -116,7 +116,7 @@ class Token(NamedTuple):
 
     text: str
     id: int = -1
-    log_probability: float = 0.0
+    log_probability: float | None = 0.0
     drawn: bool = True
     iterations: int = 0
     residual: float | None = None
@@ -152,8 +152,8 @@ class Branch:
 
     @property
     def log_probability(self) -> float:
-        """Of all that was drawn."""
-        return sum(token.log_probability for token in self.tokens if token.drawn)
+        """Of all that was drawn, as far as it is told."""
+        return sum(token.log_probability or 0.0 for token in self.tokens if token.drawn)
 
     @property
     def iterations(self) -> int:

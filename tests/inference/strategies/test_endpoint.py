@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import exp
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,34 +17,35 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
 from mull.cli import main
+from mull.inference.sampling import Draw
 from mull.inference.strategies import Marks
-from mull.inference.strategies.endpoint import EndpointError, EndpointSolver, up_to, words
+from mull.inference.strategies.endpoint import MAX_SEED, EndpointError, EndpointSolver, up_to, words
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import read_marks, solver_from
-from mull.inference.strategies.solver import Branch, Manner, Solver, Token
+from mull.inference.strategies.solver import Branch, Line, Manner, Solver, Token, seed_of
 from mull.inference.strategies.solving import solve
 from mull.inference.strategies.together import solve_together
 
 pytest.importorskip("openai")
 
-WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<unk>", "<end>"]
+WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<end>", "<unk>"]
 
 
 @pytest.fixture(scope="module")
 def model() -> mull.RecurrentDepthTransformer:
     """A model whose marks are words like others, so that any client can write them."""
-    torch.manual_seed(5)
+    torch.manual_seed(7)
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(["<end>"])
     sizes = {"d_model": 24, "n_heads": 3, "n_kv_heads": 3, "d_ff": 32, "max_length": 96}
     config = mull.RecurrentDepthConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(WORDS) - 1,  # it never writes <unk>, which nobody may send back
         n_prelude=1,
         n_core=1,
         n_coda=1,
         mean_iterations=4,
-        stop_tokens=(len(WORDS) - 1,),
+        stop_tokens=(WORDS.index("<end>"),),
         **sizes,
     )
     made = mull.RecurrentDepthTransformer(config).double().eval()
@@ -116,6 +118,43 @@ def test_log_probabilities_are_those_of_the_folder(model: Any, address: str) -> 
     chances = [token.log_probability for token in other.tokens]
     assert chances == pytest.approx([token.log_probability for token in one.tokens], abs=1e-9)
     assert other.log_probability == pytest.approx(one.log_probability)
+
+
+@pytest.fixture
+def drawn_as_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders draw all tokens of a call from one generator, as a server draws an answer, so that both draw the same."""
+    sources: dict[int, tuple[Line, torch.Generator]] = {}
+
+    def draw(manner: Manner, lines: Sequence[Line] = ()) -> Draw:
+        for line in lines:
+            seed = seed_of(line.branch.key, len(line.branch.tokens)) % MAX_SEED
+            sources.setdefault(id(line), (line, torch.Generator().manual_seed(seed)))
+        return Draw([sources[id(line)][1] for line in lines], manner.temperature, manner.top_k, manner.top_p)
+
+    monkeypatch.setattr(Manner, "draw", draw)
+
+
+RANKING = ("best_of_n:4", "beam:4,width=2", "dvts:4,width=2", "lookahead:4,width=2", "self_backtracking:4,rounds=2")
+
+
+@pytest.mark.usefixtures("drawn_as_served")
+@pytest.mark.parametrize("strategy", RANKING)
+def test_choices_are_those_of_the_folder(model: Any, address: str, strategy: str) -> None:
+    """Guards what rankings go by, the probabilities of stops and ends included, which the server leaves out of its
+    text: from the same draws every text, score and choice is the folder's, and not what was written first."""
+    first, ranked = [], []
+    for seed, text in enumerate(PROBLEMS):
+        here, there = (
+            solve(each, text, strategy, generator=seed, temperature=2.0, max_new_tokens=24)
+            for each in (FolderSolver(model), EndpointSolver(address, "tiny", Marks()))
+        )
+        assert [(each.text, each.chosen) for each in there.trace] == [(each.text, each.chosen) for each in here.trace]
+        assert [each.score for each in there.trace] == pytest.approx([each.score for each in here.trace], abs=1e-9)
+        assert (there.text, there.answer, there.thinking) == (here.text, here.answer, here.thinking)
+        ends = [each for each in there.trace if each.what in ("sample", "end")]
+        first.append(ends[0].chosen)
+        ranked.append(len({each.score for each in ends}) > 1)
+    assert any(ranked) and not all(first)
 
 
 def test_a_token_is_parted_where_its_text_is_cut() -> None:
@@ -223,6 +262,54 @@ def test_servers_that_take_no_log_probabilities(stub: Stub) -> None:
     assert [token.text for token in branch.tokens] == [" a", " b", " c"] and branch.ended
     solver.write([solver.begin("p")], Manner(limit=9))
     assert ["logprobs" in asked for asked in seen] == [True, False, False]
+
+
+def told(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    """The part of an answer that says how likely its tokens were."""
+    return {"logprobs": {"tokens": [token for token, _ in pairs], "token_logprobs": [chance for _, chance in pairs]}}
+
+
+def test_probabilities_of_what_a_text_leaves_out(stub: Stub) -> None:
+    """A stop of several tokens, one that begins within a token, one of which nothing is told, the end of an answer, and
+    a character of two tokens: each keeps what is told of it, and the mark is the last that was written."""
+    cases = [
+        (" a", [(" a", -1.0), ("<st", -2.0), ("ep>", -3.0)], [(" a", -1.0), ("", -2.0), ("<step>", -3.0)]),
+        (" a.", [(" a", -1.0), (".<step>", -2.0)], [(" a", -1.0), (".", -2.0), ("<step>", None)]),
+        (" a", [(" a", -1.0)], [(" a", -1.0), ("<step>", None)]),
+        (" y ", [("y", -1.0), ("<step>", -2.0)], [(" y", -1.0), (" <step>", -2.0)]),
+        ("", [], [("<step>", 0.0)]),
+        (" é", [(" \ufffd", -1.0), ("\ufffd", -2.0)], [("", -1.0), (" é", -2.0), ("<step>", None)]),
+        (" é b", [(" \ufffd", -1.0), (" b", 1e-9)], [("", -1.0), (" é b", 0.0), ("<step>", None)]),
+    ]  # fmt: skip
+    for text, pairs, expected in cases:
+        address, _ = stub(lambda _, text=text, pairs=pairs: (200, said(text, stop_reason="<step>", **told(*pairs))))
+        solver = EndpointSolver(address, "m", Marks())
+        (branch,) = solver.write([solver.begin("p")], Manner(limit=9), ["<step>"])
+        assert [(token.text, token.log_probability) for token in branch.tokens] == expected and branch.at("<step>")
+    address, _ = stub(lambda _: (200, said(" a", stop_reason=None, **told((" a", -1.0), ("<end>", -3.0)))))
+    assert solve(EndpointSolver(address, "m", Marks()), "1", "best_of_n:1").trace[0].score == pytest.approx(exp(-2))
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n:2", "beam:2,width=2", "self_backtracking:2"])
+@pytest.mark.parametrize("answer", [{}, told((" x", -1.0)), told((" a", None))], ids=["none", "of others", "null"])
+def test_rankings_need_probabilities(stub: Stub, strategy: str, answer: dict[str, Any]) -> None:
+    """Guards choices by what nobody told: with nothing to go by all texts would be as likely, and the first would win.
+    A vote counts answers, and needs none."""
+    address, _ = stub(lambda _: (200, said(" a <backtrack> b", stop_reason=None, **answer)))
+    solver = EndpointSolver(address, "m", Marks())
+    with pytest.raises(ValueError, match=r"^this writer does not tell how likely its tokens are .*: take another"):
+        solve(solver, "1", strategy)
+    assert solve(solver, "1", "majority:2").text == "a <backtrack> b"
+
+
+@pytest.mark.parametrize("chance", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400, "5000.0", "true"])
+def test_probabilities_that_are_none(stub: Stub, chance: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that tells no log-probabilities under that name answers nonsense: no traceback, and no JSON with NaN."""
+    address, _ = stub(lambda _: (200, said(" a", **told((" a", 77.5))).replace("77.5", chance)))
+    line = ["solve", "--prompt", "1", "--endpoint", address, "--model", "m", "--strategy", "best_of_n:2", "--json"]
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "answers nonsense: the log-probability of a token is " in err
 
 
 NONSENSE = {
