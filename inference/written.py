@@ -86,6 +86,13 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
     return kind(**values)
 
 
+def written_out(thing: Any) -> str:
+    """A thing as text, which `parse` reads again: its options by name, where they are not the usual ones."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing) if getattr(thing, f.name) != f.default}
+    said = ",".join(f"{name}={value}" for name, value in values.items())
+    return f"{thing.name},{said}" if said else str(thing.name)
+
+
 def number(hint: Any, what: str, text: str, example: str) -> Any:
     """The text as a value of the annotated type, int, float, str or one of the words of a Literal. A nan is no number:
     it compares with nothing, so that no limit would catch it; what is infinite is left to who has the field."""

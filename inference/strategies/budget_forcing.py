@@ -21,7 +21,7 @@ Deviations: the wait of a model from scratch is a word that it was trained on, i
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mull.inference.exits import parse as parse_exit
+from mull.inference.exits import as_exit
 from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
 from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
 
@@ -126,7 +126,7 @@ class BudgetForcing(Strategy):
         deep = replace(manner, iterations=self.most or manner.iterations)
         if not self.least:
             return deep
-        rule = parse_exit(manner.exit) if isinstance(manner.exit, str) else manner.exit
+        rule = as_exit(manner.exit)
         if rule is None:
             raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
         return replace(deep, exit=replace(rule, minimum=max(self.least, rule.minimum)))

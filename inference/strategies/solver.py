@@ -19,11 +19,15 @@ Shapes: B lines that are written together, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import accumulate
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -167,13 +171,9 @@ class Branch:
 
     def ends(self, mark: str) -> list[int]:
         """How many tokens stand up to the end of each place where a mark is written."""
-        found, text, seen = [], "", 0
-        for number, token in enumerate(self.tokens, 1):
-            text += token.text
-            if text.count(mark) > seen:
-                seen = text.count(mark)
-                found.append(number)
-        return found
+        lengths = list(accumulate(len(token.text) for token in self.tokens))
+        places = [match.end() for match in re.finditer(re.escape(mark), self.written)]
+        return list(dict.fromkeys(bisect_left(lengths, place) + 1 for place in places))
 
     def at(self, mark: str) -> bool:
         """Whether a mark is the last that was written."""
@@ -237,7 +237,7 @@ class Manner:
     def draw(self, lines: Sequence[Line] = ()) -> Draw:
         """How the next token of each line is drawn. Raises ValueError for what is out of range."""
         each = None
-        if self.temperature > 0:
+        if isinstance(self.temperature, Real) and self.temperature > 0:
             seeds = [seed_of(line.branch.key, len(line.branch.tokens) + len(line.new)) for line in lines]
             each = [torch.Generator().manual_seed(seed) for seed in seeds]
         return Draw(each, self.temperature, self.top_k, self.top_p, self.min_p)

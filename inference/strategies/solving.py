@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import get_args
 
 import torch
 
@@ -13,6 +13,7 @@ from mull.inference.exits import Exit
 from mull.inference.strategies.contract import Solution, Strategy, answer_of, choose_strategy
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.solver import Manner, Marks, Problem, Solver, Style
+from mull.inference.written import written_out
 from mull.models import LanguageModel
 
 
@@ -115,12 +116,3 @@ def check_text(text: str, marks: Marks) -> None:
     styles = {getattr(marks, name) for name in get_args(Style)} & set(vars(Marks()).values())
     if words[-1] in styles:
         raise ValueError(f"the problem ends with the style {words[-1]}: leave it out, the strategy puts its own there")
-
-
-def written_out(strategy: Strategy) -> str:
-    """A strategy as text, its options by name where they are not the usual ones."""
-    values: dict[str, Any] = {
-        f.name: getattr(strategy, f.name) for f in fields(strategy) if getattr(strategy, f.name) != f.default
-    }
-    said = ",".join(f"{name}={value}" for name, value in values.items())
-    return f"{strategy.name},{said}" if said else strategy.name

@@ -17,14 +17,18 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
 from mull.cli import main
+from mull.inference.early_exit import choose_exit
+from mull.inference.exits import parse
 from mull.inference.sampling import Draw
 from mull.inference.strategies import Marks
-from mull.inference.strategies.endpoint import MAX_SEED, EndpointError, EndpointSolver, up_to, words
+from mull.inference.strategies.endpoint import MAX_SEED, EndpointError, EndpointSolver
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import read_marks, solver_from
+from mull.inference.strategies.pieces import up_to, words
 from mull.inference.strategies.solver import Branch, Line, Manner, Solver, Token, seed_of
 from mull.inference.strategies.solving import solve
 from mull.inference.strategies.together import solve_together
+from mull.inference.written import written_out
 
 pytest.importorskip("openai")
 
@@ -312,6 +316,25 @@ def test_probabilities_that_are_none(stub: Stub, chance: str, capsys: pytest.Cap
     assert not out and err.count("\n") == 1 and "answers nonsense: the log-probability of a token is " in err
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{"usage": {"completion_tokens": 33}}, told(*[(" a", -1.0)] * 33), {}],
+    ids=["counted", "told", "text"],
+)
+def test_a_server_that_does_not_keep_to_max_tokens(stub: Stub, more: dict[str, Any]) -> None:
+    """Guards answers that are no bounded ones, and the time that they take; a few tokens more, as others count them, or
+    long ones, are an answer."""
+
+    def solved(text: str, more: dict[str, Any]) -> Any:
+        whole = {**json.loads(said(text, **{name: more[name] for name in more if name == "logprobs"})), **more}
+        address, _ = stub(lambda _: (200, json.dumps(whole)))
+        return solve(EndpointSolver(address, "m", Marks()), "1", "chain", max_new_tokens=16)
+
+    with pytest.raises(EndpointError, match=r"wrote (33 tokens|200000 characters) where 16 tokens were asked for: it "):
+        solved(" a" * (33 if more else 100_000), more)
+    assert solved(f" {'a' * 1000}" * 4, {"usage": {"completion_tokens": 18}}).cost.tokens == 18
+
+
 NONSENSE = {
     "no JSON": "<html>busy</html>",
     "null": "null",
@@ -366,7 +389,6 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
     solver = EndpointSolver(address, "m", Marks())
     for strategy, message in (
         ("budget_forcing:1,put=random", "has no vocabulary to draw from"),
-        ("budget_forcing:0,least=2", "an endpoint takes an exit rule as text"),
         ("best_of_n:2,scorer=settled", "this writer has no residuals"),
         ("best_of_n:2,scorer=process", "no process reward"),
         ("thought_switching:3:4", "does not show its logits"),
@@ -384,7 +406,15 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
         ({"endpoint": "file:///etc/passwd", "model": "m"}, r"is no address"),
         ({"endpoint": "http://127.0.0.1:1/v1"}, r"may have several models: name one with --model"),
         ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "folder": "text"}, r"text and an endpoint cannot both"),
+        (
+            {"endpoint": "http://127.0.0.1:abc/v1", "model": "m"},
+            r"127.0.0.1:abc/v1'? is no address of a server; write ",
+        ),
+        ({"endpoint": "http://127.0.0.1:99999/v1", "model": "m"}, r"is no address of a server; write "),
+        ({"endpoint": "http://a b/v1", "model": "m"}, r"is no address of a server; write "),
         ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "timeout": 0}, r"a timeout of 0 s and 2 retries"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "timeout": 1e20}, r"a timeout of 1e\+20 s and 2 retries"),
+        ({"folder": "text", "timeout": 0}, r"a timeout of 0 s and 2 retries"),
         ({"folder": "text", "model": "m"}, r"--model m is the name of a model behind an endpoint"),
         ({}, r"nobody is named to write"),
         ({"folder": "nowhere"}, r"there is no checkpoint folder nowhere"),
@@ -393,6 +423,50 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
 def test_bad_words_are_one_line(given: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         solver_from(**given)
+
+
+@pytest.mark.parametrize("key", ["sk-SE\rCRET", "sk-SE\nCRET", "sk-SECR\u00c9T", "sk-SE\tCRET"])
+def test_a_key_is_never_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a secret that a header cannot hold, which would stand in the error of whoever tries to send it."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match=r"^the variable OPENAI_API_KEY holds characters that no header can") as caught:
+        solver_from(endpoint="http://127.0.0.1:1/v1", model="m")
+    assert "SE" not in str(caught.value).replace("OPENAI_API_KEY", "") and caught.value.__cause__ is None
+
+
+def test_a_key_out_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an editor leaves behind it is no part of a key."""
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-SECRET\r\n")
+    assert EndpointSolver("http://127.0.0.1:1/v1", "m").client.api_key == "sk-SECRET"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": -1.0}, {"temperature": 1.0, "top_p": 0.0}, {"temperature": 1.0, "top_p": 2.0}, {"top_k": 3},
+        {"temperature": float("nan")}, {"temperature": "a"}, {"exit": "nonsense"}, {"exit": "latent:nan"}, {"exit": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_are_checked_as_for_folders(model: Any, stub: Stub, given: dict[str, Any]) -> None:
+    """Guards draws that a server may take for others, silently: the words are those of a folder, before it is asked."""
+    address, seen = stub(lambda _: (200, said("a")))
+    words = []
+    for solver in (FolderSolver(model), EndpointSolver(address, "m", Marks())):
+        with pytest.raises(ValueError) as caught:
+            solve(solver, "1", "chain", **given)
+        words.append(str(caught.value))
+    assert words[0] == words[1] and not seen
+
+
+def test_budget_forcing_on_depth(model: Any, address: str) -> None:
+    """Guards the exit rule that a strategy has changed: it goes along as text, which the server reads as the same."""
+    folder, endpoint = FolderSolver(model), EndpointSolver(address, "tiny", Marks())
+    strategy, rule = "budget_forcing:0,least=2,most=3", "latent:1e9"
+    here, there = (solve(each, "1 + 2 = ?", strategy, exit=rule, max_new_tokens=12) for each in (folder, endpoint))
+    assert there.text == here.text and here.cost.iterations == 2 * here.cost.read
+    assert here.text != solve(folder, "1 + 2 = ?", "budget_forcing:0,most=3", exit=rule, max_new_tokens=12).text
+    assert choose_exit(model, written_out(parse("kl:0.001,every=2"))) == parse("kl:0.001,every=2")
 
 
 def test_marks_of_a_file(tmp_path: Path) -> None:

@@ -204,6 +204,8 @@ def test_folders(tmp_path: Any) -> None:
     text = "1 + 2 = ? <chain>"
     expected = HuggingFaceSolver(made, tokenizer()).write([solver.begin(text)], MANNER)[0]
     assert solver.write([solver.begin(text)], MANNER)[0].text == expected.text
+    for dtype in (None, torch.float64, torch.bfloat16):  # not silently another
+        assert solver_from(tmp_path / "tiny", dtype=dtype).model.dtype == (dtype or torch.float32)
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: "):
         solver_from(tmp_path / "tiny")
