@@ -52,6 +52,7 @@ class BudgetForcing(Strategy):
     name, example = "budget_forcing", "budget_forcing:2,cap=32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(0, waits=self.waits, cap=self.cap, least=self.least, most=self.most)
         if 0 < self.most < self.least:
             raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -223,6 +223,8 @@ class Manner:
     usual: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.limit, Integral) or isinstance(self.limit, bool):
+            raise ValueError(f"a limit of {self.limit!r} tokens is no integer; give one of at least 1")
         if self.limit < 1:
             raise ValueError(f"a limit of {self.limit} tokens leaves no room for an answer; give 1 or more")
 

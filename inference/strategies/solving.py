@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from typing import get_args
 
 import torch
@@ -78,6 +79,8 @@ def solve(
     check_text(problem.text, solver.marks)
     if isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    if not isinstance(generator, Integral) or isinstance(generator, bool):
+        raise ValueError(f"generator must be a seed, an integer, or a torch.Generator, not {generator!r}")
     manner = manner_of(iterations, exit, temperature, top_k, top_p, min_p, max_new_tokens)
     before, start = solver.meter.spent, time.perf_counter()
     found = chosen.follow(problem, solver, manner, (int(generator),))
@@ -110,6 +113,8 @@ def check_solvable(solver: Solver, problem: Problem, strategy: Strategy, manner:
 
 def check_text(text: str, marks: Marks) -> None:
     """Raise a ValueError for a problem that is empty, or that has one of mull's styles behind it already."""
+    if not isinstance(text, str):
+        raise ValueError(f"the problem must be a text, or a Problem, not {text!r}")
     words = text.split()
     if not words:
         raise ValueError("the problem is empty; give at least one symbol")
