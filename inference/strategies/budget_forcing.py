@@ -25,8 +25,6 @@ from mull.inference.exits import as_exit
 from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
 from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
 
-FORCED = 3  # tokens: the end of a step, the end of the thinking, and one of the answer
-
 
 @strategy
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class BudgetForcing(Strategy):
         solver.check(deep, [marks.end_of_thinking, *put, *([marks.step] if self.cap else [])])
         if self.waits and self.put == "random":
             solver.random_text(())  # says where there are none
-        self.thinking(deep, solver.room(solver.begin(marks.prompt(problem.text, self.style))))
+        self.thinking(deep, solver, solver.begin(marks.prompt(problem.text, self.style)))
         most = solver.most_iterations(deep)
         if most is not None and self.least > most:
             raise ValueError(
@@ -75,7 +73,7 @@ class BudgetForcing(Strategy):
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         marks, manner = solver.marks, self.deepened(manner)
         branch = solver.begin(marks.prompt(problem.text, self.style), key)
-        limit = self.thinking(manner, solver.room(branch))
+        limit = self.thinking(manner, solver, branch)
         trace: list[Event] = []
         for number in range(self.waits + 1):
             [branch] = solver.write([branch], manner, until=[marks.end_of_thinking], limit=limit)
@@ -109,18 +107,22 @@ class BudgetForcing(Strategy):
         again = branch.written.find(mark, branch.written.index(mark) + len(mark))
         return branch if again < 0 else solver.cut_text(branch, again)
 
-    def thinking(self, manner: Manner, room: int) -> int:
-        """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""
+    def thinking(self, manner: Manner, solver: Solver, begun: Branch) -> int:
+        """Most tokens of the thinking behind a prompt. Raises ValueError where a cap leaves no room for an answer."""
         if not self.cap:
             return manner.limit
-        if self.cap + FORCED > manner.limit:
+        closed, room = begun, solver.room(begun)
+        for mark in (solver.marks.step, solver.marks.end_of_thinking):  # either may be of several tokens
+            [closed] = solver.append([closed], mark)
+        forced = len(closed.tokens) + 1  # one of the answer
+        if self.cap + forced > manner.limit:
             raise ValueError(
                 f"strategy {self.name}: cap={self.cap} leaves no room for an answer within {manner.limit} new tokens; "
-                f"allow {self.cap + FORCED} or more, or cap earlier"
+                f"allow {self.cap + forced} or more, or cap earlier"
             )
-        if room <= FORCED:
+        if room <= forced:
             raise ValueError(f"strategy {self.name}: behind this prompt there is room for {room} tokens: too few")
-        return min(self.cap, room - FORCED)  # as the paper keeps some tokens free for the answer
+        return min(self.cap, room - forced)  # as the paper keeps some tokens free for the answer
 
     def deepened(self, manner: Manner) -> Manner:
         """The manner with the budget of iterations."""

@@ -56,6 +56,9 @@ class Marks:
         switch: another attempt begins.
         backtrack: the last step is taken back.
         between: stands between a problem and its style.
+
+    Raises:
+        ValueError: one that stands in the answer is empty; a style may be, for models that need no word for it.
     """
 
     direct: str = "<direct>"
@@ -70,6 +73,11 @@ class Marks:
     switch: str = "<switch>"
     backtrack: str = "<backtrack>"
     between: str = " "
+
+    def __post_init__(self) -> None:
+        for name in ("step", "end_of_thinking", "wait", "switch", "backtrack"):
+            if not getattr(self, name):
+                raise ValueError(f"the mark {name} is empty: nobody could tell where it stands; give a text")
 
     def prompt(self, text: str, style: Style) -> str:
         """A problem with its style behind it."""
