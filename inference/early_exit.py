@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from mull.inference.exits import Exit, Memory, Thought, parse
+from mull.inference.exits import Exit, Memory, Thought, as_exit
 from mull.inference.mode import evaluating
 from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
@@ -26,11 +26,9 @@ from mull.models.positions import Context
 
 def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
     """The rule, parsed if it is written out. Raises ValueError where the model cannot follow it."""
-    rule = parse(exit) if isinstance(exit, str) else exit
+    rule = as_exit(exit)
     if rule is None:
         return None
-    if not isinstance(rule, Exit):
-        raise ValueError(f"exit must be written as latent:0.03, or be an Exit, not {rule!r}")
     if not isinstance(model, IteratedModel):
         raise ValueError(f"exit {rule.name!r} needs a model with a core that is iterated, not a {type(model).__name__}")
     if not model.config.causal:

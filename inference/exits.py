@@ -227,6 +227,14 @@ class Fixed(Exit):
         return torch.full_like(thought.state[:, 0], math.inf if thought.count < self.threshold else 0.0)
 
 
+def as_exit(given: str | Exit | None) -> Exit | None:
+    """The rule, parsed if it is written out. Raises ValueError for what is none."""
+    rule = parse(given) if isinstance(given, str) else given
+    if rule is not None and not isinstance(rule, Exit):
+        raise ValueError(f"exit must be written as latent:0.03, or be an Exit, not {rule!r}")
+    return rule
+
+
 def parse(text: str) -> Exit:
     """`latent:0.03` or `kl:0.001,minimum=2,every=2` -> the rule. Raises ValueError that names what is known."""
     return parse_written(text, EXITS)

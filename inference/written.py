@@ -10,6 +10,7 @@ behind colons are its first fields, in their order; every field can be given by 
 import math
 import sys
 from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from mull.models.registry import Registry
@@ -86,12 +87,37 @@ def filled(kind: type[T], what: str, text: str, example: str) -> T:
     return kind(**values)
 
 
+def check_value(hint: Any, what: str, value: Any, example: str) -> None:
+    """Raise a ValueError for a value that is none of the annotated type: int, float, str or the words of a Literal."""
+    if get_origin(hint) is Literal:
+        if not isinstance(value, str) or value not in get_args(hint):
+            raise ValueError(f"{what} must be one of {', '.join(get_args(hint))}, not {value!r}; write {example}")
+        return
+    kinds = {int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "a text")}
+    kind, name = kinds.get(hint, (object, ""))
+    if not isinstance(value, kind) or (isinstance(value, bool) and hint in (int, float)):
+        raise ValueError(f"{what} {value!r} is not {name}; write {example}")
+
+
+def check_values(thing: Any, what: str) -> None:
+    """Raise a ValueError for a field of a dataclass that is none of its annotated type, as `parse` does of a text."""
+    hints = get_type_hints(type(thing))
+    for field in fields(thing):
+        check_value(hints[field.name], f"{what}: {field.name}", getattr(thing, field.name), thing.example)
+
+
+def written_out(thing: Any) -> str:
+    """A thing as text, which `parse` reads again: its options by name, where they are not the usual ones."""
+    values = {f.name: getattr(thing, f.name) for f in fields(thing) if getattr(thing, f.name) != f.default}
+    said = ",".join(f"{name}={value}" for name, value in values.items())
+    return f"{thing.name},{said}" if said else str(thing.name)
+
+
 def number(hint: Any, what: str, text: str, example: str) -> Any:
     """The text as a value of the annotated type, int, float, str or one of the words of a Literal. A nan is no number:
     it compares with nothing, so that no limit would catch it; what is infinite is left to who has the field."""
     if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            raise ValueError(f"{what} must be one of {', '.join(get_args(hint))}, not {text!r}; write {example}")
+        check_value(hint, what, text, example)
         return text
     kind = "an integer" if hint is int else "a number"
     refusal = ValueError(f"{what} {text!r} is not {kind}; write {example}")

@@ -32,6 +32,7 @@ class Sampling(Strategy):
     temperature: ClassVar[float | None] = 0.7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(1, n=self.n)
 
     def drawn(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> list[Branch]:

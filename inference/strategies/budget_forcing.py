@@ -27,11 +27,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mull.inference.exits import parse as parse_exit
+from mull.inference.exits import as_exit
 from mull.inference.strategies.contract import Event, Found, Strategy, answer_of, strategy
 from mull.inference.strategies.solver import Before, Branch, Key, Line, Manner, Problem, Solver, Style
-
-FORCED = 3  # tokens: the end of a step, the end of the thinking, and one of the answer
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,7 @@ class BudgetForcing(Strategy):
     name, example = "budget_forcing", "budget_forcing:2,cap=32"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(0, waits=self.waits, cap=self.cap, least=self.least, most=self.most)
         if 0 < self.most < self.least:
             raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")
@@ -95,7 +94,7 @@ class BudgetForcing(Strategy):
             solver.random_text(())  # says where there are none
         if self.waits and self.put == "empty":
             solver.first_tokens(marks.end_of_thinking)  # says where they are not known
-        self.thinking(deep, solver.room(solver.begin(marks.prompt(problem.text, self.style))))
+        self.thinking(deep, solver, solver.begin(marks.prompt(problem.text, self.style)))
         most = solver.most_iterations(deep)
         if most is not None and self.least > most:
             raise ValueError(
@@ -106,7 +105,7 @@ class BudgetForcing(Strategy):
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
         marks, manner = solver.marks, self.deepened(manner)
         branch = solver.begin(marks.prompt(problem.text, self.style), key)
-        limit = self.thinking(manner, solver.room(branch))
+        limit = self.thinking(manner, solver, branch)
         trace: list[Event] = []
         before: Before | None = None
         for number in range(self.waits + 1):
@@ -143,25 +142,29 @@ class BudgetForcing(Strategy):
         again = branch.written.find(mark, branch.written.index(mark) + len(mark))
         return branch if again < 0 else solver.cut_text(branch, again)
 
-    def thinking(self, manner: Manner, room: int) -> int:
-        """Most tokens of the thinking. Raises ValueError where a capped thinking would leave no room for an answer."""
+    def thinking(self, manner: Manner, solver: Solver, begun: Branch) -> int:
+        """Most tokens of the thinking behind a prompt. Raises ValueError where a cap leaves no room for an answer."""
         if not self.cap:
             return manner.limit
-        if self.cap + FORCED > manner.limit:
+        closed, room = begun, solver.room(begun)
+        for mark in (solver.marks.step, solver.marks.end_of_thinking):  # either may be of several tokens
+            [closed] = solver.append([closed], mark)
+        forced = len(closed.tokens) + 1  # one of the answer
+        if self.cap + forced > manner.limit:
             raise ValueError(
                 f"strategy {self.name}: cap={self.cap} leaves no room for an answer within {manner.limit} new tokens; "
-                f"allow {self.cap + FORCED} or more, or cap earlier"
+                f"allow {self.cap + forced} or more, or cap earlier"
             )
-        if room <= FORCED:
+        if room <= forced:
             raise ValueError(f"strategy {self.name}: behind this prompt there is room for {room} tokens: too few")
-        return min(self.cap, room - FORCED)  # as the paper keeps some tokens free for the answer
+        return min(self.cap, room - forced)  # as the paper keeps some tokens free for the answer
 
     def deepened(self, manner: Manner) -> Manner:
         """The manner with the budget of iterations."""
         deep = replace(manner, iterations=self.most or manner.iterations)
         if not self.least:
             return deep
-        rule = parse_exit(manner.exit) if isinstance(manner.exit, str) else manner.exit
+        rule = as_exit(manner.exit)
         if rule is None:
             raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
         return replace(deep, exit=replace(rule, minimum=max(self.least, rule.minimum)))

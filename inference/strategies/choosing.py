@@ -6,7 +6,8 @@
 
 Ties go to the likelier, never to what was written first: for `max` to the text of the larger log-probability, for
 `vote` to the answer whose texts have the larger sum of probabilities. An answer is given by its likeliest text. Texts
-without an answer are taken only where there is no other.
+without an answer are taken only where there is no other. Where a writer tells no probabilities, ties are left to what
+was written first.
 """
 
 from __future__ import annotations

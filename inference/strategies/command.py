@@ -49,7 +49,7 @@ def add_writers(parser: Any) -> None:
     """The options that name a writer which is no folder of mull, and how it is spoken to."""
     parser.add_argument("--endpoint", type=str, help="a model behind this address, http://127.0.0.1:8000/v1")
     parser.add_argument("--model", type=str, help="its name there")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that an endpoint has for an answer")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds that an endpoint may be silent")
     parser.add_argument("--retries", type=at_least(0, 100), default=2, help="how often an endpoint is asked again")
     parser.add_argument(
         "--marks", type=str, help=f"JSON file of instructions and marks for models that are not mull's; {OURS}: its own"
@@ -82,7 +82,7 @@ def run(options: Any) -> None:
         generator=options.seed,
         **{name: options[name] for name in names},
     )
-    print(json.dumps(found.as_dict()) if options.json else page(found))
+    print(json.dumps(found.as_dict(), allow_nan=False) if options.json else page(found))
 
 
 def page(found: Solution) -> str:

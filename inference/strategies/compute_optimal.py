@@ -72,6 +72,7 @@ class ComputeOptimal(Strategy):
     temperature = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.table and not self.rows:
             raise ValueError(f"strategy {self.name} lacks its table, which mull compare writes; write {self.example}")
         if not self.budget >= 0:

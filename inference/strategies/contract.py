@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from mull.inference.strategies.meter import Cost
 from mull.inference.strategies.solver import Branch, Key, Manner, Marks, Problem, Solver, Style
-from mull.inference.written import filled
+from mull.inference.written import check_values, filled
 from mull.inference.written import parse as parse_written
 from mull.models.registry import Registry
 
@@ -113,6 +113,9 @@ class Strategy(ABC):
     def from_text(cls, text: str) -> Strategy:
         """The strategy that `value:value,option=value` stands for."""
         return filled(cls, f"strategy {cls.name}", text, cls.example)
+
+    def __post_init__(self) -> None:
+        check_values(self, f"strategy {self.name}")
 
     @abstractmethod
     def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:

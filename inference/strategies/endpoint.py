@@ -7,6 +7,8 @@ where there is nothing finer. The server keeps what it may keep; here a branch i
 A mark ends a piece: servers leave out the stop that they met, so that the mark is put back behind what was written. A
 server that does not say which stop it met, or whether the model ended by itself (`stop_reason`), is asked for the whole
 text, and what stands behind the first mark is dropped; it is paid for, since the meter counts all that was written.
+Of what a text leaves out, a stop or the token that ends an answer, servers may tell how likely it was: it counts as it
+does in a folder.
 
 Calls and tokens are metered. FLOPs are not: nobody outside knows them. Draws depend on the seed that goes along, as far
 as the server keeps its word; seeds are keyed by branch, as everywhere.
@@ -18,7 +20,6 @@ nonsense is not.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -28,8 +29,10 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from mull.checkpoints.files import shown
+from mull.inference.exits import as_exit
 from mull.inference.strategies.meter import Meter
 from mull.inference.strategies.ordinary import ORDINARY
+from mull.inference.strategies.pieces import Piece, pieces_of, up_to, words
 from mull.inference.strategies.solver import (
     After,
     Before,
@@ -42,11 +45,16 @@ from mull.inference.strategies.solver import (
     forked,
     seed_of,
 )
+from mull.inference.written import written_out
 
 MOST_AT_ONCE = 8  # requests in flight
 MAX_SEED = 2**31 - 1  # some servers keep no more
 MAX_STOPS = 4  # of a request, as OpenAI has it
 ENDS = ("stop", "length", "content_filter")
+DAY = 86_400.0  # seconds
+MOST_OVER = 2  # times the tokens that were asked for: a proxy that counts its texts anew may come to a few more
+LONGEST = 256  # characters of a token, on average over a text: far more than in any vocabulary
+LIKELY = (-1e9, 0.01)  # where log-probabilities lie: that of a certain token may come out above 0 by rounding
 
 
 class EndpointError(ValueError):
@@ -59,7 +67,7 @@ class Reply:
 
     Attributes:
         text: that goes on from the prompt.
-        pieces: the same in tokens, each with its log-probability (0 where it is not told).
+        pieces: the same in tokens, each with its log-probability, None where it is not told; see `pieces_of`.
         tokens: that were written, as the server counts.
         ended: whether the model ended it by itself.
         met: the stop at which the server ended it; None where it was none, or the server does not say.
@@ -67,7 +75,7 @@ class Reply:
     """
 
     text: str
-    pieces: tuple[tuple[str, float], ...]
+    pieces: tuple[Piece, ...]
     tokens: int
     ended: bool
     met: str | None = None
@@ -81,12 +89,12 @@ class EndpointSolver(Solver):
         address: of the server, with the path before /completions: http://127.0.0.1:8000/v1.
         model: its name there.
         marks: the texts that structure answers; see ordinary.py.
-        timeout: seconds that an answer has.
+        timeout: seconds that the server may be silent; one that writes on, however slowly, is heard out.
         retries: how often the server is asked again when it is down, busy or too slow.
         key: that requests carry; by default that of the variable OPENAI_API_KEY.
 
     Raises:
-        ValueError: the extra is missing, or this is no address.
+        ValueError: the extra is missing, this is no address, or no header can hold the key, which is not shown.
     """
 
     gives_logits: ClassVar[bool] = False
@@ -101,18 +109,19 @@ class EndpointSolver(Solver):
         retries: int = 2,
         key: str | None = None,
     ) -> None:
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_address(address):
             raise ValueError(f"{shown(address)} is no address of a server; write http://127.0.0.1:8000/v1")
-        if not timeout > 0 or retries < 0:
-            raise ValueError(f"a timeout of {timeout} s and {retries} retries: give more than 0 s, and 0 or more")
+        check_patience(timeout, retries)
         if find_spec("openai") is None:
             raise ValueError("an endpoint needs the package openai, which is not installed: pip install 'mull[openai]'")
         from openai import OpenAI
 
         self.address, self.model, self.marks, self.meter = address, model, marks, Meter()
         self.timeout, self.retries = timeout, retries
-        secret = key or os.environ.get("OPENAI_API_KEY") or "none"
+        secret = (key or os.environ.get("OPENAI_API_KEY") or "").strip() or "none"  # a file of it may end with a line
+        if not secret.isascii() or not secret.isprintable():
+            name = "the key" if key else "the variable OPENAI_API_KEY"
+            raise ValueError(f"{name} holds characters that no header can; give letters, digits and signs of ASCII")
         self.client: Any = OpenAI(base_url=address, api_key=secret, timeout=timeout, max_retries=retries)
         self.tells_tokens = self.tells_stops = True  # until it shows that it does not
 
@@ -173,8 +182,8 @@ class EndpointSolver(Solver):
     # Writing ------------------------------------------------------------------------------------------------------
 
     def check(self, manner: Manner, marks: Sequence[str] = ()) -> None:
-        if manner.exit is not None and not isinstance(manner.exit, str):
-            raise ValueError(f"an endpoint takes an exit rule as text, latent:0.03, not {manner.exit!r}")
+        manner.draw()
+        as_exit(manner.exit)
 
     def write(
         self,
@@ -213,7 +222,10 @@ class EndpointSolver(Solver):
             tokens += reply.tokens
         pieces, ended = list(reply.pieces), reply.ended
         if reply.met is not None:
-            pieces.append((reply.met, 0.0))
+            if pieces and not pieces[-1][0].strip():  # what is told of the stop
+                pieces[-1] = (pieces[-1][0] + reply.met, pieces[-1][1])
+            else:  # nothing is: the others decide how likely all of it is
+                pieces.append((reply.met, None if pieces else 0.0))
         else:
             pieces, cut = up_to("".join(token.text for token in branch.tokens), pieces, until)
             ended = ended and not cut
@@ -232,7 +244,8 @@ class EndpointSolver(Solver):
             "temperature": manner.temperature,
             "seed": seed_of(branch.key, len(branch.tokens)) % MAX_SEED,
         }
-        own = {"iterations": manner.iterations, "exit": manner.exit, "top_k": manner.top_k, "min_p": manner.min_p}
+        rule = manner.exit if manner.exit is None or isinstance(manner.exit, str) else written_out(manner.exit)
+        own = {"iterations": manner.iterations, "exit": rule, "top_k": manner.top_k, "min_p": manner.min_p}
         extra = {name: value for name, value in own.items() if value is not None}
         if stops:
             asked["stop"] = list(stops)
@@ -242,12 +255,12 @@ class EndpointSolver(Solver):
             asked["extra_body"] = extra
         if self.tells_tokens:
             try:
-                return self.read(self.send({**asked, "logprobs": 0}), manner, stops)
+                return self.read(self.send({**asked, "logprobs": 0}), manner, asked)
             except Refusal:
-                reply = self.read(self.send(asked), manner, stops)
+                reply = self.read(self.send(asked), manner, asked)
                 self.tells_tokens = False  # it answers as soon as it is not asked for probabilities
                 return reply
-        return self.read(self.send(asked), manner, stops)
+        return self.read(self.send(asked), manner, asked)
 
     def send(self, asked: dict[str, Any]) -> Any:
         """What the server says to a request. Raises EndpointError."""
@@ -270,8 +283,8 @@ class EndpointSolver(Solver):
         except (openai.OpenAIError, ValueError, TypeError) as error:  # no JSON, or not what JSON should hold
             raise self.nonsense(shown(str(error) or type(error).__name__)) from None
 
-    def read(self, said: Any, manner: Manner, stops: tuple[str, ...]) -> Reply:
-        """An answer, checked. Raises EndpointError for nonsense."""
+    def read(self, said: Any, manner: Manner, asked: dict[str, Any]) -> Reply:
+        """An answer, checked. Raises EndpointError for nonsense, and for far more than was asked for."""
         choices = getattr(said, "choices", None)
         if not isinstance(choices, list) or len(choices) != 1:
             raise self.nonsense(f"it gives {shown(choices if choices is not None else said)} for one choice")
@@ -286,12 +299,20 @@ class EndpointSolver(Solver):
                     f"{self.address} does not say that it thought as long as it was asked to: leave iterations and "
                     "exit rules to servers of mull"
                 )
-        pieces = pieces_of(choice, text)
-        usage = getattr(said, "usage", None)
-        tokens = getattr(usage, "completion_tokens", None)
-        if not isinstance(tokens, int) or isinstance(tokens, bool) or tokens < 0:
-            tokens = len(pieces)
+        told, usage, most = self.told(choice), getattr(said, "usage", None), asked["max_tokens"]
+        counted = getattr(usage, "completion_tokens", None)
+        known = isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0
+        wrote = max(counted if known else 0, len(told))
+        if wrote > MOST_OVER * most or len(text) > LONGEST * most:
+            many = f"{wrote} tokens" if wrote else f"{len(text)} characters"
+            raise EndpointError(
+                f"{self.address} wrote {many} where {most} tokens were asked for: it does not keep to max_tokens; take "
+                "a server that does"
+            )
+        pieces = pieces_of(told, text)
+        tokens = counted if known else len(pieces)
         extra = getattr(choice, "model_extra", None) or {}
+        stops = asked.get("stop", [])
         stopped = reason == "stop" and bool(stops)
         met = extra.get("stop_reason") if stopped else None
         if met not in stops:
@@ -299,57 +320,41 @@ class EndpointSolver(Solver):
         unclear = stopped and "stop_reason" not in extra
         return Reply(text, pieces, tokens, reason == "stop" and met is None, met, unclear)
 
+    def told(self, choice: Any) -> list[tuple[str, float]]:
+        """The tokens of an answer with their log-probabilities; none where it does not tell both of every token. Raises
+        EndpointError for what is no log-probability."""
+        said = getattr(choice, "logprobs", None)
+        tokens, chances = getattr(said, "tokens", None), getattr(said, "token_logprobs", None)
+        if not isinstance(tokens, list) or not isinstance(chances, list) or len(tokens) != len(chances):
+            return []
+        for chance in chances:
+            if isinstance(chance, int | float) and not LIKELY[0] <= chance <= LIKELY[1]:
+                raise self.nonsense(f"the log-probability of a token is {shown(chance, 40)}")
+        if not all(isinstance(each, str) for each in tokens) or not all(isinstance(c, int | float) for c in chances):
+            return []
+        return [(token, min(float(chance), 0.0)) for token, chance in zip(tokens, chances, strict=True)]
+
     def nonsense(self, what: str) -> EndpointError:
         return EndpointError(f"{self.address} answers nonsense: {what}; is it an OpenAI-compatible server?")
 
 
+def is_address(text: str) -> bool:
+    """Whether this is the address of a server."""
+    try:
+        parts = urlsplit(text)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # such as a port of letters
+        return False
+    return known and text.isprintable() and " " not in text
+
+
+def check_patience(timeout: float, retries: int) -> None:
+    """Raise a ValueError for a wait that nobody can keep."""
+    if not 0 < timeout <= DAY or retries < 0:
+        raise ValueError(
+            f"a timeout of {timeout} s and {retries} retries: give more than 0 s, a day at most, and 0 retries or more"
+        )
+
+
 class Refusal(EndpointError):
     """A request that the server does not take."""
-
-
-def words(text: str) -> list[str]:
-    """A text in words, each with the blanks before it; the last one with those behind it."""
-    return re.findall(r"\s*\S+(?:\s+$)?|\s+$", text)
-
-
-def pieces_of(choice: Any, text: str) -> tuple[tuple[str, float], ...]:
-    """The text in tokens with their log-probabilities, if the server tells them and they make up the text; in words.
-
-    Servers differ in whether the blanks between words are part of tokens: they are put where they belong.
-    """
-    told = getattr(choice, "logprobs", None)
-    tokens, chances = getattr(told, "tokens", None), getattr(told, "token_logprobs", None)
-    if isinstance(tokens, list) and isinstance(chances, list) and len(tokens) == len(chances):
-        found, at = [], 0
-        for token, chance in zip(tokens, chances, strict=True):
-            if not isinstance(token, str) or not isinstance(chance, int | float):
-                break
-            place = text.find(token, at)
-            if place < 0 or text[at:place].strip():
-                break
-            found.append((text[at : place + len(token)], float(chance)))
-            at = place + len(token)
-        if len(found) == len(tokens) and not text[at:].strip():
-            return tuple(found)
-    return tuple((word, 0.0) for word in words(text))
-
-
-def up_to(
-    behind: str, pieces: Sequence[tuple[str, float]], marks: Sequence[str]
-) -> tuple[list[tuple[str, float]], bool]:
-    """The pieces up to the end of the first mark that they complete behind a text, and whether there is one."""
-    whole = behind + "".join(text for text, _ in pieces)
-    ends = []
-    for mark in marks:
-        at = whole.find(mark, max(0, len(behind) - len(mark) + 1))
-        if at >= 0:
-            ends.append(at + len(mark) - len(behind))
-    if not ends:
-        return list(pieces), False
-    kept, length, end = [], 0, min(ends)
-    for text, chance in pieces:
-        if length >= end:
-            break
-        kept.append((text[: end - length], chance))
-        length += len(text)
-    return kept, True

@@ -15,7 +15,7 @@ from mull.checkpoints.files import MAX_JSON, damaged, read_bytes, read_json
 from mull.checkpoints.huginn import is_huginn
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.store import CONFIG
-from mull.inference.strategies.endpoint import EndpointSolver
+from mull.inference.strategies.endpoint import EndpointSolver, check_patience
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.hugging_face import HuggingFaceSolver
 from mull.inference.strategies.ordinary import ORDINARY, marks_with
@@ -47,14 +47,15 @@ def solver_from(
         model: its name there.
         marks: texts by which the writer structures answers, in place of the usual ones; see `Marks`.
         device: of a folder.
-        dtype: of a mull folder's weights; None is as they are stored.
-        timeout: seconds that an endpoint has for an answer.
+        dtype: of a folder's weights; None is as they are stored.
+        timeout: seconds that an endpoint may be silent.
         retries: how often an endpoint is asked again.
         batch_size: texts of a folder that are written at once.
 
     Raises:
         FileNotFoundError, ValueError: nothing is there, it cannot be opened, or an extra is missing.
     """
+    check_patience(timeout, retries)
     if endpoint is not None:
         if folder is not None:
             raise ValueError(f"{folder} and an endpoint cannot both write one answer: leave one of them out")
@@ -67,7 +68,7 @@ def solver_from(
         raise ValueError(f"--model {model} is the name of a model behind an endpoint: add --endpoint, or leave it out")
     place = folder_of(folder)
     if not is_ours(place):
-        return transformers_solver(place, marks_with(marks or {}), device, batch_size)
+        return transformers_solver(place, marks_with(marks or {}), device, batch_size, dtype)
     writer = load(place, device, dtype)
     if writer.tokenizer is None:
         writer.tokenizer = load_tokenizer(place)  # says what is missing
@@ -86,7 +87,11 @@ def is_ours(folder: Path) -> bool:
 
 
 def transformers_solver(
-    folder: Path, marks: Marks = ORDINARY, device: str = "cpu", batch_size: int = 16
+    folder: Path,
+    marks: Marks = ORDINARY,
+    device: str = "cpu",
+    batch_size: int = 16,
+    dtype: torch.dtype | None = None,
 ) -> HuggingFaceSolver:
     """The solver of a folder in the layout of transformers; none of its own code is run, no weights are read from a
     pickle, and nothing is fetched.
@@ -106,7 +111,7 @@ def transformers_solver(
     except (*MISTAKES, SafetensorError) as error:
         said = str(error).partition("\n")[0]
         raise ValueError(f"{folder} cannot be opened by transformers: {said}") from error
-    return HuggingFaceSolver(writer.eval().to(device), tokenizer, marks, batch_size=batch_size)
+    return HuggingFaceSolver(writer.eval().to(device, dtype), tokenizer, marks, batch_size=batch_size)
 
 
 def marks_asked(given: str | None) -> dict[str, str] | None:

@@ -30,14 +30,12 @@ ORDINARY = Marks(
 
 
 def marks_with(changes: Mapping[str, Any], usual: Marks = ORDINARY) -> Marks:
-    """The usual marks with some of them changed. Raises ValueError for a name that is none, and for what is no text."""
+    """The usual marks with some of them changed. Raises ValueError for a name that is none, for what is no text,
+    and for an empty one where `Marks` takes none."""
     known = [field.name for field in fields(Marks)]
     for name, text in changes.items():
         if name not in known:
             raise ValueError(f"there is no mark {name!r}; there are {', '.join(known)}")
         if not isinstance(text, str):
             raise ValueError(f"the mark {name} must be a text, not {text!r}")
-    for name in ("step", "end_of_thinking"):
-        if changes.get(name) == "":
-            raise ValueError(f"the mark {name} is empty: nobody could tell where it stands; give a text")
     return replace(usual, **changes)

@@ -99,6 +99,19 @@ def drawn(branch: Branch, length: int) -> list[Token]:
     return [token for token in branch.tokens[:length] if token.drawn]
 
 
+def mean_log_probability(branch: Branch, length: int) -> float:
+    """Of the tokens drawn among so many of a branch, by the token; 0 where none was. Raises ValueError where the writer
+    tells it of none of them."""
+    tokens = drawn(branch, length)
+    known = [token.log_probability for token in tokens if token.log_probability is not None]
+    if tokens and not known:
+        raise ValueError(
+            "this writer does not tell how likely its tokens are (logprobs of tokens that make up its text), and by "
+            "that alone texts would be ranked: take another scorer or strategy, or a server that tells"
+        )
+    return sum(known) / max(len(known), 1)
+
+
 @scorer
 @dataclass(frozen=True)
 class LogProbability(Scorer):
@@ -107,11 +120,7 @@ class LogProbability(Scorer):
     name = example = "log_probability"
 
     def prefixes(self, judged: Judged, branch: Branch, lengths: Sequence[int]) -> list[float]:
-        found = []
-        for length in lengths:
-            tokens = drawn(branch, length)
-            found.append(exp(sum(token.log_probability for token in tokens) / max(len(tokens), 1)))
-        return found
+        return [exp(mean_log_probability(branch, length)) for length in lengths]
 
 
 @scorer

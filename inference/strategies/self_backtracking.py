@@ -9,7 +9,7 @@
 
 b is `rounds`; with b = 0 nothing is taken back, and where no text has ended, those that stopped are heard out. A text
 that goes on after its own `backtrack` carries the wrong step along; here the step is gone from what is read, as if it
-had never been written.
+had never been written. A writer that does not tell how likely its tokens are is refused: there is no other order.
 
 Deviations: each round draws N texts, divided among its states; the paper expands each state N-fold. Its code sums the
 mean log-probabilities of equal answers, which are negative, so that agreement counts against an answer; ours takes the
@@ -25,7 +25,7 @@ from math import isqrt
 from mull.inference.strategies.best_of_n import Sampling
 from mull.inference.strategies.choosing import Candidate, Choice, choose, told
 from mull.inference.strategies.contract import Event, Found, answer_of, strategy
-from mull.inference.strategies.scorers import Judged, LogProbability
+from mull.inference.strategies.scorers import Judged, LogProbability, mean_log_probability
 from mull.inference.strategies.solver import Branch, Key, Manner, Problem, Solver, Style
 
 
@@ -91,9 +91,8 @@ class SelfBacktracking(Sampling):
 
 
 def likelihood(branch: Branch) -> tuple[float, float]:
-    """Log-probability by the token, then altogether."""
-    drawn = sum(token.drawn for token in branch.tokens)
-    return branch.log_probability / max(drawn, 1), branch.log_probability
+    """Log-probability by the token, then altogether. Raises ValueError where the writer does not tell it."""
+    return mean_log_probability(branch, len(branch.tokens)), branch.log_probability
 
 
 def taken_back(solver: Solver, branch: Branch) -> Branch:

@@ -19,11 +19,15 @@ Shapes: B lines that are written together, V vocabulary.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import accumulate
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -52,6 +56,9 @@ class Marks:
         switch: another attempt begins.
         backtrack: the last step is taken back.
         between: stands between a problem and its style.
+
+    Raises:
+        ValueError: one that stands in the answer is empty; a style may be, for models that need no word for it.
     """
 
     direct: str = "<direct>"
@@ -66,6 +73,11 @@ class Marks:
     switch: str = "<switch>"
     backtrack: str = "<backtrack>"
     between: str = " "
+
+    def __post_init__(self) -> None:
+        for name in ("step", "end_of_thinking", "wait", "switch", "backtrack"):
+            if not getattr(self, name):
+                raise ValueError(f"the mark {name} is empty: nobody could tell where it stands; give a text")
 
     def prompt(self, text: str, style: Style) -> str:
         """A problem with its style behind it."""
@@ -108,7 +120,7 @@ class Token(NamedTuple):
         text: as it stands in the text, blanks before it included; empty for a token that ends an answer.
         id: of the writer's vocabulary; -1 where it does not say.
         log_probability: of the token under the model itself, before temperature, filters and hooks; 0 where it was
-            put there.
+            put there, None where the writer does not tell.
         drawn: whether it was drawn; False for what was put there.
         iterations: spent on choosing it.
         residual: how far the last of them moved the state; None where that is not known.
@@ -116,7 +128,7 @@ class Token(NamedTuple):
 
     text: str
     id: int = -1
-    log_probability: float = 0.0
+    log_probability: float | None = 0.0
     drawn: bool = True
     iterations: int = 0
     residual: float | None = None
@@ -152,8 +164,8 @@ class Branch:
 
     @property
     def log_probability(self) -> float:
-        """Of all that was drawn."""
-        return sum(token.log_probability for token in self.tokens if token.drawn)
+        """Of all that was drawn, as far as it is told."""
+        return sum(token.log_probability or 0.0 for token in self.tokens if token.drawn)
 
     @property
     def iterations(self) -> int:
@@ -167,13 +179,9 @@ class Branch:
 
     def ends(self, mark: str) -> list[int]:
         """How many tokens stand up to the end of each place where a mark is written."""
-        found, text, seen = [], "", 0
-        for number, token in enumerate(self.tokens, 1):
-            text += token.text
-            if text.count(mark) > seen:
-                seen = text.count(mark)
-                found.append(number)
-        return found
+        lengths = list(accumulate(len(token.text) for token in self.tokens))
+        places = [match.end() for match in re.finditer(re.escape(mark), self.written)]
+        return list(dict.fromkeys(bisect_left(lengths, place) + 1 for place in places))
 
     def at(self, mark: str) -> bool:
         """Whether a mark is the last that was written."""
@@ -223,6 +231,8 @@ class Manner:
     usual: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.limit, Integral) or isinstance(self.limit, bool):
+            raise ValueError(f"a limit of {self.limit!r} tokens is no integer; give one of at least 1")
         if self.limit < 1:
             raise ValueError(f"a limit of {self.limit} tokens leaves no room for an answer; give 1 or more")
 
@@ -237,7 +247,7 @@ class Manner:
     def draw(self, lines: Sequence[Line] = ()) -> Draw:
         """How the next token of each line is drawn. Raises ValueError for what is out of range."""
         each = None
-        if self.temperature > 0:
+        if isinstance(self.temperature, Real) and self.temperature > 0:
             seeds = [seed_of(line.branch.key, len(line.branch.tokens) + len(line.new)) for line in lines]
             each = [torch.Generator().manual_seed(seed) for seed in seeds]
         return Draw(each, self.temperature, self.top_k, self.top_p, self.min_p)

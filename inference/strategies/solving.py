@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any, get_args
+from dataclasses import replace
+from numbers import Integral
+from typing import get_args
 
 import torch
 
@@ -13,6 +14,7 @@ from mull.inference.exits import Exit
 from mull.inference.strategies.contract import Solution, Strategy, answer_of, choose_strategy
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.solver import Manner, Marks, Problem, Solver, Style
+from mull.inference.written import written_out
 from mull.models import LanguageModel
 
 
@@ -77,6 +79,8 @@ def solve(
     check_text(problem.text, solver.marks)
     if isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    if not isinstance(generator, Integral) or isinstance(generator, bool):
+        raise ValueError(f"generator must be a seed, an integer, or a torch.Generator, not {generator!r}")
     manner = manner_of(iterations, exit, temperature, top_k, top_p, min_p, max_new_tokens)
     before, start = solver.meter.spent, time.perf_counter()
     found = chosen.follow(problem, solver, manner, (int(generator),))
@@ -109,18 +113,11 @@ def check_solvable(solver: Solver, problem: Problem, strategy: Strategy, manner:
 
 def check_text(text: str, marks: Marks) -> None:
     """Raise a ValueError for a problem that is empty, or that has one of mull's styles behind it already."""
+    if not isinstance(text, str):
+        raise ValueError(f"the problem must be a text, or a Problem, not {text!r}")
     words = text.split()
     if not words:
         raise ValueError("the problem is empty; give at least one symbol")
     styles = {getattr(marks, name) for name in get_args(Style)} & set(vars(Marks()).values())
     if words[-1] in styles:
         raise ValueError(f"the problem ends with the style {words[-1]}: leave it out, the strategy puts its own there")
-
-
-def written_out(strategy: Strategy) -> str:
-    """A strategy as text, its options by name where they are not the usual ones."""
-    values: dict[str, Any] = {
-        f.name: getattr(strategy, f.name) for f in fields(strategy) if getattr(strategy, f.name) != f.default
-    }
-    said = ",".join(f"{name}={value}" for name, value in values.items())
-    return f"{strategy.name},{said}" if said else strategy.name

@@ -65,6 +65,7 @@ class ThoughtSwitching(Strategy):
     name, example = "thought_switching", "thought_switching:3:16"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.at_least(0, beta=self.beta)
         if not self.alpha > -math.inf:
             raise ValueError(f"strategy {self.name}: alpha must be a number, or inf for no switch, not {self.alpha}")

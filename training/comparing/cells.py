@@ -205,7 +205,7 @@ class Cells:
 
 def write_cell(cell: Cell) -> bytes:
     """A cell as the contents of its file."""
-    body = json.dumps(asdict(cell))
+    body = json.dumps(asdict(cell), allow_nan=False)
     return json.dumps({"sha256": hashlib.sha256(body.encode()).hexdigest(), "cell": body}).encode()
 
 

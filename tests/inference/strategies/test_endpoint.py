@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import exp
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,34 +17,39 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import mull
 from mull.cli import main
+from mull.inference.early_exit import choose_exit
+from mull.inference.exits import parse
+from mull.inference.sampling import Draw
 from mull.inference.strategies import Marks
-from mull.inference.strategies.endpoint import EndpointError, EndpointSolver, up_to, words
+from mull.inference.strategies.endpoint import MAX_SEED, EndpointError, EndpointSolver
 from mull.inference.strategies.folder import FolderSolver
 from mull.inference.strategies.loading import read_marks, solver_from
-from mull.inference.strategies.solver import Branch, Manner, Solver, Token
+from mull.inference.strategies.pieces import up_to, words
+from mull.inference.strategies.solver import Branch, Line, Manner, Solver, Token, seed_of
 from mull.inference.strategies.solving import solve
 from mull.inference.strategies.together import solve_together
+from mull.inference.written import written_out
 
 pytest.importorskip("openai")
 
-WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<unk>", "<end>"]
+WORDS = [*"0123456789+=?", *(text for text in vars(Marks()).values() if text.strip()), "<end>", "<unk>"]
 
 
 @pytest.fixture(scope="module")
 def model() -> mull.RecurrentDepthTransformer:
     """A model whose marks are words like others, so that any client can write them."""
-    torch.manual_seed(5)
+    torch.manual_seed(7)
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.add_special_tokens(["<end>"])
     sizes = {"d_model": 24, "n_heads": 3, "n_kv_heads": 3, "d_ff": 32, "max_length": 96}
     config = mull.RecurrentDepthConfig(
-        vocab_size=len(WORDS),
+        vocab_size=len(WORDS) - 1,  # it never writes <unk>, which nobody may send back
         n_prelude=1,
         n_core=1,
         n_coda=1,
         mean_iterations=4,
-        stop_tokens=(len(WORDS) - 1,),
+        stop_tokens=(WORDS.index("<end>"),),
         **sizes,
     )
     made = mull.RecurrentDepthTransformer(config).double().eval()
@@ -116,6 +122,43 @@ def test_log_probabilities_are_those_of_the_folder(model: Any, address: str) -> 
     chances = [token.log_probability for token in other.tokens]
     assert chances == pytest.approx([token.log_probability for token in one.tokens], abs=1e-9)
     assert other.log_probability == pytest.approx(one.log_probability)
+
+
+@pytest.fixture
+def drawn_as_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders draw all tokens of a call from one generator, as a server draws an answer, so that both draw the same."""
+    sources: dict[int, tuple[Line, torch.Generator]] = {}
+
+    def draw(manner: Manner, lines: Sequence[Line] = ()) -> Draw:
+        for line in lines:
+            seed = seed_of(line.branch.key, len(line.branch.tokens)) % MAX_SEED
+            sources.setdefault(id(line), (line, torch.Generator().manual_seed(seed)))
+        return Draw([sources[id(line)][1] for line in lines], manner.temperature, manner.top_k, manner.top_p)
+
+    monkeypatch.setattr(Manner, "draw", draw)
+
+
+RANKING = ("best_of_n:4", "beam:4,width=2", "dvts:4,width=2", "lookahead:4,width=2", "self_backtracking:4,rounds=2")
+
+
+@pytest.mark.usefixtures("drawn_as_served")
+@pytest.mark.parametrize("strategy", RANKING)
+def test_choices_are_those_of_the_folder(model: Any, address: str, strategy: str) -> None:
+    """Guards what rankings go by, the probabilities of stops and ends included, which the server leaves out of its
+    text: from the same draws every text, score and choice is the folder's, and not what was written first."""
+    first, ranked = [], []
+    for seed, text in enumerate(PROBLEMS):
+        here, there = (
+            solve(each, text, strategy, generator=seed, temperature=2.0, max_new_tokens=24)
+            for each in (FolderSolver(model), EndpointSolver(address, "tiny", Marks()))
+        )
+        assert [(each.text, each.chosen) for each in there.trace] == [(each.text, each.chosen) for each in here.trace]
+        assert [each.score for each in there.trace] == pytest.approx([each.score for each in here.trace], abs=1e-9)
+        assert (there.text, there.answer, there.thinking) == (here.text, here.answer, here.thinking)
+        ends = [each for each in there.trace if each.what in ("sample", "end")]
+        first.append(ends[0].chosen)
+        ranked.append(len({each.score for each in ends}) > 1)
+    assert any(ranked) and not all(first)
 
 
 def test_a_token_is_parted_where_its_text_is_cut() -> None:
@@ -225,6 +268,73 @@ def test_servers_that_take_no_log_probabilities(stub: Stub) -> None:
     assert ["logprobs" in asked for asked in seen] == [True, False, False]
 
 
+def told(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    """The part of an answer that says how likely its tokens were."""
+    return {"logprobs": {"tokens": [token for token, _ in pairs], "token_logprobs": [chance for _, chance in pairs]}}
+
+
+def test_probabilities_of_what_a_text_leaves_out(stub: Stub) -> None:
+    """A stop of several tokens, one that begins within a token, one of which nothing is told, the end of an answer, and
+    a character of two tokens: each keeps what is told of it, and the mark is the last that was written."""
+    cases = [
+        (" a", [(" a", -1.0), ("<st", -2.0), ("ep>", -3.0)], [(" a", -1.0), ("", -2.0), ("<step>", -3.0)]),
+        (" a.", [(" a", -1.0), (".<step>", -2.0)], [(" a", -1.0), (".", -2.0), ("<step>", None)]),
+        (" a", [(" a", -1.0)], [(" a", -1.0), ("<step>", None)]),
+        (" y ", [("y", -1.0), ("<step>", -2.0)], [(" y", -1.0), (" <step>", -2.0)]),
+        ("", [], [("<step>", 0.0)]),
+        (" é", [(" \ufffd", -1.0), ("\ufffd", -2.0)], [("", -1.0), (" é", -2.0), ("<step>", None)]),
+        (" é b", [(" \ufffd", -1.0), (" b", 1e-9)], [("", -1.0), (" é b", 0.0), ("<step>", None)]),
+    ]  # fmt: skip
+    for text, pairs, expected in cases:
+        address, _ = stub(lambda _, text=text, pairs=pairs: (200, said(text, stop_reason="<step>", **told(*pairs))))
+        solver = EndpointSolver(address, "m", Marks())
+        (branch,) = solver.write([solver.begin("p")], Manner(limit=9), ["<step>"])
+        assert [(token.text, token.log_probability) for token in branch.tokens] == expected and branch.at("<step>")
+    address, _ = stub(lambda _: (200, said(" a", stop_reason=None, **told((" a", -1.0), ("<end>", -3.0)))))
+    assert solve(EndpointSolver(address, "m", Marks()), "1", "best_of_n:1").trace[0].score == pytest.approx(exp(-2))
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n:2", "beam:2,width=2", "self_backtracking:2"])
+@pytest.mark.parametrize("answer", [{}, told((" x", -1.0)), told((" a", None))], ids=["none", "of others", "null"])
+def test_rankings_need_probabilities(stub: Stub, strategy: str, answer: dict[str, Any]) -> None:
+    """Guards choices by what nobody told: with nothing to go by all texts would be as likely, and the first would win.
+    A vote counts answers, and needs none."""
+    address, _ = stub(lambda _: (200, said(" a <backtrack> b", stop_reason=None, **answer)))
+    solver = EndpointSolver(address, "m", Marks())
+    with pytest.raises(ValueError, match=r"^this writer does not tell how likely its tokens are .*: take another"):
+        solve(solver, "1", strategy)
+    assert solve(solver, "1", "majority:2").text == "a <backtrack> b"
+
+
+@pytest.mark.parametrize("chance", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400, "5000.0", "true"])
+def test_probabilities_that_are_none(stub: Stub, chance: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that tells no log-probabilities under that name answers nonsense: no traceback, and no JSON with NaN."""
+    address, _ = stub(lambda _: (200, said(" a", **told((" a", 77.5))).replace("77.5", chance)))
+    line = ["solve", "--prompt", "1", "--endpoint", address, "--model", "m", "--strategy", "best_of_n:2", "--json"]
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "answers nonsense: the log-probability of a token is " in err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"usage": {"completion_tokens": 33}}, told(*[(" a", -1.0)] * 33), {}],
+    ids=["counted", "told", "text"],
+)
+def test_a_server_that_does_not_keep_to_max_tokens(stub: Stub, more: dict[str, Any]) -> None:
+    """Guards answers that are no bounded ones, and the time that they take; a few tokens more, as others count them, or
+    long ones, are an answer."""
+
+    def solved(text: str, more: dict[str, Any]) -> Any:
+        whole = {**json.loads(said(text, **{name: more[name] for name in more if name == "logprobs"})), **more}
+        address, _ = stub(lambda _: (200, json.dumps(whole)))
+        return solve(EndpointSolver(address, "m", Marks()), "1", "chain", max_new_tokens=16)
+
+    with pytest.raises(EndpointError, match=r"wrote (33 tokens|200000 characters) where 16 tokens were asked for: it "):
+        solved(" a" * (33 if more else 100_000), more)
+    assert solved(f" {'a' * 1000}" * 4, {"usage": {"completion_tokens": 18}}).cost.tokens == 18
+
+
 NONSENSE = {
     "no JSON": "<html>busy</html>",
     "null": "null",
@@ -279,7 +389,6 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
     solver = EndpointSolver(address, "m", Marks())
     for strategy, message in (
         ("budget_forcing:1,put=random", "has no vocabulary to draw from"),
-        ("budget_forcing:0,least=2", "an endpoint takes an exit rule as text"),
         ("best_of_n:2,scorer=settled", "this writer has no residuals"),
         ("best_of_n:2,scorer=process", "no process reward"),
         ("thought_switching:3:4", "does not show its logits"),
@@ -297,7 +406,15 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
         ({"endpoint": "file:///etc/passwd", "model": "m"}, r"is no address"),
         ({"endpoint": "http://127.0.0.1:1/v1"}, r"may have several models: name one with --model"),
         ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "folder": "text"}, r"text and an endpoint cannot both"),
+        (
+            {"endpoint": "http://127.0.0.1:abc/v1", "model": "m"},
+            r"127.0.0.1:abc/v1'? is no address of a server; write ",
+        ),
+        ({"endpoint": "http://127.0.0.1:99999/v1", "model": "m"}, r"is no address of a server; write "),
+        ({"endpoint": "http://a b/v1", "model": "m"}, r"is no address of a server; write "),
         ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "timeout": 0}, r"a timeout of 0 s and 2 retries"),
+        ({"endpoint": "http://127.0.0.1:1/v1", "model": "m", "timeout": 1e20}, r"a timeout of 1e\+20 s and 2 retries"),
+        ({"folder": "text", "timeout": 0}, r"a timeout of 0 s and 2 retries"),
         ({"folder": "text", "model": "m"}, r"--model m is the name of a model behind an endpoint"),
         ({}, r"nobody is named to write"),
         ({"folder": "nowhere"}, r"there is no checkpoint folder nowhere"),
@@ -306,6 +423,50 @@ def test_what_a_server_cannot_do_is_said_before_it_is_asked(stub: Stub) -> None:
 def test_bad_words_are_one_line(given: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         solver_from(**given)
+
+
+@pytest.mark.parametrize("key", ["sk-SE\rCRET", "sk-SE\nCRET", "sk-SECR\u00c9T", "sk-SE\tCRET"])
+def test_a_key_is_never_shown(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a secret that a header cannot hold, which would stand in the error of whoever tries to send it."""
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match=r"^the variable OPENAI_API_KEY holds characters that no header can") as caught:
+        solver_from(endpoint="http://127.0.0.1:1/v1", model="m")
+    assert "SE" not in str(caught.value).replace("OPENAI_API_KEY", "") and caught.value.__cause__ is None
+
+
+def test_a_key_out_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an editor leaves behind it is no part of a key."""
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-SECRET\r\n")
+    assert EndpointSolver("http://127.0.0.1:1/v1", "m").client.api_key == "sk-SECRET"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"temperature": -1.0}, {"temperature": 1.0, "top_p": 0.0}, {"temperature": 1.0, "top_p": 2.0}, {"top_k": 3},
+        {"temperature": float("nan")}, {"temperature": "a"}, {"exit": "nonsense"}, {"exit": "latent:nan"}, {"exit": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_are_checked_as_for_folders(model: Any, stub: Stub, given: dict[str, Any]) -> None:
+    """Guards draws that a server may take for others, silently: the words are those of a folder, before it is asked."""
+    address, seen = stub(lambda _: (200, said("a")))
+    words = []
+    for solver in (FolderSolver(model), EndpointSolver(address, "m", Marks())):
+        with pytest.raises(ValueError) as caught:
+            solve(solver, "1", "chain", **given)
+        words.append(str(caught.value))
+    assert words[0] == words[1] and not seen
+
+
+def test_budget_forcing_on_depth(model: Any, address: str) -> None:
+    """Guards the exit rule that a strategy has changed: it goes along as text, which the server reads as the same."""
+    folder, endpoint = FolderSolver(model), EndpointSolver(address, "tiny", Marks())
+    strategy, rule = "budget_forcing:0,least=2,most=3", "latent:1e9"
+    here, there = (solve(each, "1 + 2 = ?", strategy, exit=rule, max_new_tokens=12) for each in (folder, endpoint))
+    assert there.text == here.text and here.cost.iterations == 2 * here.cost.read
+    assert here.text != solve(folder, "1 + 2 = ?", "budget_forcing:0,most=3", exit=rule, max_new_tokens=12).text
+    assert choose_exit(model, written_out(parse("kl:0.001,every=2"))) == parse("kl:0.001,every=2")
 
 
 def test_marks_of_a_file(tmp_path: Path) -> None:

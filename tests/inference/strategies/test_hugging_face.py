@@ -195,6 +195,17 @@ def test_bytes_and_chats() -> None:
     assert bytes(chat.begin("hi").memory.ids) == b"[hi]:"
 
 
+def test_forced_ends_of_several_tokens_leave_room() -> None:
+    """Guards an answer behind a capped thinking: what is put there to close it takes as many tokens as the marks have,
+    and with one token less there would be none."""
+    marks = Marks(end_of_thinking="1 + 2 =")
+    solver = HuggingFaceSolver(model("llama"), tokenizer(), marks)
+    with pytest.raises(ValueError, match=r"cap=4 leaves no room for an answer within 9 new tokens; allow 10 or more"):
+        solve(solver, "7 ? 7", "budget_forcing:0,cap=4", max_new_tokens=9)
+    found = solve(solver, "7 ? 7", "budget_forcing:0,cap=4", max_new_tokens=10)
+    assert [event.what for event in found.trace] == ["cap", "sample"] and found.answer
+
+
 def test_folders(tmp_path: Any) -> None:
     """A folder of transformers is known by its config; one that cannot be opened is one line."""
     made = model("llama").float()
@@ -205,13 +216,17 @@ def test_folders(tmp_path: Any) -> None:
     text = "1 + 2 = ? <chain>"
     expected = HuggingFaceSolver(made, tokenizer()).write([solver.begin(text)], MANNER)[0]
     assert solver.write([solver.begin(text)], MANNER)[0].text == expected.text
+    for dtype in (None, torch.float64, torch.bfloat16):  # not silently another
+        assert solver_from(tmp_path / "tiny", dtype=dtype).model.dtype == (dtype or torch.float32)
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: "):
         solver_from(tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"there is no mark 'hmm'; there are direct, chain"):
         marks_with({"hmm": "x"})
-    with pytest.raises(ValueError, match=r"the mark step is empty"):
-        marks_with({"step": ""})
+    for name in ("step", "end_of_thinking", "wait", "switch", "backtrack"):  # an empty one is met behind every token
+        with pytest.raises(ValueError, match=f"the mark {name} is empty: nobody could tell where it stands; give a te"):
+            marks_with({name: ""})
+    assert marks_with({"chain": "", "between": ""}).prompt("1", "chain") == "1"
 
 
 # ------------------------------------------------------------------------------------------- marks of several tokens

@@ -529,6 +529,65 @@ def test_a_mistake_is_one_line_with_a_way_out(make_writer: Make, strategy: str, 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        (
+            "best_of_n",
+            {"n": 2, "aggregation": "mean"},
+            "aggregation must be one of min, last, product, not 'mean'",
+        ),
+        ("best_of_n", {"n": 2, "choice": "sum"}, "choice must be one of max, vote, not 'sum'; write best_of_n:16"),
+        ("best_of_n", {"n": 2.5}, "n 2.5 is not an integer; write best_of_n:16,scorer=process"),
+        ("best_of_n", {"scorer": 3}, "scorer 3 is not a text; write"),
+        ("budget_forcing", {"put": "foo"}, "put must be one of wait, random, empty, not 'foo'; write budget_forcing:2"),
+        ("budget_forcing", {"put": ["wait"]}, "put must be one of wait, random, empty, not"),
+        ("majority", {"n": 2, "style": "foo"}, "style must be one of direct, chain, .*, not 'foo'; write majority:16"),
+        ("majority", {"n": "2"}, "n '2' is not an integer; write majority:16"),
+        ("majority", {"n": True}, "n True is not an integer; write majority:16"),
+        ("thought_switching", {"alpha": "3"}, "alpha '3' is not a number; write thought_switching:3:16"),
+        ("beam", {"width": None}, "width None is not an integer; write beam"),
+        ("compute_optimal", {"table": "t", "budget": "3"}, "budget '3' is not a number"),
+    ],
+)
+def test_options_in_python_are_checked_as_those_in_text(name: str, options: dict[str, Any], says: str) -> None:
+    """Guards words that nobody knows, which would run as whatever stands last in the code, and what is no number."""
+    with pytest.raises(ValueError, match=rf"^strategy {name}: {says}") as error:
+        STRATEGIES[name](**options)
+    assert "\n" not in str(error.value)
+    if "foo" in options.values():  # what a text can say too is told in the same words
+        with pytest.raises(ValueError) as other:
+            choose_strategy(",".join([name, *(f"{option}={value}" for option, value in options.items())]))
+        assert str(other.value) == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"generator": 1.5}, "generator must be a seed, an integer, or a torch.Generator, not 1.5"),
+        ({"generator": None}, "generator must be a seed, an integer, or a torch.Generator, not None"),
+        ({"max_new_tokens": 2.5}, "a limit of 2.5 tokens is no integer; give one of at least 1"),
+        ({"max_new_tokens": "9"}, "a limit of '9' tokens is no integer"),
+        ({"temperature": "a"}, "temperature must be a number, not 'a'"),
+        ({"text": 12}, "the problem must be a text, or a Problem, not 12"),
+        ({"text": Problem(b"1")}, "the problem must be a text, or a Problem, not b'1'"),
+    ],
+    ids=str,
+)
+def test_what_solve_is_told_is_checked(make_writer: Make, options: dict[str, Any], says: str) -> None:
+    """Guards values that would be rounded, silently, or end in a traceback."""
+    with pytest.raises(ValueError, match=f"^{says}"):
+        mull.solve(make_writer(), **{"text": "1 + 2", **options})
+
+
+@given(st.lists(st.sampled_from(["", "a", "ab", "b", "aa"]), max_size=12), st.sampled_from(["a", "aa", "ab", "ba"]))
+def test_marks_end_where_they_are_counted(pieces: list[str], mark: str) -> None:
+    """The slow obvious twin: after each token, whether there is one more mark than before."""
+    texts = ["".join(pieces[:number]) for number in range(len(pieces) + 1)]
+    expected = [n for n in range(1, len(texts)) if texts[n].count(mark) > texts[n - 1].count(mark)]
+    assert Branch("q", tokens=tuple(map(Token, pieces))).ends(mark) == expected
+
+
 def test_blanks_around_a_strategy_are_none_of_it() -> None:
     """Guards strategies that are cut out of a list or a file."""
     assert choose_strategy(" majority:4\n") == choose_strategy("majority:4")
