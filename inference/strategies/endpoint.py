@@ -301,8 +301,9 @@ class EndpointSolver(Solver):
                 )
         told, usage, most = self.told(choice), getattr(said, "usage", None), asked["max_tokens"]
         counted = getattr(usage, "completion_tokens", None)
-        known = isinstance(counted, int) and not isinstance(counted, bool) and counted >= 0
-        wrote = max(counted if known else 0, len(told))
+        if not isinstance(counted, int) or isinstance(counted, bool) or counted < 0:
+            counted = None
+        wrote = max(counted or 0, len(told))
         if wrote > MOST_OVER * most or len(text) > LONGEST * most:
             many = f"{wrote} tokens" if wrote else f"{len(text)} characters"
             raise EndpointError(
@@ -310,7 +311,7 @@ class EndpointSolver(Solver):
                 "a server that does"
             )
         pieces = pieces_of(told, text)
-        tokens = counted if known else len(pieces)
+        tokens = len(pieces) if counted is None else counted
         extra = getattr(choice, "model_extra", None) or {}
         stops = asked.get("stop", [])
         stopped = reason == "stop" and bool(stops)

@@ -8,6 +8,7 @@ import pytest
 
 import mull
 from mull.cli import main
+from mull.inference.strategies.scorers import LogProbability
 from mull.models import LanguageModel
 
 
@@ -40,6 +41,14 @@ def test_it_prints_what_solve_returns(folder: Path, capsys: pytest.CaptureFixtur
     assert lines[0].startswith("answer    ") and (expected.answer or "none: the thinking had not ended") in lines[0]
     assert sum(line.lstrip().startswith("* sample") for line in lines) == 1 and len(lines) == 3 + 3
     assert "FLOPs" in lines[-1] and f"{expected.cost.tokens} tokens written" in lines[-1] and "3 calls" in lines[-1]
+
+
+def test_json_holds_no_nan(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards who reads the object: NaN is no JSON, wherever a score of it may come from."""
+    monkeypatch.setattr(LogProbability, "prefixes", lambda *_: [float("nan")])
+    assert main(["solve", str(folder), "--prompt", "1", "--strategy", "best_of_n:2", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("mull: error: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

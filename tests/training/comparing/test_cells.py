@@ -48,6 +48,12 @@ def test_cells_from_before_thinking_was_counted_are_cells(make: Make) -> None:
     assert read_cell(json.dumps(old).encode()) == cell
 
 
+def test_cells_hold_no_nan(make: Make) -> None:
+    """Guards tables that are made of cells: NaN is no JSON, and nothing that could be compared."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_cell(replace(make("chain", 1, problems=3), limits=(float("nan"), None)))
+
+
 def test_damaged_cells_are_measured_anew(make: Make, tmp_path: Path) -> None:
     """A bit, a cut or an empty file anywhere: no cell, and no error; the others stay."""
     cells = Cells(tmp_path, {"seed": 0})
