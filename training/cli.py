@@ -79,6 +79,8 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
     check_epochs(run)
+    if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
+        warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)
     if isinstance(run.trainer.strategy, Sharded):
         run.model.check_dividing()  # before further processes are started
@@ -234,13 +236,27 @@ def split_off(args: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def check_epochs(run: TrainingCLI) -> None:
-    """Raise a ValueError if epochs are to be counted where the data has none."""
-    trainer = run.config.trainer
-    endless = isinstance(run.datamodule, StreamData) and trainer.limit_train_batches is None
+    """Raise a ValueError if epochs are to be counted, or a share of the data is asked for, where the data never ends;
+    and if batches are to come over and over that depend on the answers to those before them."""
+    trainer, data = run.config.trainer, run.datamodule
+    if not isinstance(data, StreamData):
+        return
+    never_ends = f"and the data of {type(data).__name__} never ends"
+    if isinstance(trainer.overfit_batches, float) and trainer.overfit_batches > 0:
+        raise ValueError(
+            f"trainer.overfit_batches is the share {trainer.overfit_batches}, {never_ends}; give a number of batches, "
+            "as 2, or 0 to leave it out"
+        )
+    if trainer.overfit_batches and getattr(data, "advance", None) is not None:
+        raise ValueError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, and advance would put other difficulties in place "
+            "of the same batches: leave one of them out"
+        )
+    endless = trainer.limit_train_batches is None and not trainer.overfit_batches
     if endless and trainer.max_epochs not in (None, -1):
         raise ValueError(
-            f"trainer.max_epochs is {trainer.max_epochs}, and the data of {type(run.datamodule).__name__} never ends; "
-            "say how long with trainer.max_steps, or say with trainer.limit_train_batches how many batches an epoch has"
+            f"trainer.max_epochs is {trainer.max_epochs}, {never_ends}; say how long with trainer.max_steps, or say "
+            "with trainer.limit_train_batches how many batches an epoch has"
         )
 
 
