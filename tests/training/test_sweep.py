@@ -117,9 +117,7 @@ def test_runs_that_were_measured_in_different_ways_have_no_mean(tmp_path: Path) 
     sweep.check_measured(runs(*lines))
     sweep.check_measured(runs(short, short))
     for other in (lines[1], "evaluate {} --record --examples 9", "evaluate {} --record --examples 8 --exit latent:0.1"):
-        with pytest.raises(
-            ValueError, match=r"seed=1 was measured .*=0 by `mull evaluate --record --examples 8`"
-        ):
+        with pytest.raises(ValueError, match=r"seed=1 was measured .*=0 by `mull evaluate --record --examples 8`"):
             sweep.check_measured(runs(short, other))
 
 
