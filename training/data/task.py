@@ -251,10 +251,15 @@ class Task(ABC):
     def resolve(self, difficulty: int | None) -> int:
         """The difficulty itself, or `default_difficulty` for None.
 
-        Raises ValueError for one below `min_difficulty` or above MAX_DIFFICULTY; tasks with further limits extend this
-        method.
+        Raises ValueError for what is no integer, and for one below `min_difficulty` or above MAX_DIFFICULTY; tasks with
+        further limits extend this method.
         """
         difficulty = self.default_difficulty if difficulty is None else difficulty
+        if isinstance(difficulty, bool) or not isinstance(difficulty, int | np.integer):
+            raise ValueError(
+                f"{self.difficulty_name} {difficulty!r} is no integer for the {self.name} task: "
+                f"use {self.min_difficulty} or more"
+            )
         if difficulty < self.min_difficulty:
             raise ValueError(
                 f"{self.difficulty_name} {difficulty} is too small for the {self.name} task: "
@@ -265,7 +270,7 @@ class Task(ABC):
                 f"{self.difficulty_name} {difficulty} is too large for the {self.name} task: "
                 f"use {MAX_DIFFICULTY:,} or less"
             )
-        return difficulty
+        return int(difficulty)
 
     def split_of(self, item: np.ndarray) -> Split:
         """The one split that an item belongs to."""
