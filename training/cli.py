@@ -40,6 +40,7 @@ from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
+MAX_THREADS = 1024  # thousands more, and the process ends without a word of Python's
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 1000,
@@ -174,10 +175,17 @@ class TrainingCLI(LightningCLI):
         limit, every = self.config.trainer.gradient_clip_val, self.config.trainer.val_check_interval
         if limit is not None and not limit >= 0:  # below 0 it would turn gradients round; NaN is no limit either
             raise ValueError(f"trainer.gradient_clip_val is {limit}; give 0 or more, where 0 and null clip nothing")
+        clipping = self.config.trainer.gradient_clip_algorithm
+        if clipping not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm is {clipping}; leave it out, or give norm: gradients are clipped by "
+                "their norm over all parameters"
+            )
         if isinstance(every, int | float) and not every > 0:
             raise ValueError(f"trainer.val_check_interval is {every}; give 1 or more steps, or a share of an epoch")
         if self.config.threads is not None:
-            check_count("threads", self.config.threads)
+            if check_count("threads", self.config.threads) > MAX_THREADS:
+                raise ValueError(f"threads is {self.config.threads}, above the limit of {MAX_THREADS:,}: give fewer")
             torch.set_num_threads(self.config.threads)
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"

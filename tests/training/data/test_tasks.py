@@ -392,7 +392,7 @@ def test_a_space_too_small_for_splits_says_so() -> None:
         with pytest.raises(ValueError, match=f"too few items of hops 1 .* to {split}.: use a larger length"):
             marks.batch(split, 0, [0])
     assert missing
-    with pytest.raises(ValueError, match="too few items of length 2 .*: use a larger nodes"):  # the largest length
+    with pytest.raises(ValueError, match=r"too few items of length 2 .*: use a larger nodes"):  # the largest length
         ShortestPath(2, nodes=4, extra=0).batch("test", 0, [0])
     with pytest.raises(ValueError, match="length None is no integer"):
         StateTracking(length=None)  # type: ignore[arg-type]
