@@ -151,7 +151,7 @@ def test_damaged_folders_are_named(
         ("model.warmup_steps", "-10", "-10"),
         ("trainer.max_steps", "-1", "max_steps"),
         ("threads", "0", "threads"),
-        ("threads", "100000", "threads is 100000, above the limit of 1,024: give fewer"),
+        ("threads", "1025", "threads is 1025, above the limit of 1,024: give fewer"),
         ("save_every", "0", "save_every"),
         ("trainer.accumulate_grad_batches", "0", "accumulate_grad_batches must be"),
         ("trainer.gradient_clip_val", "-1.0", "gradient_clip_val is -1.0; give 0 or more"),
