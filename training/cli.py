@@ -40,6 +40,7 @@ from mull.training.shipped import with_paths
 from mull.training.start import Start, base_configuration, check_architecture, give_weights, read_start
 from mull.training.states import StateFiles
 
+MAX_THREADS = 1024  # thousands more, and the process ends without a word of Python's
 # What the trainer does where the configuration says nothing; its other defaults are Lightning's own.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_steps": 1000,
@@ -79,6 +80,8 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
     check_epochs(run)
+    if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
+        warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)
     if isinstance(run.trainer.strategy, Sharded):
         run.model.check_dividing()  # before further processes are started
@@ -172,10 +175,17 @@ class TrainingCLI(LightningCLI):
         limit, every = self.config.trainer.gradient_clip_val, self.config.trainer.val_check_interval
         if limit is not None and not limit >= 0:  # below 0 it would turn gradients round; NaN is no limit either
             raise ValueError(f"trainer.gradient_clip_val is {limit}; give 0 or more, where 0 and null clip nothing")
+        clipping = self.config.trainer.gradient_clip_algorithm
+        if clipping not in (None, "norm"):
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm is {clipping}; leave it out, or give norm: gradients are clipped by "
+                "their norm over all parameters"
+            )
         if isinstance(every, int | float) and not every > 0:
             raise ValueError(f"trainer.val_check_interval is {every}; give 1 or more steps, or a share of an epoch")
         if self.config.threads is not None:
-            check_count("threads", self.config.threads)
+            if check_count("threads", self.config.threads) > MAX_THREADS:
+                raise ValueError(f"threads is {self.config.threads}, above the limit of {MAX_THREADS:,}: give fewer")
             torch.set_num_threads(self.config.threads)
         self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
         self.states = self.folder / "trainer"
@@ -234,13 +244,27 @@ def split_off(args: list[str]) -> tuple[Namespace, list[str]]:
 
 
 def check_epochs(run: TrainingCLI) -> None:
-    """Raise a ValueError if epochs are to be counted where the data has none."""
-    trainer = run.config.trainer
-    endless = isinstance(run.datamodule, StreamData) and trainer.limit_train_batches is None
+    """Raise a ValueError if epochs are to be counted, or a share of the data is asked for, where the data never ends;
+    and if batches are to come over and over that depend on the answers to those before them."""
+    trainer, data = run.config.trainer, run.datamodule
+    if not isinstance(data, StreamData):
+        return
+    never_ends = f"and the data of {type(data).__name__} never ends"
+    if isinstance(trainer.overfit_batches, float) and trainer.overfit_batches > 0:
+        raise ValueError(
+            f"trainer.overfit_batches is the share {trainer.overfit_batches}, {never_ends}; give a number of batches, "
+            "as 2, or 0 to leave it out"
+        )
+    if trainer.overfit_batches and getattr(data, "advance", None) is not None:
+        raise ValueError(
+            f"trainer.overfit_batches is {trainer.overfit_batches}, and advance would put other difficulties in place "
+            "of the same batches: leave one of them out"
+        )
+    endless = trainer.limit_train_batches is None and not trainer.overfit_batches
     if endless and trainer.max_epochs not in (None, -1):
         raise ValueError(
-            f"trainer.max_epochs is {trainer.max_epochs}, and the data of {type(run.datamodule).__name__} never ends; "
-            "say how long with trainer.max_steps, or say with trainer.limit_train_batches how many batches an epoch has"
+            f"trainer.max_epochs is {trainer.max_epochs}, {never_ends}; say how long with trainer.max_steps, or say "
+            "with trainer.limit_train_batches how many batches an epoch has"
         )
 
 

@@ -10,7 +10,7 @@ for the name of a class.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -106,7 +106,7 @@ def declared(found: type) -> dict[str, Any]:
 
 def argument(name: str, value: Any, hint: Any) -> Any:
     """The value of one argument: described objects built, text and numbers converted to what the annotation says."""
-    kinds = tuple(kinds_in(hint))
+    value, kinds = keyed(name, value, hint), tuple(kinds_in(hint))
     plain = [kind for kind in kinds if is_plain(kind)]
     classes = tuple(k for k in kinds if inspect.isclass(k) and k not in (*plain, Any, object))
     if any(True for _ in class_paths(value)):
@@ -117,12 +117,31 @@ def argument(name: str, value: Any, hint: Any) -> Any:
         raise ValueError(f"the argument {name} needs a class_path, not {value!r}")
     if len(plain) < len(kinds):  # nothing says what it should be
         return value
+    return converted(name, value, hint)
+
+
+def converted(name: str, value: Any, hint: Any) -> Any:
+    """Text and numbers as an annotation of nothing else says."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=hint)
     try:
         return parser.parse_object({name: value})[name]
     except ArgumentError as error:
         raise ValueError(str(error)) from error
+
+
+def keyed(name: str, value: Any, hint: Any) -> Any:
+    """A value whose mappings, however deep, have the keys that the annotation says, whatever their values are: a folder
+    may hold the integers of `dict[int, Any]` as text."""
+    for each in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        origin, inner = get_origin(each), get_args(each)
+        if isinstance(value, dict) and "class_path" not in value and len(inner) == 2 and is_kind(origin, Mapping):
+            typed = is_plain(inner[0]) and inner[0] is not str
+            keys = [converted(name, key, inner[0]) if typed else key for key in value]
+            return {key: keyed(name, held, inner[1]) for key, held in zip(keys, value.values(), strict=True)}
+        if isinstance(value, list) and inner and is_kind(origin, Sequence):
+            return [keyed(name, held, inner[0]) for held in value]
+    return value
 
 
 def nested(value: Any, classes: tuple[type, ...]) -> Any:
@@ -132,6 +151,11 @@ def nested(value: Any, classes: tuple[type, ...]) -> Any:
     if isinstance(value, dict):
         return {key: nested(inner, classes) for key, inner in value.items()}
     return [nested(inner, classes) for inner in value] if isinstance(value, list) else value
+
+
+def is_kind(origin: Any, expected: type) -> bool:
+    """Whether what an annotation is made from, as dict or Literal, is a class of this kind."""
+    return inspect.isclass(origin) and issubclass(origin, expected)
 
 
 def kinds_in(hint: Any) -> Iterator[Any]:

@@ -87,7 +87,7 @@ class Fixed(IterationSampler):
     """
 
     def __init__(self, mean: int) -> None:
-        super().__init__(mean)
+        super().__init__(mean, mean, mean)
 
     def draw(self, rng: np.random.Generator, index: int, batch_size: int) -> np.ndarray:
         return np.asarray(self.mean)

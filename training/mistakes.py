@@ -219,7 +219,7 @@ def plain(said: str) -> str:
     said = re.sub(r'Parser key "([\w.]+)"', r"\1", CLASS.sub(r"\1: ", said))
     said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1", said)
     said = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", lambda it: f"{it[2]} is not {kind(it[1])}", said)
-    said = re.sub(r": (?:- )+", ": ", said).removeprefix("- ")
+    said = re.sub(r"(^|: )(?:- )+", r"\1", said.strip())
     wanted = re.fullmatch(r"(.*?): ((?:[-\s]*Expected a <class '\w+'>)+)", said)  # a union, of which none fits
     if wanted is None or not value:
         return said

@@ -303,7 +303,8 @@ class TrainingModule(pl.LightningModule):
             NonFiniteLossError: this is the third step in a row whose gradient is not finite (skips.py).
         """
         if gradient_clip_algorithm not in (None, "norm"):
-            raise ValueError(f"gradient_clip_algorithm must be norm, not {gradient_clip_algorithm}")
+            asked = getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)  # the trainer's name of it
+            raise ValueError(f"gradient_clip_algorithm must be norm, not {asked}")
         accumulated, devices = self.trainer.accumulate_grad_batches, self.trainer.world_size
         factor = 1.0 if accumulated == devices == 1 else self.weighting.factor(accumulated, devices)
         if factor != 1:

@@ -240,9 +240,14 @@ def measures(run: TrainingCLI) -> list[str]:
 def final_network(run: TrainingCLI) -> nn.Module:
     """The network with the weights of the final state, whole on this device.
 
-    Where a callback averages weights, these are the average, whether or not the run was resumed after its last step.
+    Where a callback averages weights, these are the average, whether or not the run was resumed after its last step;
+    but what is frozen is as it was, since an average of equal weights is rounded.
     """
-    state = read_state(run.states / LAST)["state_dict"]
+    saved = read_state(run.states / LAST)
+    run.model.freeze_others()  # this process may not have trained
+    every, live = run.model.named_parameters(remove_duplicate=False), saved.get("current_model_state", {})
+    frozen = {name: live[name] for name, weight in every if not weight.requires_grad and name in live}
+    state = {**saved["state_dict"], **frozen}
     if not is_sharded(run.model.network):
         run.model.load_state_dict(state)
         return run.model.network

@@ -163,7 +163,7 @@ def planned(
 def axis(text: str) -> tuple[str, list[str]]:
     """`field=a,b` as the field and its values; commas inside of brackets, braces and quotes part no values."""
     name, equals, values = text.partition("=")
-    found = parted(values)
+    found = [value.strip() for value in parted(values)]
     if not equals or not re.fullmatch(r"\w+(\.\w+)*", name) or not all(found):
         raise ValueError(f"--set {text!r} is not understood; write a field and its values as model.warmup_steps=10,100")
     if name in OWN or name in ("model.seed", "data.init_args.seed"):  # which seed_everything sets
@@ -196,20 +196,51 @@ def parted(values: str) -> list[str]:
 
 def finished(runs: Sequence[Run]) -> list[Run]:
     """The runs that are trained and measured. Raises the error of `mull train` for a configuration that is wrong, and
-    for a folder that holds a finished run of another one."""
+    for a folder that holds a finished run of another one; ValueError where two settings are one configuration, and
+    where the runs were not measured in one way."""
     from mull.training.cli import quiet, read_configuration
     from mull.training.identity import has_finished
 
     quiet()
-    found = []
-    for _, alike in itertools.groupby(runs, key=lambda each: each.settings):
+    found: list[Run] = []
+    known: list[tuple[dict[str, Any], dict[str, str]]] = []  # configurations, and the settings that they are of
+    for settings, alike in itertools.groupby(runs, key=lambda each: each.settings):
         those = list(alike)
         asked = read_configuration(those[0].command[1:])
+        for resolved, others in known:
+            if resolved == asked.resolved:
+                raise ValueError(f"{spelled(settings)} and {spelled(others)} are one configuration: leave one out")
+        known.append((asked.resolved, settings))
         for each in those:
             resolved = {**asked.resolved, "seed_everything": each.seed}
             if has_finished(each.folder, resolved, asked.completed) and (each.folder / DEPTH).is_file():
                 found.append(each)
+    check_measured(found)
     return found
+
+
+def spelled(settings: dict[str, str]) -> str:
+    """Settings as they are typed."""
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def check_measured(done: Sequence[Run]) -> None:
+    """Raise a ValueError where runs were not measured in one way: a mean over them would say nothing."""
+    ways = [measured_by(each) for each in done]
+    for each, way in zip(done, ways, strict=True):
+        if way != ways[0]:
+            raise ValueError(
+                f"{each.folder} was measured by {way}, and {done[0].folder} by {ways[0]}: measure all runs alike, or "
+                f"remove the {DEPTH} of those that differ, and the sweep without --gather measures them as it does"
+            )
+
+
+def measured_by(each: Run) -> str:
+    """How a run was measured, but for its folder: at the end of its training, or by a command line that was recorded
+    later."""
+    command = shlex.split(read_depth(each.folder / DEPTH)["command"])
+    words = [word for word in command if Path(word).name != each.folder.name]
+    return "its training" if words[:2] == ["mull", "train"] else f"`{shlex.join(words)}`"
 
 
 def train(each: Run, quiet: bool) -> None:

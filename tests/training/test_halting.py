@@ -138,10 +138,11 @@ def tune(start, folder, reliability, *options, **model):
 def test_a_fresh_gate_is_trained_and_every_other_weight_stays_to_the_bit(
     plain, tmp_path, reliability, monkeypatch, optimizer
 ):
-    """Guards the freeze against weight decay, momentum and averages of weights; the result has a gate that exits."""
+    """Guards the freeze against weight decay, momentum and averages of weights, which round; the result has a gate that
+    exits."""
     fewer(monkeypatch)
     recipe = {"class_path": f"mull.training.optimizers.{optimizer}", "init_args": {"lr": 0.1, "weight_decay": 0.5}}
-    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.999}}
     out = tune(plain, tmp_path / "run", reliability, f"--trainer.callbacks+={yaml.safe_dump(average)}",
                optimizer=recipe)  # fmt: skip
     before, after = mull.load(plain), mull.load(out)

@@ -16,12 +16,13 @@ from mull.models import (
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
 )
-from mull.training.iterations import PoissonPerSequence, Uniform
+from mull.training.iterations import Fixed, LogNormalPoisson, PoissonPerSequence, Progressive, Uniform
 from mull.training.losses import (
     IGNORE,
     Consistency,
     ExpectedOverIterations,
     FixedPoint,
+    HaltOnImprovement,
     LastIteration,
     SeveralIterations,
     check_counts,
@@ -174,6 +175,26 @@ def test_a_loss_and_a_sampler_that_do_not_go_together_are_told_before_a_run():
                 check_counts(loss, sampler)
         check_counts(loss, Uniform(1, 3))
     check_counts(LastIteration(), PoissonPerSequence(2))
+
+
+def test_a_loss_that_has_nothing_to_compare_is_refused_before_training():
+    """Guards against a run to the end that teaches nothing: of one iteration, or of so few that the earlier answer is
+    the last. A share of all iterations alone compares nothing whatever is drawn, and is what was asked for."""
+    losses = (HaltOnImprovement(), ExpectedOverIterations(), Consistency(), FixedPoint(), SeveralIterations({0.5: 1}))
+    for loss in losses:
+        for one in (Fixed(1), Uniform(1, 1), Progressive(1), LogNormalPoisson(4, maximum=1)):
+            with pytest.raises(
+                ValueError, match=rf"compares iterations, and {type(one).__name__} draws at most 1, too few"
+            ):
+                check_counts(loss, one)
+        for more in (Fixed(2), Uniform(1, 2), LogNormalPoisson(1)):
+            check_counts(loss, more)
+    for late in (Consistency(share=0.9), SeveralIterations({0.9: 1, 1.0: 1})):
+        with pytest.raises(ValueError, match=r"at most 9, too few for that: let it draw more"):
+            check_counts(late, Fixed(9))
+        check_counts(late, Fixed(10))
+    check_counts(SeveralIterations({1.0: 1}), Fixed(1))
+    check_counts(LastIteration(), Fixed(1))
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

@@ -232,3 +232,18 @@ def test_epochs_are_counted_where_data_ends_and_refused_where_it_does_not(tmp_pa
     assert state["optimizer_states"][0]["param_groups"][0]["lr"] == 0 and (tmp_path / "out" / "config.json").exists()
     train([*args, str(tmp_path / "out")])
     assert "holds the finished run" in capsys.readouterr().out
+
+
+def test_few_batches_over_and_over_are_trained_on_or_refused(tmp_path, reliability):
+    """Guards trainer.overfit_batches against silence: it is taken, or refused where endless data has no such thing."""
+    args = reliability.arguments(tmp_path, {"trainer": {"overfit_batches": 2, "val_check_interval": 2}})
+    with pytest.raises(ValueError, match=r"overfit_batches is the share 0\.5, .* never ends; give a number of batches"):
+        train([*args, str(tmp_path / "out"), "--trainer.overfit_batches=0.5"])
+    mastered = "{class_path: mull.training.data.ReachedAccuracy, init_args: {accuracy: 0.9}}"
+    options = ["--data.init_args.difficulty=[7, 9]", f"--data.init_args.advance={mastered}"]
+    with pytest.raises(ValueError, match=r"overfit_batches is 2, and advance .*: leave one of them out"):
+        train([*args, str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
+    train([*args, str(tmp_path / "out")])
+    losses = (tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv").read_text()
+    assert "train/loss" in losses and (tmp_path / "out" / "config.json").exists()

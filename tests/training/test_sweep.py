@@ -85,6 +85,8 @@ def test_a_sweep_is_resumed_and_gathered(
     assert "(trainer.max_steps: 2, now 1)" in capsys.readouterr().err
     depth = tmp_path / "all" / "backprop_iterations=2-seed=1" / "depth.json"  # nor are those that were not measured
     measured = depth.read_bytes()
+    depth.write_text(json.dumps({**json.loads(measured), "command": f"mull evaluate {depth.parent} --exit latent:0.1"}))
+    assert main([*line, "--gather"]) == 2 and "was measured by `mull evaluate --exit" in capsys.readouterr().err
     depth.unlink()
     assert main([*line, "--gather"]) == 0 and "1 of 4 runs are unfinished" in capsys.readouterr().out
     depth.write_bytes(measured)
@@ -94,6 +96,29 @@ def test_a_sweep_is_resumed_and_gathered(
     assert main([*line, "--seeds", "0", "--config", str(changed), "--dry-run"]) == 2
     assert "backprop_iterations=1-seed=0 holds a run of another configuration" in capsys.readouterr().err
     assert main([*line, "--gather"]) == 0 and "1 of 4 runs are unfinished" in capsys.readouterr().out
+
+
+def test_runs_that_were_measured_in_different_ways_have_no_mean(tmp_path: Path) -> None:
+    """Guards the table: a run that was measured again, on few examples or with an exit rule, is not averaged with those
+    that were measured at the end of their training, or in another way."""
+    lines = ["train --output {}", "train --output {} --seed_everything=1"]
+
+    def runs(*commands: str) -> list[Run]:
+        found = []
+        for seed, command in enumerate(commands):
+            folder = tmp_path / f"seed={seed}"
+            folder.mkdir(exist_ok=True)
+            told = {"command": f"mull {command.format(folder)}", "rows": [{"iterations": 2, "loss": 1.0}]}
+            (folder / "depth.json").write_text(json.dumps(told))
+            found.append(Run({}, seed, folder, []))
+        return found
+
+    short = "evaluate {} --record --examples 8"
+    sweep.check_measured(runs(*lines))
+    sweep.check_measured(runs(short, short))
+    for other in (lines[1], "evaluate {} --record --examples 9", "evaluate {} --record --examples 8 --exit latent:0.1"):
+        with pytest.raises(ValueError, match=r"seed=1 was measured .*=0 by `mull evaluate --record --examples 8`"):
+            sweep.check_measured(runs(short, other))
 
 
 def test_a_trial_prints_the_lines_and_leaves_nothing(
@@ -108,6 +133,7 @@ def test_a_trial_prints_the_lines_and_leaves_nothing(
 
 def test_values_may_have_commas_inside() -> None:
     assert axis("model.validate_at=[1,2],[1,4]") == ("model.validate_at", ["[1,2]", "[1,4]"])
+    assert axis("model.warmup_steps=1, 2") == ("model.warmup_steps", ["1", "2"])
     assert axis("data.init_args.curriculum={10:4},null") == ("data.init_args.curriculum", ["{10:4}", "null"])
     nested = ["{a: [{b: 1, c: 2}, 3]}", "{a: ']', b: \"{,\"}"]
     assert axis(f"model.loss={','.join(nested)}") == ("model.loss", nested)
@@ -131,6 +157,8 @@ def test_values_may_have_commas_inside() -> None:
         (["--set", "seed_everything=1,2"], "give --seeds"),
         (["--set", "data.init_args.seed=1,2"], "--set data.init_args.seed is not for a sweep: give --seeds"),
         (["--set", "model.warmup_steps=1,1"], "has a value twice"),
+        (["--set", "model.warmup_steps=1, 1"], "has a value twice"),
+        (["--set", "model.warmup_steps=1,01"], "warmup_steps=01 and model.warmup_steps=1 are one configuration: leave"),
         (["--set", "model.warmup_steps=1", "--set", "model.warmup_steps=2"], "a field is set twice"),
         (["--slurm-option", "timeout_min=1"], "add --slurm"),
         (["--slurm"], "the runs cannot be submitted"),

@@ -34,7 +34,8 @@ class ReachedAccuracy:
     def __init__(self, accuracy: float = 0.95, of: Unit = "rows", batches: int = 20) -> None:
         if not 0 < accuracy <= 1 or batches < 1:
             raise ValueError(
-                f"accuracy must lie above 0 and at most at 1, and batches be at least 1, not {accuracy} and {batches}"
+                "ReachedAccuracy: accuracy must lie above 0 and at most at 1, and batches be at least 1, not "
+                f"{accuracy} and {batches}"
             )
         if of not in get_args(Unit):
             raise ValueError(f"of must be one of {', '.join(get_args(Unit))}, not {of!r}")

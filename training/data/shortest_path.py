@@ -45,6 +45,7 @@ class ShortestPath(TracedTask):
         "written steps and samples do for planning."
     )
     own_stop_symbols: ClassVar[tuple[str, ...]] = (END,)
+    room = "nodes"  # the length cannot be above half of them
 
     def __init__(
         self,

@@ -59,7 +59,12 @@ class StreamData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return loader_of(lambda number: self.training_batch(number, rank, world_size), self._batches_done, self.workers)
+        few = getattr(self.trainer, "overfit_batches", 0)  # an integer above 0: these first ones, over and over
+
+        def make(number: int) -> Batch:
+            return self.training_batch(number % few if few and isinstance(few, int) else number, rank, world_size)
+
+        return loader_of(make, self._batches_done, self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         # A list of whole batches: with several ranks the trainer deals them out.

@@ -11,9 +11,9 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from mull.training.data.sudoku_boards import MOST_HOLES, board_of, dug, random_grid, rating, signature
+from mull.training.data.sudoku_boards import MOST_HOLES, board_of, dug, puzzles_of_four, random_grid, rating, signature
 from mull.training.data.sudoku_pool import pool_of, seen_anew
-from mull.training.data.task import IGNORE, Task
+from mull.training.data.task import IGNORE, Split, Task
 
 Side = Literal[4, 6, 9]
 TRIES = 2000  # puzzles that are drawn on one board in search of one with as many holes and guesses as asked for
@@ -134,6 +134,12 @@ class Sudoku(Task):
 
     def canonical(self, item: np.ndarray) -> bytes:
         return signature(self.board, item[1] if self.side == 9 else item[0])
+
+    def number_of(self, split: Split, difficulty: int) -> int | None:
+        if self.side != 4:
+            return None
+        there = {self.canonical(np.stack([puzzle, puzzle])): puzzle for puzzle in puzzles_of_four(difficulty)}
+        return sum(self.split_of(np.stack([puzzle, puzzle])) == split for puzzle in there.values())
 
     def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         puzzles, solutions = items[:, 0].astype(np.int64), items[:, 1].astype(np.int64)

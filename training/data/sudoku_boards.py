@@ -4,9 +4,11 @@ A set of cells is an integer whose bit c is cell c, in reading order; for each d
 may still stand. So one operation on integers works on the whole board.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import blake2b
+from itertools import combinations, permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -244,6 +246,24 @@ def dug(board: Board, grid: np.ndarray, holes: int, rng: np.random.Generator) ->
         given[cell] = False
         given[cell] = another(board, np.where(given, grid, 0), grid) is not None
     return np.where(given, grid, 0).astype(np.uint8) if given.sum() == wanted else None
+
+
+@cache
+def puzzles_of_four(holes: int) -> tuple[np.ndarray, ...]:
+    """Puzzles (16,) of 4 x 4 cells with one solution and so many blanks: at least one of each kind that there is but
+    for symmetries. Blanks are taken but for symmetries, and each such choice on all boards, but for names of digits."""
+    board, cells = board_of(4), np.arange(16).reshape(4, 4)
+    lines = [list(order) for order in permutations(range(4)) if order[0] // 2 == order[1] // 2]  # bands stay together
+    turned = [cells[rows][:, columns] for rows in lines for columns in lines]
+    moves = np.stack([move.ravel() for kept in turned for move in (kept, kept.T)])  # (128, 16)
+    blanks = np.zeros((math.comb(16, holes), 16), dtype=bool)
+    for blank, chosen in zip(blanks, combinations(range(16), holes), strict=True):
+        blank[list(chosen)] = True
+    least = np.min([blanks[:, move] @ (1 << np.arange(16)) for move in moves], axis=0)  # of each and its images
+    kinds = blanks[np.unique(least, return_index=True)[1]]
+    begun = np.array([1, 2, 3, 4] + 12 * [0], dtype=np.uint8)
+    found = [(np.where(blank, 0, grid), grid) for grid in Solver(board).solutions(begun) for blank in kinds]
+    return tuple(puzzle for puzzle, grid in found if another(board, puzzle, grid) is None)
 
 
 def rating(puzzle: np.ndarray) -> int:

@@ -127,6 +127,10 @@ class Task(ABC):
         """The bytes that decide an item's split, of the item or of its beginning: equal for equal questions."""
         return item.astype(np.uint8).tobytes()
 
+    def number_of(self, split: Split, difficulty: int) -> int | None:  # noqa: ARG002
+        """How many different items a held-out split has, asked where many draws found no new one; None: unknown."""
+        return None
+
     def is_seen(self, difficulty: int, trained: Iterable[int]) -> bool:  # noqa: ARG002
         """Whether held-out items of a difficulty are beginnings of items of the difficulties that were trained on."""
         return False
@@ -247,10 +251,15 @@ class Task(ABC):
     def resolve(self, difficulty: int | None) -> int:
         """The difficulty itself, or `default_difficulty` for None.
 
-        Raises ValueError for one below `min_difficulty` or above MAX_DIFFICULTY; tasks with further limits extend this
-        method.
+        Raises ValueError for what is no integer, and for one below `min_difficulty` or above MAX_DIFFICULTY; tasks with
+        further limits extend this method.
         """
         difficulty = self.default_difficulty if difficulty is None else difficulty
+        if isinstance(difficulty, bool) or not isinstance(difficulty, int | np.integer):
+            raise ValueError(
+                f"{self.difficulty_name} {difficulty!r} is no integer for the {self.name} task: "
+                f"use {self.min_difficulty} or more"
+            )
         if difficulty < self.min_difficulty:
             raise ValueError(
                 f"{self.difficulty_name} {difficulty} is too small for the {self.name} task: "
@@ -261,7 +270,7 @@ class Task(ABC):
                 f"{self.difficulty_name} {difficulty} is too large for the {self.name} task: "
                 f"use {MAX_DIFFICULTY:,} or less"
             )
-        return difficulty
+        return int(difficulty)
 
     def split_of(self, item: np.ndarray) -> Split:
         """The one split that an item belongs to."""
@@ -302,18 +311,26 @@ class Task(ABC):
         stream = self._stream(split, seed, difficulty)
         while len(items) < count and address not in self._exhausted:
             rng = stream.at(len(items))
-            for _ in range(MAX_NEW_DRAWS):
-                item = self.draw(rng, difficulty)
-                if self.split_of(item) == split and self.canonical(item) not in known:
-                    break
-            else:
+            item = self._new(rng, split, difficulty, known)
+            if item is None:
                 self._exhausted.add(address)
                 break
             items.append(self.finish(rng, item, difficulty))
             known.add(self.canonical(item))
         if not items:
-            raise self._too_few(split, difficulty, MAX_NEW_DRAWS)
+            none = self.number_of(split, difficulty) == 0  # so that nobody looked further
+            raise self._too_few(split, difficulty, MAX_DRAWS if none else MAX_NEW_DRAWS)
         return items
+
+    def _new(self, rng: np.random.Generator, split: Split, difficulty: int, known: set[bytes]) -> np.ndarray | None:
+        """The first item of a held-out split that a generator draws and that is not known; None if none is found."""
+        for draws in range(MAX_NEW_DRAWS):
+            if draws == MAX_DRAWS and len(known) == self.number_of(split, difficulty):
+                break
+            item = self.draw(rng, difficulty)
+            if self.split_of(item) == split and self.canonical(item) not in known:
+                return item
+        return None
 
     def _too_few(self, split: Split, difficulty: int, draws: int) -> ValueError:
         return ValueError(

@@ -105,6 +105,15 @@ def test_a_resumed_run_sees_the_rest(data: StreamData, tmp_path: Path, options: 
     assert len(whole.seen) == 7 * options.get("accumulate_grad_batches", 1)
 
 
+def test_the_first_batches_come_over_and_over(data: StreamData, tmp_path: Path) -> None:
+    """Guards trainer.overfit_batches, resumed in the midst of a round too, and with several batches to a step."""
+    first = [data.training_batch(i)["input_ids"] for i in range(3)]
+    options: dict[str, Any] = {"overfit_batches": 3, "val_check_interval": 1.0, "limit_val_batches": 0}
+    assert equal(fit(data, tmp_path, 5, **options).seen, [first[i % 3] for i in range(5)])
+    assert equal(fit(data, tmp_path, 8, str(tmp_path / "last.ckpt"), **options).seen, [first[2], *first[:2]])
+    assert equal(fit(data, tmp_path, 2, accumulate_grad_batches=2, **options).seen, first)  # a round ends a step
+
+
 def test_validation_is_fixed_and_held_out(data: StreamData, tmp_path: Path) -> None:
     """The same batches at every validation, of the size asked for, none of them training data."""
     module = fit(data, tmp_path, 2, val_check_interval=1, check_val_every_n_epoch=None, num_sanity_val_steps=0)

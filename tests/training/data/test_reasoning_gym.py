@@ -10,7 +10,10 @@ import torch
 
 pytest.importorskip("reasoning_gym", reason="the extra gym is not installed")
 
+import mull
+from mull.training import description
 from mull.training.data import ReasoningGym
+from mull.training.data.order import check_room
 from mull.training.data.task import IGNORE
 
 SUMS: dict[str, Any] = {"generator": "chain_sum", "options": {"max_digits": 2}}
@@ -111,8 +114,36 @@ def test_what_cannot_be_drawn_is_said_in_one_line(arguments: dict[str, Any], say
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_options_that_show_with_the_first_item_are_named() -> None:
+    """Guards against the words of Python's own random numbers: a generator takes 2.5 terms until it draws some."""
+    data = ReasoningGym("chain_sum", {"max_digits": 2}, levels={1: {"min_terms": 2.5}})
+    says = r"options and levels: reasoning_gym's chain_sum refuses the options {'max_digits': 2, 'min_terms': 2.5}: "
+    with pytest.raises(ValueError, match=says):
+        data.training_batch(0)
+
+
+def test_a_network_has_room_for_every_row_before_the_first_is_drawn() -> None:
+    """Guards a long training against an item that is longer than all before it; one as long as can be fits."""
+    data = ReasoningGym(**SUMS, length=90, batch_size=64)
+    config = {"vocab_size": data.vocab_size, "d_model": 16, "n_heads": 2}
+    with pytest.raises(ValueError, match=r"training rows have up to 90 tokens, and the network takes 89: raise .*max_"):
+        check_room(mull.Transformer(mull.TransformerConfig(**config, max_length=89)), data)
+    check_room(mull.Transformer(mull.TransformerConfig(**config, max_length=90)), data)
+    assert data.training_batch(0)["input_ids"].shape[1] <= data.longest_row()
+
+
 def test_questions_that_are_all_too_long_are_said_to_be() -> None:
     with pytest.raises(ValueError, match="no train item of at most 10 tokens among 2048 draws: raise length"):
         ReasoningGym(**SUMS, length=10).training_batch(0)
     with pytest.raises(ValueError, match="chain_sum has no difficulty 9 here; there are 2, 3"):
         ReasoningGym(**SUMS, levels=LEVELS).evaluation_batches([9])
+
+
+def test_levels_of_a_folder_are_those_of_its_training() -> None:
+    """Guards the difficulties of `mull evaluate`: training.yaml holds the keys of a mapping as text."""
+    said = {**SUMS, "levels": {str(level): options for level, options in LEVELS.items()}}
+    data = description.build({"class_path": "mull.training.data.ReasoningGym", "init_args": said}, ReasoningGym)
+    assert data.levels == LEVELS and list(data.evaluation_batches([3])) == [3]
+    with pytest.raises(ValueError, match="levels"):
+        said["levels"] = {"easy": {}}
+        description.build({"class_path": "mull.training.data.ReasoningGym", "init_args": said}, ReasoningGym)

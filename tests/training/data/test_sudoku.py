@@ -12,12 +12,14 @@ from mull.training.data.sudoku_boards import (
     MOST_HOLES,
     Solver,
     board_of,
+    puzzles_of_four,
     random_grid,
     rating,
     signature,
 )
 
 SIDES = (4, 6, 9)
+HELD_OUT: tuple[Split, ...] = ("validation", "test")
 every_side = pytest.mark.parametrize("side", SIDES)
 HARD = "800000000003600000070090200050007000000045700000100030001000068008500010090000400"
 SOLVED = "812753649943682175675491283154237896369845721287169534521974368438526917796318452"
@@ -178,6 +180,28 @@ def test_no_test_puzzle_is_a_training_puzzle_under_any_symmetry() -> None:
     assert count == 40
     assert not any(each & trained or each & validation for each in found)
     assert sum(map(len, found)) == len(set.union(*found))
+
+
+@pytest.mark.parametrize("holes", [1, 11])
+def test_few_puzzles_of_four_are_not_looked_for_without_end(holes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the wait for items that are not there, and the number of those that are: all puzzles that are drawn are
+    among those that are counted, and no more are counted than are found."""
+    task, rng, drawn = Sudoku(holes, side=4), np.random.default_rng(0), []
+    counted = {signature(task.board, puzzle) for puzzle in puzzles_of_four(holes)}
+    assert all((puzzle == 0).sum() == holes for puzzle in puzzles_of_four(holes))
+    seen = [task.draw(rng, holes) for _ in range(1200)]
+    assert {task.canonical(item) for item in seen} <= counted
+    split = {task.canonical(item): task.split_of(item) for item in seen}
+    there = {held_out: list(split.values()).count(held_out) for held_out in HELD_OUT}
+    assert there == {held_out: task.number_of(held_out, holes) for held_out in HELD_OUT}
+    real = Sudoku.draw
+    monkeypatch.setattr(Sudoku, "draw", lambda *given: drawn.append(1) or real(*given))
+    if not there["test"]:
+        with pytest.raises(ValueError, match="none of 2048 draws belongs to test"):
+            task.available("test", 0, 20)
+    else:
+        assert task.available("test", 0, 20) == there["test"]
+    assert len(drawn) < 4000  # of 32768 in vain before
 
 
 def test_few_different_puzzles_have_one_signature() -> None:

@@ -367,9 +367,13 @@ def test_unknown_symbols_and_strange_prompts_are_refused(task: Task) -> None:
 
 @every_task
 def test_bad_addresses_are_refused(task: Task) -> None:
-    """Difficulty below the least and unknown splits end in a sentence, not in an empty array."""
+    """Difficulty below the least, or no integer, and unknown splits end in a sentence, not in an empty array."""
     with pytest.raises(ValueError, match=f"{task.difficulty_name} 0 is too small .* use {task.min_difficulty} or more"):
         task.batch("train", 0, [0], difficulty=0)
+    for wrong in (2.5, True, "8"):
+        with pytest.raises(ValueError, match=f"{task.difficulty_name} {wrong!r} is no integer .* or more"):
+            task.resolve(wrong)  # type: ignore[arg-type]
+    assert task.resolve(np.int64(task.default_difficulty)) == task.resolve(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown split 'dev': use one of train, validation, test"):
         task.batch("dev", 0, [0])  # type: ignore[arg-type]
 
@@ -388,6 +392,10 @@ def test_a_space_too_small_for_splits_says_so() -> None:
         with pytest.raises(ValueError, match=f"too few items of hops 1 .* to {split}.: use a larger length"):
             marks.batch(split, 0, [0])
     assert missing
+    with pytest.raises(ValueError, match=r"too few items of length 2 .*: use a larger nodes"):  # the largest length
+        ShortestPath(2, nodes=4, extra=0).batch("test", 0, [0])
+    with pytest.raises(ValueError, match="length None is no integer"):
+        StateTracking(length=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="1099511627777 held-out items are more than the limit of 1048576"):
         Parity().batch("test", 0, [2**40])
 
