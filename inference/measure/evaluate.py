@@ -296,8 +296,8 @@ def only(output: ModelOutput, there: Tensor) -> ModelOutput:
     """What an output says of how much its positions used, of those that are `there` (B, T), as one row."""
     if bool(there.all()):
         return output
-    used = {name: getattr(output, name) for name in ("iterations", "looks", "selected")}
-    return replace(output, **{name: None if each is None else each[there][None] for name, each in used.items()})
+    looks, selected = (None if each is None else each[there][None] for each in (output.looks, output.selected))
+    return replace(output, iterations=output.iterations[there][None], looks=looks, selected=selected)
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
