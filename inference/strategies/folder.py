@@ -34,7 +34,7 @@ from mull.inference.strategies.solver import (
     forked,
 )
 from mull.inference.strategies.spelling import Spelling
-from mull.models import LanguageModel
+from mull.models import IteratedModel, LanguageModel
 
 
 @dataclass
@@ -142,7 +142,7 @@ class FolderSolver(Solver):
             self.spelling.mark(mark)
 
     def most_iterations(self, manner: Manner) -> int | None:
-        return self.depth(manner)[0]
+        return self.depth(manner)[0] if isinstance(self.model, IteratedModel) else None
 
     def write(
         self,

@@ -599,8 +599,11 @@ def test_texts_that_would_be_the_same_are_not_paid_for(make_writer: Make) -> Non
     for strategy in ("majority:4", "best_of_n:4", "beam:4", "self_backtracking:4"):
         with pytest.raises(ValueError, match="at temperature 0 all of its 4 texts would be the same"):
             mull.solve(make_writer(), "1", strategy, temperature=0)
-    with pytest.raises(ValueError, match="scorer settled: this writer has no residuals"):
-        mull.solve(make_writer("transformer"), "1", "best_of_n:2,scorer=settled")
+    for family in ("transformer", "inner_thinking"):  # whose passes have counts, and no residual
+        writer = FolderSolver(make_writer(family))
+        with pytest.raises(ValueError, match="scorer settled: this writer has no residuals"):
+            mull.solve(writer, "1", "best_of_n:2,scorer=settled")
+        assert writer.meter.spent.read == 0  # it is said before anything is read
     solver = FolderSolver(make_writer())
     with pytest.raises(ValueError, match=r"at 1 iteration there is no change .* give 2 iterations or more"):
         mull.solve(solver, "1", "best_of_n:2,scorer=settled", iterations=1)
