@@ -130,8 +130,8 @@ def evaluate(
         model: any family, measured in eval mode and left in the mode it is in.
         batches: for every difficulty (None where there is none) the batches (input_ids, labels), each (B, T) int64;
             labels[:, t] is the token to predict at position t, or -100 where nothing is scored. Padding on the right
-            needs no mask where the model is causal: nothing attends to what follows it. Where it is not, the rows of a
-            batch must be of one length.
+            needs no mask where the model is causal: nothing attends to what follows it, and nothing counts behind the
+            last scored position of a row. Where it is not, the rows of a batch must be of one length.
         iterations: the counts; None is the count of the config (a Transformer has no loop and takes nothing but None).
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
         capacity: share of the positions in routed passes; see `InnerThinkingTransformer.forward`.
@@ -143,9 +143,8 @@ def evaluate(
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
-        left out, so a result does not depend on how examples are batched (but restarts draw states batch by batch).
-        Iterations and FLOPs are those of positions up to the last scored one of a row, where the model is causal: what
-        stands behind it is padding. But FLOPs of attention are those of rows as long as the longest of their batch.
+        left out, so a result does not depend on how examples are batched (but restarts draw states batch by batch, and
+        FLOPs of attention are over the longest row of a batch).
         Where there are several counts, each result is compared with that at the count of the config, or at the largest
         one if that is not among them.
 
