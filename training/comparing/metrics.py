@@ -200,10 +200,11 @@ def bin_of(pass_at_1: float) -> str:
 
 def drafts(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: ARG001 (as every metric)
     """Drafts against chains of the same folder, difficulty and depth: tokens, and the paired difference in accuracy."""
+    known = {name: choose_strategy(name) for name in dict.fromkeys(cell.place.strategy for cell in cells)}
     for draft in cells:
-        wanted = chain_of(choose_strategy(draft.place.strategy))
+        wanted = chain_of(known[draft.place.strategy])
         beside = (cell for cell in cells if where(cell) == where(draft) and cell.problems == draft.problems)
-        chain = next((cell for cell in beside if choose_strategy(cell.place.strategy) == wanted), None)
+        chain = next((cell for cell in beside if known[cell.place.strategy] == wanted), None)
         if chain is None:
             continue
         difference = draft.right - chain.right
