@@ -46,7 +46,7 @@ class Tally:
     correct: list[int] = field(default_factory=list)  # of these, right ones
     nats: list[float] = field(default_factory=list)  # summed loss
     residuals: list[float] = field(default_factory=list)  # the largest of its scored positions, where there are any
-    positions: int = 0  # all positions that count, scored or not
+    positions: int = 0  # all positions, scored or not
     flops: float = 0.0
     used: int = 0  # iterations of all positions, with an exit rule
     taken: list[float] = field(default_factory=list)  # positions that took each routed pass, on average over layers
@@ -130,8 +130,8 @@ def evaluate(
         model: any family, measured in eval mode and left in the mode it is in.
         batches: for every difficulty (None where there is none) the batches (input_ids, labels), each (B, T) int64;
             labels[:, t] is the token to predict at position t, or -100 where nothing is scored. Padding on the right
-            needs no mask where the model is causal: nothing attends to what follows it, and nothing counts behind the
-            last scored position of a row. Where it is not, the rows of a batch must be of one length.
+            needs no mask where the model is causal: nothing attends to what follows it. Where it is not, the rows of a
+            batch must be of one length.
         iterations: the counts; None is the count of the config (a Transformer has no loop and takes nothing but None).
         bytes_per_token: mean bytes of a scored token of text: bits per byte are reported, and exact match is not.
         capacity: share of the positions in routed passes; see `InnerThinkingTransformer.forward`.
@@ -143,8 +143,8 @@ def evaluate(
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
-        left out, so a result does not depend on how examples are batched (but restarts draw states batch by batch, and
-        FLOPs of attention are over the longest row of a batch).
+        left out, so what is right does not depend on how examples are batched (but restarts draw states batch by batch,
+        and iterations under an exit rule, shares of routed passes and FLOPs are means over all positions, padding too).
         Where there are several counts, each result is compared with that at the count of the config, or at the largest
         one if that is not among them.
 
@@ -254,8 +254,6 @@ def sweep(
     from `runs`, answers that cost so many `times` one unroll."""
     start = time.perf_counter()
     scored = (labels != IGNORE).sum(dim=1).tolist()
-    there = counting(labels, model.config.causal)
-    positions = int(there.sum())
     answers = model.sweep(input_ids, list(tallies), **options) if runs is None else runs
     if exit is not None:
         answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
@@ -270,33 +268,16 @@ def sweep(
         if reading.residual is not None:
             largest = reading.residual.masked_fill(labels == IGNORE, 0).amax(dim=1).tolist()
             tally.residuals += [largest[i] for i in kept]
-        tally.positions += positions
+        tally.positions += input_ids.numel()
         flops = times * model.config.flops_per_token(count, input_ids.shape[1])
         if isinstance(reading, ModelOutput):  # which says what each position used
-            reading = only(reading, there)
-            flops = model.executed_flops_per_token(reading, None if positions == labels.numel() else labels.shape[1])
+            flops = model.executed_flops_per_token(reading)
             if exit is not None:
                 tally.used += int(reading.iterations.sum())
             if model.config.routed_layers and reading.selected is not None and reading.selected.numel():
-                shares = positions * reading.selected.double().mean(dim=(0, 1, 2))  # by pass, over layers
+                shares = input_ids.numel() * reading.selected.double().mean(dim=(0, 1, 2))  # by pass, over layers
                 tally.taken = [a + b for a, b in zip(tally.taken or [0.0] * len(shares), shares.tolist(), strict=True)]
-        tally.flops += positions * flops
-
-
-def counting(labels: Tensor, causal: bool) -> Tensor:
-    """(B, T) bool: the positions that count. Behind the last scored one of a row is padding, which a causal model does
-    not see before; a row of which nothing is scored counts whole."""
-    scored = labels != IGNORE
-    behind = scored.any(dim=1, keepdim=True) & ~scored.flip(1).cummax(dim=1).values.flip(1)
-    return ~behind if causal else torch.ones_like(scored)
-
-
-def only(output: ModelOutput, there: Tensor) -> ModelOutput:
-    """What an output says of how much its positions used, of those that are `there` (B, T), as one row."""
-    if bool(there.all()):
-        return output
-    looks, selected = (None if each is None else each[there][None] for each in (output.looks, output.selected))
-    return replace(output, iterations=output.iterations[there][None], looks=looks, selected=selected)
+        tally.flops += input_ids.numel() * flops
 
 
 def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

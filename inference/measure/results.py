@@ -27,7 +27,7 @@ class Result:
         capacity: share of the tokens that a routed pass took, on average over passes; None without routed passes.
         capacity_asked: of each routed pass the share that was asked for.
         capacity_met: of each routed pass the share that took it, on average over the layers.
-        mean_iterations: what positions used on average under an exit rule, padding aside; None without one.
+        mean_iterations: what positions used on average under an exit rule; None without one.
         reference: the count that the difference is to; None where nothing is compared.
         difference: accuracy, or for text bits per byte, less that at the reference, on the same examples; its interval
             is paired by example, and far narrower than those of the two.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.inference.measure.evaluate import counting, evaluate
+from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.intervals import clustered_mean, clustered_share, paired_share, wilson
 from mull.inference.measure.results import Result
 from mull.inference.measure.settling import settling
@@ -137,29 +137,6 @@ def test_right_padding_changes_nothing(make_model: MakeModel) -> None:
     one, other = (evaluate(model, {None: [batch]}, [3])[0] for batch in ((ids, labels), padded))
     assert one.loss == pytest.approx(other.loss, rel=1e-12)
     assert one.accuracy == other.accuracy
-
-
-def test_padding_uses_no_iterations(make_model: MakeModel) -> None:
-    """Guards mean_iterations and FLOPs under an exit rule against the rows that a row stands beside, which say how far
-    it is filled up; of a model that sees what is behind a position, everything counts."""
-    model, (ids, labels) = make_model("recurrent"), examples(4, 9)
-    lengths = torch.tensor([3, 9, 4, 5])
-    behind = torch.arange(9) >= lengths[:, None]
-    ids, labels = ids.masked_fill(behind, 0), labels.masked_fill(behind, -100)
-    labels[range(4), lengths - 1] = 1
-
-    def mean(*batches: Batch) -> Result:
-        return evaluate(model, {None: batches}, [8], exit="latent:0.3")[0]
-
-    alone = [mean((ids[i : i + 1, :n], labels[i : i + 1, :n])) for i, n in enumerate(lengths.tolist())]
-    used = sum(n * one.mean_iterations for n, one in zip(lengths.tolist(), alone, strict=True)) / int(lengths.sum())
-    together = mean((ids, labels))
-    assert together.mean_iterations == pytest.approx(used, rel=1e-12)
-    padded = mean((F.pad(ids, (0, 6)), F.pad(labels, (0, 6), value=-100)))
-    assert padded.mean_iterations == together.mean_iterations
-    assert padded.flops_per_token == pytest.approx(model.config.flops_per_token(used, 15), rel=1e-12)
-    blind = counting(labels, causal=False)
-    assert bool(blind.all()) and counting(labels, causal=True).sum(dim=1).tolist() == lengths.tolist()
 
 
 def test_counts_are_compared_example_by_example(make_model: MakeModel) -> None:
