@@ -109,11 +109,14 @@ def said(error: BaseException) -> str:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether memory was at its end: of Python or numpy, of a GPU, or of the CPU, of which torch has no own error."""
+    """Whether memory was at its end: of Python or numpy, or of a device, of which torch has no own error everywhere."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (
+            isinstance(error, RuntimeError)
+            and any(each in str(error) for each in ("t allocate memory", "out of memory"))
+        )
     )
 
 

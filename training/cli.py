@@ -243,9 +243,23 @@ def split_off(args: list[str]) -> tuple[Namespace, list[str]]:
     return parser.parse_known_args(args)
 
 
+def check_overfitting(run: TrainingCLI, few: int) -> None:
+    """Raise a ValueError where what is asked for beside it does not go with a few batches that come over and over."""
+    trainer, data, here = run.config.trainer, run.datamodule, f"trainer.overfit_batches is {few}"
+    others = {
+        "data.init_args.advance": getattr(data, "advance", None) is not None,
+        "data.init_args.repeat": getattr(data, "repeat", 1) > 1,
+        "model.carry": run.model.carried is not None,
+    }
+    for name in (name for name, asked in others.items() if asked):
+        raise ValueError(f"{here}, and {name} has what comes next depend on what came before: leave one of them out")
+    often = trainer.val_check_interval
+    if isinstance(often, int) and often > few and trainer.check_val_every_n_epoch is not None:
+        raise ValueError(f"{here}, and trainer.val_check_interval {often}, in an epoch of {few}: give {few} or less")
+
+
 def check_epochs(run: TrainingCLI) -> None:
-    """Raise a ValueError if epochs are to be counted, or a share of the data is asked for, where the data never ends;
-    and if batches are to come over and over that depend on the answers to those before them."""
+    """Raise a ValueError if epochs are to be counted, or a share is to be taken, where the data never ends."""
     trainer, data = run.config.trainer, run.datamodule
     if not isinstance(data, StreamData):
         return
@@ -255,11 +269,8 @@ def check_epochs(run: TrainingCLI) -> None:
             f"trainer.overfit_batches is the share {trainer.overfit_batches}, {never_ends}; give a number of batches, "
             "as 2, or 0 to leave it out"
         )
-    if trainer.overfit_batches and getattr(data, "advance", None) is not None:
-        raise ValueError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}, and advance would put other difficulties in place "
-            "of the same batches: leave one of them out"
-        )
+    if trainer.overfit_batches:
+        check_overfitting(run, trainer.overfit_batches)
     endless = trainer.limit_train_batches is None and not trainer.overfit_batches
     if endless and trainer.max_epochs not in (None, -1):
         raise ValueError(

@@ -121,7 +121,7 @@ def argument(name: str, value: Any, hint: Any) -> Any:
 
 
 def converted(name: str, value: Any, hint: Any) -> Any:
-    """Text and numbers as an annotation of nothing else says."""
+    """A value converted to an annotation that is made of text and numbers only."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument(f"--{name}", type=hint)
     try:
@@ -131,8 +131,8 @@ def converted(name: str, value: Any, hint: Any) -> Any:
 
 
 def keyed(name: str, value: Any, hint: Any) -> Any:
-    """A value whose mappings, however deep, have the keys that the annotation says, whatever their values are: a folder
-    may hold the integers of `dict[int, Any]` as text."""
+    """A value whose mappings, however deep, have keys of the type that the annotation names, whatever their values are:
+    a folder may hold the integers of `dict[int, Any]` as text."""
     for each in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
         origin, inner = get_origin(each), get_args(each)
         if isinstance(value, dict) and "class_path" not in value and len(inner) == 2 and is_kind(origin, Mapping):
@@ -154,7 +154,7 @@ def nested(value: Any, classes: tuple[type, ...]) -> Any:
 
 
 def is_kind(origin: Any, expected: type) -> bool:
-    """Whether what an annotation is made from, as dict or Literal, is a class of this kind."""
+    """Whether the origin of an annotation, dict of `dict[int, str]`, is a subclass of another class."""
     return inspect.isclass(origin) and issubclass(origin, expected)
 
 

@@ -78,7 +78,7 @@ def described(folder: Path, paths: list[str] | None) -> dict[str, Any]:
 
 
 def asks_texts(folder: str | Path) -> bool:
-    """Whether a folder says that it was trained on texts of some place."""
+    """Whether the training.yaml of a folder says that the model was trained on text files."""
     arguments = described(folder_of(folder), None).get("init_args")
     return isinstance(arguments, dict) and "paths" in arguments
 

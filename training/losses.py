@@ -33,7 +33,7 @@ from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.loop import Iterations
 from mull.models.precision import wide
 from mull.training.data.task import IGNORE
-from mull.training.iterations import MAX_COUNT, IterationSampler
+from mull.training.iterations import IterationSampler
 
 
 class Loss(ABC):
@@ -329,14 +329,13 @@ def check_labels(loss: Loss, data: object) -> None:
 
 
 def check_counts(loss: Loss, sampler: IterationSampler | None) -> None:
-    """Raise a ValueError where a loss needs one count for all rows, or several to compare, and the sampler has none."""
+    """Raise a ValueError where a loss needs one iteration count for a batch and the sampler draws one for each row, and
+    where a gate is to learn from the next iteration and there never is one."""
     loss.read_at(None if sampler is None else sampler(0, 0, 1))
-    most = MAX_COUNT if sampler is None or sampler.maximum is None else sampler.maximum
-    last_alone = [list(loss.read_at(count)) == [count] for count in (most, MAX_COUNT)]
-    if last_alone == [True, False] or (isinstance(loss, FixedPoint) and most == 1):
+    if isinstance(loss, HaltOnImprovement) and sampler is not None and sampler.maximum == 1:
         raise ValueError(
-            f"{type(loss).__name__} compares iterations, and {type(sampler).__name__} draws at most {most}, too few "
-            "for that: let it draw more, or leave model.loss out"
+            f"HaltOnImprovement compares each iteration with the next, and {type(sampler).__name__} draws 1 at most: "
+            "let it draw more"
         )
 
 

@@ -20,6 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,8 +197,7 @@ def parted(values: str) -> list[str]:
 
 def finished(runs: Sequence[Run]) -> list[Run]:
     """The runs that are trained and measured. Raises the error of `mull train` for a configuration that is wrong, and
-    for a folder that holds a finished run of another one; ValueError where two settings are one configuration, and
-    where the runs were not measured in one way."""
+    for a folder that holds a finished run of another one; ValueError where two settings are one configuration."""
     from mull.training.cli import quiet, read_configuration
     from mull.training.identity import has_finished
 
@@ -215,7 +215,6 @@ def finished(runs: Sequence[Run]) -> list[Run]:
             resolved = {**asked.resolved, "seed_everything": each.seed}
             if has_finished(each.folder, resolved, asked.completed) and (each.folder / DEPTH).is_file():
                 found.append(each)
-    check_measured(found)
     return found
 
 
@@ -224,23 +223,23 @@ def spelled(settings: dict[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def check_measured(done: Sequence[Run]) -> None:
-    """Raise a ValueError where runs were not measured in one way: a mean over them would say nothing."""
-    ways = [measured_by(each) for each in done]
-    for each, way in zip(done, ways, strict=True):
-        if way != ways[0]:
-            raise ValueError(
-                f"{each.folder} was measured by {way}, and {done[0].folder} by {ways[0]}: measure all runs alike, or "
-                f"remove the {DEPTH} of those that differ, and the sweep without --gather measures them as it does"
+def tell_mixed(done: Sequence[Run]) -> None:
+    """Warn where runs of one setting were measured in different ways, which a mean over them does not show."""
+    for settings, alike in itertools.groupby(done, key=lambda each: each.settings):
+        ways = sorted({measured_by(each) for each in alike})
+        if len(ways) > 1:
+            warnings.warn(
+                f"{spelled(settings) or 'a mean'} is over runs that were measured by {', and by '.join(ways)}: measure "
+                "all alike with mull evaluate --record",
+                stacklevel=2,
             )
 
 
 def measured_by(each: Run) -> str:
-    """How a run was measured, but for its folder: at the end of its training, or by a command line that was recorded
+    """How a run was measured, but for its folder: at the end of its training, or by a command that was recorded
     later."""
-    command = shlex.split(read_depth(each.folder / DEPTH)["command"])
-    words = [word for word in command if Path(word).name != each.folder.name]
-    return "its training" if words[:2] == ["mull", "train"] else f"`{shlex.join(words)}`"
+    words = [word for word in read_depth(each.folder / DEPTH)["command"].split() if each.folder.name not in word]
+    return "their training" if words[:2] == ["mull", "train"] else f"`{' '.join(words)}`"
 
 
 def train(each: Run, quiet: bool) -> None:
@@ -330,6 +329,7 @@ def gathered(done: Sequence[Run]) -> list[dict[str, Any]]:
 
 def show(runs: Sequence[Run], done: Sequence[Run], folder: Path, as_json: bool) -> None:
     """Write sweep.json and sweep.csv, and print them as a table or as JSON."""
+    tell_mixed(done)
     rows, missing = gathered(done), [str(each.folder) for each in runs if each not in done]
     if not rows:
         raise ValueError(f"no run in {folder} is finished yet; the same line without --gather trains them")

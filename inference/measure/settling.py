@@ -82,15 +82,15 @@ def auc(
     above, below = wins(yes, no), 1 - wins(no, yes)  # of each positive over negatives, and of each negative under
     area = float(above.mean())
     _, of = np.unique(np.arange(len(scores)) if cluster is None else cluster, return_inverse=True)
-    ever, never = of[positive], of[~positive]
-    fewer = min(len(np.unique(ever)), len(np.unique(never)))
+    of_yes, of_no = of[positive], of[~positive]
+    fewer = min(len(np.unique(of_yes)), len(np.unique(of_no)))
     if area in (0.0, 1.0):
         bound = 0.025 ** (1 / fewer)
         return (area, bound, 1.0) if area else (area, 0.0, 1 - bound)
     n = int(of.max()) + 1
-    up = np.bincount(ever, above - area, n) / len(yes)
-    down = np.bincount(never, below - area, n) / len(no)
-    variance = unbiased(up**2, ever) + unbiased(down**2, never) + 2 * unbiased(up * down, of) if fewer > 1 else 0.0
+    up = np.bincount(of_yes, above - area, n) / len(yes)
+    down = np.bincount(of_no, below - area, n) / len(no)
+    variance = unbiased(up**2, of_yes) + unbiased(down**2, of_no) + 2 * unbiased(up * down, of) if fewer > 1 else 0.0
     if variance <= 0:  # one of a kind, or nothing but ties
         return area, 0.0, 1.0
     centre, half = math.log(area / (1 - area)), Z * math.sqrt(variance) / (area * (1 - area))
@@ -98,7 +98,8 @@ def auc(
 
 
 def unbiased(terms: np.ndarray, of: np.ndarray) -> float:
-    """The sum of the terms of those clusters that occur in `of`, as of a mean that was estimated from them."""
+    """The sum of terms, one a cluster, times I / (I - 1), with I the clusters that occur in `of`: each was taken from a
+    mean that was estimated from them all."""
     count = len(np.unique(of))
     return float(terms.sum()) * count / (count - 1)
 

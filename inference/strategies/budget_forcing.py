@@ -9,14 +9,16 @@ Both act after a token has been drawn. To forbid the end of the thinking before 
 mass of the forbidden token would go to all the others, and not to the wait.
 
 The controls of the paper: another token in place of the wait (`put=random`), or nothing (`put=empty`: the end is taken
-back, and the model goes on with another token than one that begins the end; without this, which the paper's code asks
-for as `min_tokens=1`, the likeliest token would be the end again). To them belongs a majority vote at equal FLOPs.
+back, and held down for one token, since the likeliest would be the end again; this alone acts before a draw). To them
+belongs a majority vote at equal FLOPs.
 
 The twin on depth: `least` and `most` are the least and the most iterations of the exit rule, the same two rules for how
 long one token is thought about: an early exit is not let through, and a late one is forced.
 
-Deviations: the wait of a model from scratch is a word that it was trained on, in traces with errors that are put right
-(the style `correct`). The paper also puts "Final Answer:" behind a forced end; here the end of the thinking says it.
+Deviations: the paper's code has every stretch of thinking begin with a token that ends neither it nor the text
+(`min_tokens=1`); here this is so behind `put=empty`, and of the end of the thinking. The wait of a model from scratch
+is a word that it was trained on, in traces with errors that are put right (the style `correct`). The paper also puts
+"Final Answer:" behind a forced end; here the end of the thinking says it.
 """
 
 import math
@@ -34,20 +36,14 @@ from mull.inference.strategies.solver import Before, Branch, Key, Line, Manner, 
 
 @dataclass(frozen=True)
 class NotAtOnce:
-    """A hook: what is drawn at one place of a text begins with none of some tokens.
+    """A hook that forbids some tokens as the first that is drawn for a line, by their ids."""
 
-    Args:
-        place: how many tokens the text has there.
-        tokens: their ids.
-    """
-
-    place: int
     tokens: tuple[int, ...]
 
     def __call__(self, lines: Sequence[Line], logits: Tensor) -> Tensor:
         held = torch.zeros_like(logits)
         for row, line in enumerate(lines):
-            if len(line.tokens) == self.place:
+            if not line.new:
                 held[row, list(self.tokens)] = -math.inf
         return logits + held
 
@@ -114,7 +110,7 @@ class BudgetForcing(Strategy):
                 break
             branch = self.extended(solver, branch, (*key, number))
             if self.put == "empty":
-                before = NotAtOnce(len(branch.tokens), tuple(solver.first_tokens(marks.end_of_thinking)))
+                before = NotAtOnce(tuple(solver.first_tokens(marks.end_of_thinking)))
             trace.append(Event("wait", branch.text))
         if self.cap and len(branch.tokens) >= limit and not branch.ended and not marks.thought(branch.text):
             branch = solver.cut_text(branch, len(branch.written) - half_of(marks.end_of_thinking, branch.written))
@@ -156,7 +152,10 @@ class BudgetForcing(Strategy):
                 f"allow {self.cap + forced} or more, or cap earlier"
             )
         if room <= forced:
-            raise ValueError(f"strategy {self.name}: behind this prompt there is room for {room} tokens: too few")
+            raise ValueError(
+                f"strategy {self.name}: behind this prompt there is room for {room} tokens, and a forced answer takes "
+                f"{forced + 1}: shorten the problem"
+            )
         return min(self.cap, room - forced)  # as the paper keeps some tokens free for the answer
 
     def deepened(self, manner: Manner) -> Manner:
@@ -166,7 +165,10 @@ class BudgetForcing(Strategy):
             return deep
         rule = as_exit(manner.exit)
         if rule is None:
-            raise ValueError(f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03")
+            raise ValueError(
+                f"strategy {self.name}: least={self.least} is of an exit rule; give one, exit=latent:0.03, to a "
+                "model with a loop"
+            )
         return replace(deep, exit=replace(rule, minimum=max(self.least, rule.minimum)))
 
 

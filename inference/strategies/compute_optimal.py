@@ -107,7 +107,8 @@ class ComputeOptimal(Strategy):
         where = f"strategy {self.name}: {self.table or 'rows'}"
         folders = sorted({str(row.get("folder", "")) for row in rows if isinstance(row, Mapping)})
         if self.folder not in folders and (self.folder or len(folders) > 1):
-            raise ValueError(f"{where} has rows of {', '.join(folders)}; name one with folder=")
+            known = ", ".join(name or "no folder" for name in folders)
+            raise ValueError(f"{where} has rows of {known}; name one with folder=")
         found = []
         for row in rows:
             if not isinstance(row, Mapping) or not all(isinstance(row.get(name), t) for name, t in NEEDED.items()):

@@ -225,7 +225,7 @@ class EndpointSolver(Solver):
             if pieces and not pieces[-1][0].strip():  # what is told of the stop
                 pieces[-1] = (pieces[-1][0] + reply.met, pieces[-1][1])
             else:  # nothing is: the others decide how likely all of it is
-                pieces.append((reply.met, None if pieces else 0.0))
+                pieces.append((reply.met, None))
         else:
             pieces, cut = up_to("".join(token.text for token in branch.tokens), pieces, until)
             ended = ended and not cut

@@ -110,7 +110,10 @@ def transformers_solver(
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **options)
     except (*MISTAKES, SafetensorError) as error:
         said = str(error).partition("\n")[0]
-        raise ValueError(f"{folder} cannot be opened by transformers: {said}") from error
+        raise ValueError(
+            f"{folder} cannot be opened by transformers, with weights as safetensors: {said}; save it anew with "
+            "save_pretrained"
+        ) from error
     return HuggingFaceSolver(writer.eval().to(device, dtype), tokenizer, marks, batch_size=batch_size)
 
 

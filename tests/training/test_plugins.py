@@ -211,8 +211,8 @@ def test_a_description_of_mull_is_built() -> None:
     assert build(changed(difficulty=None), TaskData).difficulties == [8], "null where it means something"
     assert isinstance(built, TaskData) and built.task.default_difficulty == 8
     assert built.curriculum == {150: 4} and built.difficulties == [4, 8]
-    said = [{"1": {"2": "3"}, "4": {}}]
-    assert keyed("said", said, list[dict[int, dict[float, Any]]] | None) == [{1: {2.0: "3"}, 4: {}}]
+    said = [{"1": {"2.5": "3"}, "4": {}}]
+    assert keyed("said", said, list[dict[int, dict[float, Any]]] | None) == [{1: {2.5: "3"}, 4: {}}]
 
 
 @pytest.mark.parametrize(

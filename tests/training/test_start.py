@@ -241,8 +241,12 @@ def test_few_batches_over_and_over_are_trained_on_or_refused(tmp_path, reliabili
         train([*args, str(tmp_path / "out"), "--trainer.overfit_batches=0.5"])
     mastered = "{class_path: mull.training.data.ReachedAccuracy, init_args: {accuracy: 0.9}}"
     options = ["--data.init_args.difficulty=[7, 9]", f"--data.init_args.advance={mastered}"]
-    with pytest.raises(ValueError, match=r"overfit_batches is 2, and advance .*: leave one of them out"):
+    with pytest.raises(ValueError, match=r"overfit_batches is 2, and data.init_args.advance .*: leave one of them out"):
         train([*args, str(tmp_path / "out"), *options])
+    with pytest.raises(ValueError, match=r"overfit_batches is 2, and data.init_args.repeat .*: leave one of them out"):
+        train([*args, str(tmp_path / "out"), "--data.init_args.repeat=2"])
+    with pytest.raises(ValueError, match=r"trainer.val_check_interval 400, in an epoch of 2: give"):
+        train([*args, str(tmp_path / "out"), "--trainer.val_check_interval=400"])
     assert not (tmp_path / "out").exists()
     train([*args, str(tmp_path / "out")])
     losses = (tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv").read_text()

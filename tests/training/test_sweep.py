@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import statistics
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -86,7 +87,9 @@ def test_a_sweep_is_resumed_and_gathered(
     depth = tmp_path / "all" / "backprop_iterations=2-seed=1" / "depth.json"  # nor are those that were not measured
     measured = depth.read_bytes()
     depth.write_text(json.dumps({**json.loads(measured), "command": f"mull evaluate {depth.parent} --exit latent:0.1"}))
-    assert main([*line, "--gather"]) == 2 and "was measured by `mull evaluate --exit" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="by `mull evaluate --exit latent:0.1`, and by their training: measure all"):
+        assert main([*line, "--gather"]) == 0
+    capsys.readouterr()
     depth.unlink()
     assert main([*line, "--gather"]) == 0 and "1 of 4 runs are unfinished" in capsys.readouterr().out
     depth.write_bytes(measured)
@@ -99,8 +102,8 @@ def test_a_sweep_is_resumed_and_gathered(
 
 
 def test_runs_that_were_measured_in_different_ways_have_no_mean(tmp_path: Path) -> None:
-    """Guards the table: a run that was measured again, on few examples or with an exit rule, is not averaged with those
-    that were measured at the end of their training, or in another way."""
+    """Guards the table: a run that was measured again, on few examples or with an exit rule, is told of beside those
+    that were measured at the end of their training, or in another way; a folder of its own is no other way."""
     lines = ["train --output {}", "train --output {} --seed_everything=1"]
 
     def runs(*commands: str) -> list[Run]:
@@ -113,12 +116,15 @@ def test_runs_that_were_measured_in_different_ways_have_no_mean(tmp_path: Path) 
             found.append(Run({}, seed, folder, []))
         return found
 
-    short = "evaluate {} --record --examples 8"
-    sweep.check_measured(runs(*lines))
-    sweep.check_measured(runs(short, short))
-    for other in (lines[1], "evaluate {} --record --examples 9", "evaluate {} --record --examples 8 --exit latent:0.1"):
-        with pytest.raises(ValueError, match=r"seed=1 was measured .*=0 by `mull evaluate --record --examples 8`"):
-            sweep.check_measured(runs(short, other))
+    short = "evaluate {} --examples 8"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep.tell_mixed(runs(*lines))
+        sweep.tell_mixed(runs(short, short))
+        sweep.tell_mixed(runs("evaluate {} --output plots/seed=0", "evaluate {} --output plots/seed=1"))
+    for other in (lines[1], "evaluate {} --examples 9", "evaluate {} --examples 8 --exit latent:0.1"):
+        with pytest.warns(UserWarning, match=r"by `mull evaluate --examples 8.*, and by .*: measure all alike"):
+            sweep.tell_mixed(runs(short, other))
 
 
 def test_a_trial_prints_the_lines_and_leaves_nothing(

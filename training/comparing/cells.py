@@ -237,15 +237,13 @@ def family_of(strategy: str, *knobs: str) -> str:
     """The name of strategies that differ in their first number only, however they are written: majority:N,style=draft
     for majority:8,style=draft and majority,style=draft,n=4. `knobs` are further fields in which they may differ."""
     chosen = choose_strategy(strategy)
-    numbers = [each.name for each in fields(chosen) if isinstance(getattr(chosen, each.name), int | float)]
-    first, words = numbers[:1], []
-    for each in fields(chosen):
+    own = [each for each in fields(chosen) if each.repr]
+    number = next((each for each in own if isinstance(getattr(chosen, each.name), int | float)), None)
+    words = [f"{chosen.name}:N" if own and number is own[0] else chosen.name]
+    for each in own:
         value = getattr(chosen, each.name)
-        if each.name in first:
-            words.append("N" if each is fields(chosen)[0] else f"{each.name}=N")
-        elif each.name in knobs and value != each.default:
-            words.append(f"{each.name}={each.name[0].upper()}")
-        elif each.repr and value != each.default:
-            words.append(f"{each.name}={value}")
-    options = ",".join(words)
-    return f"{chosen.name}{':' if options.startswith('N') else ',' if options else ''}{options}"
+        if each is number:
+            words += [] if each is own[0] else [f"{each.name}=N"]
+        elif value != each.default:
+            words.append(f"{each.name}={each.name[0].upper() if each.name in knobs else value}")
+    return ",".join(words)

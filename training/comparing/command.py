@@ -16,7 +16,7 @@ from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
-from mull.inference.strategies import Solver, Strategy, choose_strategy
+from mull.inference.strategies import Strategy, choose_strategy
 from mull.inference.strategies.best_of_n import BestOfN
 from mull.inference.strategies.command import add_writers
 from mull.inference.strategies.loading import is_ours, marks_asked, solver_from
@@ -175,13 +175,12 @@ def writers_of(options: Any, marks: dict[str, str] | None) -> list[Writer]:
     if options.model is not None and options.endpoint is None:
         raise ValueError(f"--model {options.model} is the name of a model behind an endpoint: add --endpoint ADDRESS")
     ours_alone = options.endpoint is None and all(is_ours(place) for place in named.values())
-
-    def open_folder(place: Path) -> Solver:
-        """Marks that were given are those of who is not mull's; where there is nobody else, they are mull's."""
+    found = []
+    for name, place in named.items():
+        # Marks that were given are those of who is not mull's; where there is nobody else, they are mull's.
         own = marks if ours_alone or not is_ours(place) else None
-        return solver_from(place, marks=own, device=options.device, dtype=dtype_of(options.dtype))
-
-    found = [Writer(name, key_of(place), partial(open_folder, place)) for name, place in named.items()]
+        opened = partial(solver_from, place, marks=own, device=options.device, dtype=dtype_of(options.dtype))
+        found.append(Writer(name, key_of(place, own), opened))
     if options.endpoint is not None:
         there = solver_from(
             endpoint=options.endpoint,

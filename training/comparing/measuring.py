@@ -7,6 +7,7 @@ alike, which makes differences between them smaller than chance would.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,13 +61,14 @@ class Writer:
         return self.solver.mean_iterations() if isinstance(self.solver, EndpointSolver) else None
 
 
-def key_of(folder: Path) -> str:
-    """A key of a folder's model. A mull folder names the checksum of its weights in its config.json. Of others all
-    files count, whatever weights, vocabularies and templates are kept in; of large ones sizes and times have to do."""
+def key_of(folder: Path, marks: Mapping[str, str] | None = None) -> str:
+    """A key of a folder's model, and of the marks that it is given in place of its own. A mull folder names the
+    checksum of its weights in its config.json. Of others all files count, whatever weights, vocabularies and templates
+    are kept in; of large ones sizes and times have to do."""
     named = (
         ("config.json", "tokenizer.json") if is_ours(folder) else tuple(sorted(each.name for each in folder.iterdir()))
     )
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if marks is None else json.dumps(dict(marks), sort_keys=True).encode())
     for file in (folder / name for name in named):
         if file.is_file():
             about = file.stat()

@@ -203,6 +203,8 @@ def drafts(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa
     known = {name: choose_strategy(name) for name in dict.fromkeys(cell.place.strategy for cell in cells)}
     for draft in cells:
         wanted = chain_of(known[draft.place.strategy])
+        if wanted is None:
+            continue
         beside = (cell for cell in cells if where(cell) == where(draft) and cell.problems == draft.problems)
         chain = next((cell for cell in beside if known[cell.place.strategy] == wanted), None)
         if chain is None:

@@ -28,5 +28,5 @@ def check_room(network: object, data: object) -> None:
     if limit is not None and longest > limit:
         raise ValueError(
             f"training rows have up to {longest} tokens, and the network takes {limit}: raise "
-            "model.network.init_args.config.max_length, or ask for less of the data"
+            "model.network.init_args.config.max_length, or ask for less of the data (its length or difficulty)"
         )

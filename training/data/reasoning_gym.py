@@ -133,21 +133,13 @@ class ReasoningGym(StreamData):
 
     def _draw(self, rng: np.random.Generator, split: Split, level: int | None, known: set[str]) -> Item | None:
         for _ in range(MAX_NEW_DRAWS if known else MAX_DRAWS):
-            entry = self._entry(int(rng.integers(PLACES)), level)
+            entry = self.datasets[level][int(rng.integers(PLACES))]
             question, answer = entry["question"], entry["answer"]
             if not isinstance(answer, str) or not answer or question in known or split_of(question) != split:
                 continue
             if len(self.ids(question + BEHIND)) + len(self.ids(answer)) <= self.length:
                 return Item(question, answer, entry)
         return None
-
-    def _entry(self, place: int, level: int | None) -> dict[str, Any]:
-        """The entry at a place of a generator; some check their options no sooner than they draw."""
-        try:
-            return self.datasets[level][place]
-        except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError) as error:
-            options = {**self.options, **self.levels[level]}
-            raise refused(self.generator, options, error) from error
 
     def _none(self, split: Split, level: int | None) -> Item:
         where = "" if level is None else f" at difficulty {level}"
@@ -259,11 +251,9 @@ def dataset(generator: str, options: dict[str, Any]) -> Any:
     if taken:
         raise ValueError(f"{taken[0]} of {generator} is set by mull: leave it out of options")
     try:
-        return create_dataset(generator, **options, seed=0, size=PLACES)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise refused(generator, options, error) from error
-
-
-def refused(generator: str, options: dict[str, Any], error: Exception) -> ValueError:
-    """What is said of options that a generator makes nothing of."""
-    return ValueError(f"options and levels: reasoning_gym's {generator} refuses the options {options}: {error}")
+        found = create_dataset(generator, **options, seed=0, size=PLACES)
+        _ = found[0]  # some check their options no sooner than they draw
+    except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError) as error:
+        why = str(error) or type(error).__name__
+        raise ValueError(f"reasoning_gym's {generator} refuses the options {options}: {why}") from error
+    return found

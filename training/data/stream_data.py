@@ -59,7 +59,8 @@ class StreamData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        few = getattr(self.trainer, "overfit_batches", 0)  # an integer above 0: these first ones, over and over
+        few = getattr(self.trainer, "overfit_batches", 0)  # an integer above 0: these first ones, over and over; where
+        # several make a step, and do not divide them, each round begins at another of them
 
         def make(number: int) -> Batch:
             return self.training_batch(number % few if few and isinstance(few, int) else number, rank, world_size)

@@ -138,8 +138,8 @@ class Sudoku(Task):
     def number_of(self, split: Split, difficulty: int) -> int | None:
         if self.side != 4:
             return None
-        there = {self.canonical(np.stack([puzzle, puzzle])): puzzle for puzzle in puzzles_of_four(difficulty)}
-        return sum(self.split_of(np.stack([puzzle, puzzle])) == split for puzzle in there.values())
+        items = (np.stack([puzzle, puzzle]) for puzzle in puzzles_of_four(difficulty))  # the puzzle decides
+        return sum(self.split_of(item) == split for item in {self.canonical(item): item for item in items}.values())
 
     def lay_out(self, items: np.ndarray, difficulty: int) -> tuple[np.ndarray, np.ndarray]:  # noqa: ARG002
         puzzles, solutions = items[:, 0].astype(np.int64), items[:, 1].astype(np.int64)

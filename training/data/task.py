@@ -326,7 +326,7 @@ class Task(ABC):
         """The first item of a held-out split that a generator draws and that is not known; None if none is found."""
         for draws in range(MAX_NEW_DRAWS):
             if draws == MAX_DRAWS and len(known) == self.number_of(split, difficulty):
-                break
+                break  # all that there are have been found
             item = self.draw(rng, difficulty)
             if self.split_of(item) == split and self.canonical(item) not in known:
                 return item

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mull.inference.strategies import Marks
+from mull.inference.strategies.budget_forcing import NotAtOnce
 from mull.inference.strategies.hugging_face import HuggingFaceSolver, Memory
 from mull.inference.strategies.loading import solver_from
 from mull.inference.strategies.ordinary import ORDINARY, marks_with
@@ -219,7 +220,7 @@ def test_folders(tmp_path: Any) -> None:
     for dtype in (None, torch.float64, torch.bfloat16):  # not silently another
         assert solver_from(tmp_path / "tiny", dtype=dtype).model.dtype == (dtype or torch.float32)
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: "):
+    with pytest.raises(ValueError, match=r"by transformers, with weights as safetensors: .*; save it anew with"):
         solver_from(tmp_path / "tiny")
     with pytest.raises(ValueError, match=r"there is no mark 'hmm'; there are direct, chain"):
         marks_with({"hmm": "x"})
@@ -269,7 +270,7 @@ def test_weights_never_come_from_a_pickle(tmp_path: Path) -> None:
     tokenizer().save_pretrained(place)
     (place / "model.safetensors").unlink()
     torch.save(made.state_dict(), place / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"tiny cannot be opened by transformers: .*safetensors"):
+    with pytest.raises(ValueError, match=r"by transformers, with weights as safetensors: .*; save it anew with"):
         solver_from(place)
 
 
@@ -311,3 +312,17 @@ def test_a_mark_of_many_tokens_is_taken_back_whole(
     of half a mark, and a step is taken back with its end."""
     by_heart.texts = (first, afresh)
     assert solve(by_heart, "q", strategy, max_new_tokens=60).text == expected
+
+
+def test_nothing_in_place_of_a_wait_is_not_the_end_again(solver: HuggingFaceSolver) -> None:
+    """Guards the control of budget forcing where logits are those of transformers: behind the cut, what is drawn begins
+    no end of the thinking."""
+    held = set(solver.first_tokens(solver.marks.end_of_thinking))
+    hook = NotAtOnce(tuple(held))
+    root = solver.begin("1 + 2 <correct>", (0,))
+    for n in range(30):
+        manner = Manner(limit=2, temperature=5.0)
+        [branch] = solver.write([root.again(n)], manner, before=hook)
+        assert branch.tokens[0].id not in held
+    drawn = {solver.write([root.again(n)], Manner(limit=2, temperature=5.0))[0].tokens[0].id for n in range(150)}
+    assert drawn & held  # it would be drawn

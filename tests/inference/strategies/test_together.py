@@ -51,6 +51,7 @@ def timeless(solution: Solution) -> Any:
         ("best_of_n:3,scorer=settled", {"iterations": 2}),
         ("beam:4,width=2,scorer=process:1", {"iterations": 2}),
         ("budget_forcing:2,cap=9", {"iterations": 2, "temperature": 0.8}),
+        ("budget_forcing:1,put=empty", {"iterations": 2, "temperature": 0.8}),
         ("thought_switching:3:4", {"iterations": 2}),
         ("self_backtracking:3,rounds=2", {"iterations": 2}),
     ],

@@ -392,6 +392,7 @@ def test_a_folder_of_transformers_is_another_when_any_file_is(tmp_path: Path, fi
     assert key_of(tmp_path) == before
     (tmp_path / file).write_text('{"model_type": "llama", "hidden_size": 8}')
     assert key_of(tmp_path) != before
+    assert key_of(tmp_path) != key_of(tmp_path, {"wait": "Hmm"}) != key_of(tmp_path, {"wait": "Oh"})
 
 
 def test_a_folder_that_asks_nothing_is_told_with_what_helps_here(run: Run, place: Path, tmp_path: Path) -> None:
