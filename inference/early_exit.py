@@ -31,11 +31,6 @@ def choose_exit(model: LanguageModel, exit: str | Exit | None) -> Exit | None:
         return None
     if not isinstance(model, IteratedModel):
         raise ValueError(f"exit {rule.name!r} needs a model with a core that is iterated, not a {type(model).__name__}")
-    if not model.config.causal:
-        raise ValueError(
-            f"exit {rule.name!r} lets positions go one by one, and here each looks at later ones (causal: false), "
-            "which think on: leave the exit rule out"
-        )
     if rule.needs_gate and not model.can_halt:
         raise ValueError(
             f"exit {rule.name!r} needs a model with an exit gate: train with exit_gate: true, or use latent:0.03"
@@ -97,6 +92,11 @@ def step_by_step(
     if isinstance(limit, Tensor):
         raise ValueError("an exit rule takes one limit of iterations for all rows, not one per row")
     if cache is None:
+        if not model.config.causal:
+            raise ValueError(
+                f"exit {exit.name!r} lets positions go one by one, and here each looks at later ones (causal: false), "
+                "which think on: leave the exit rule out"
+            )
         # One set of keys suffices: positions that still think overwrite theirs in every iteration, and those that left
         # keep their last keys in it.
         cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")

@@ -149,7 +149,7 @@ def test_choices_are_those_of_the_folder(model: Any, address: str, strategy: str
     first, ranked = [], []
     for seed, text in enumerate(PROBLEMS):
         here, there = (
-            solve(each, text, strategy, generator=seed, temperature=2.0, max_new_tokens=24)
+            solve(each, text, strategy, generator=seed, temperature=2.0, max_new_tokens=16)
             for each in (FolderSolver(model), EndpointSolver(address, "tiny", Marks()))
         )
         assert [(each.text, each.chosen) for each in there.trace] == [(each.text, each.chosen) for each in here.trace]
