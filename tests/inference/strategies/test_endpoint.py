@@ -147,7 +147,7 @@ def test_choices_are_those_of_the_folder(model: Any, address: str, strategy: str
     """Guards what rankings go by, the probabilities of stops and ends included, which the server leaves out of its
     text: from the same draws every text, score and choice is the folder's, and not what was written first."""
     first, ranked = [], []
-    for seed, text in enumerate(PROBLEMS):
+    for seed, text in enumerate(PROBLEMS[:2]):
         here, there = (
             solve(each, text, strategy, generator=seed, temperature=2.0, max_new_tokens=16)
             for each in (FolderSolver(model), EndpointSolver(address, "tiny", Marks()))
