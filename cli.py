@@ -115,7 +115,7 @@ def ran_out(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (
             isinstance(error, RuntimeError)
-            and any(each in str(error) for each in ("t allocate memory", "out of memory"))
+            and any(each in str(error) for each in ("can't allocate memory", "out of memory"))
         )
     )
 
