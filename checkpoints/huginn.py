@@ -2,7 +2,8 @@
 
 The layout is a config.json of model_type `huginn_raven` and one model.safetensors, or several with an index. It holds
 the model of models/recurrent_depth.py with `concat` injection, sandwich wiring, interleaved rotary positions and as
-many key/value heads as heads; what it cannot express is refused. Only names differ (`NAMES`), and:
+many key/value heads as heads; what it cannot express is refused, but for the noise of training (`state_noise`), which
+is left behind. Only names differ (`NAMES`), and:
 
     qk_bias      (2, 1, H, W) there, (2 H, W) here
     freqs_cis    rotary tables, which are written for others and never read: a stored one may have been rounded
@@ -27,6 +28,7 @@ from mull.checkpoints.files import AGAIN, damaged, is_there, read_json, shown
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.tensors import Stored, stored_in
 from mull.models import LanguageModel, RecurrentDepthConfig
+from mull.models.layers import rotation_angles
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MODEL_TYPE = "huginn_raven"
@@ -241,7 +243,6 @@ def their_config(config: RecurrentDepthConfig, dtype: torch.dtype) -> dict[str, 
 
 
 def rotary_table(config: RecurrentDepthConfig) -> torch.Tensor:
-    """cos and sin of position * base^(-2j / W), fp32, (1, max_length, 1, W/2, 2)."""
-    j = torch.arange(0, config.head_dim, 2, dtype=torch.float64)
-    angles = torch.arange(config.max_length, dtype=torch.float64)[:, None] * config.rope_base ** (-j / config.head_dim)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1).float()[None, :, None]
+    """The rotations of all positions, in fp32, (1, max_length, 1, W/2, 2)."""
+    positions = torch.arange(config.max_length)
+    return rotation_angles(positions, config.head_dim, config.rope_base, torch.float32)[None]

@@ -7,13 +7,14 @@ answers on demand - and gives each position a value; a position whose value is b
     acceleration  max of the last two ||d - d'|| / ||s||    d = s - s': two small changes of change (arXiv 2509.23314)
     kl            KL(p || p')                              change of the answer
     entropy       |H(p) - H(p')|                           change of its entropy
-    argmax        -(iterations with the same best token)   threshold -4 leaves after 5 in a row
+    argmax        -(checks with the same best token)       threshold -4 leaves after 5 in a row
     confidence    1 - max p                                mass not on the best token
     gate          prod of (1 - exit gate)                  mass not yet halted (Ouro, arXiv 2510.25741, eq. of stage I)
     fixed         infinite before n iterations, then 0      n iterations for all; threshold n
 
-A prime is the iteration before. latent, acceleration, gate and fixed cost next to nothing; the others read an answer
-out, which is a coda and a head for every check. In a prompt these read all positions at the same count, so that a
+A prime is the iteration before; for rules that read an answer, the check before, which `every` and `minimum` move
+further back. latent, acceleration, gate and fixed cost next to nothing; the others read an answer out, which is a coda
+and a head for every check. In a prompt these read all positions at the same count, so that a
 position's answer there is not the one it would get token by token; the others are the same either way.
 
 Deviations: the two-scale rule is stated on ||d - d'||; ours divides by ||s||, so that a threshold means the same at any

@@ -135,7 +135,8 @@ class RoutedLayer(Layer):
             n_routed = max(1, passes - 1)
             self.router = nn.Parameter(torch.empty(n_routed, config.d_model))
             # h, (routed passes, G earlier, G)
-            self.register_buffer("thresholds", expected_thresholds().repeat(n_routed, len(GRID), 1))
+            fresh = expected_thresholds(config.router_temperature)
+            self.register_buffer("thresholds", fresh.repeat(n_routed, len(GRID), 1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch has it; thresholds of before, (routed passes, G), are taken to hold behind any capacity."""

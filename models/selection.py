@@ -92,9 +92,10 @@ def between(capacity: float) -> tuple[int, float]:
 SELECTIONS: dict[Selection, Select] = {"top_k": top_k, "threshold": over_threshold}
 
 
-def expected_thresholds() -> Tensor:
-    """h on the grid, (G,), before any calibration: logits of a fresh router are normal with variance 2/5."""
-    return math.sqrt(2 / 5) * torch.tensor([normal_threshold(share) for share in GRID])
+def expected_thresholds(temperature: float = 1.0) -> Tensor:
+    """h on the grid, (G,), before any calibration: logits of a fresh router are normal with variance 2/5, divided by
+    the temperature of the router."""
+    return math.sqrt(2 / 5) / temperature * torch.tensor([normal_threshold(share) for share in GRID])
 
 
 def normal_threshold(share: float) -> float:

@@ -114,6 +114,7 @@ def test_commands_name_what_exists() -> None:
             if before == words[0] and before not in ("train", "data", "convert") and not word.startswith("-"):
                 known = word in shipped() or word.startswith("checkpoints/") or word in ("FOLDER", "FOLDERS", "run")
                 missing += [] if known else [word]
+            missing += [word] if before == "--paths" and word.startswith("..") else []  # outside of a clone
             if word.startswith("--") and "." not in word and words[0] in cli.COMMANDS and word not in ours:
                 missing += [] if word.split("=")[0] in options_of(words[0]) else [word]
         wrong += [f"{page}: mull {' '.join(words)}: {word}" for word in missing]

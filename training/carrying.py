@@ -8,8 +8,8 @@ batch N times in a row (`repeat: N`) has N segments for each. Thinking for n R i
 and the gradient of R (HRM, arXiv 2506.21734; TRM, arXiv 2510.04871). In inference nothing changes: since a and then b
 iterations are a + b iterations, n segments are one run of n R.
 
-Not taken from those papers: an answer that is fed back beside the state. It would be one more input of `enter`, in the
-cache and in every way of decoding; here the state itself is what the answer is read out of.
+The answer that TRM feeds back beside the state is an option of the model here (`answer_feedback`), read out of it
+in every iteration, so that nothing but the state is carried.
 """
 
 from __future__ import annotations

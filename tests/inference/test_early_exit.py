@@ -1,6 +1,7 @@
 """Thinking until a rule says so, against its slow twin: one position at a time, the whole loop, no batch."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -85,6 +86,22 @@ def test_a_suffix_never_changes_the_prefix(make_model: MakeModel, text: str) -> 
     assert torch.equal(a.iterations[:, :5], b.iterations[:, :5])
     torch.testing.assert_close(a.logits[:, :5], b.logits[:, :5], rtol=1e-10, atol=1e-10)
     assert not torch.allclose(a.logits[:, 5:], b.logits[:, 5:])
+
+
+@pytest.mark.parametrize("name", ["kl", "argmax"])
+def test_a_rule_that_reads_answers_goes_by_its_last_check(make_model: MakeModel, name: str) -> None:
+    """Guards `every` and `minimum`: an answer is compared with that of the check before, and not with that of an
+    iteration in which nothing was read. The twin reads the answers of whole runs to 2, 4 and 6 iterations."""
+    model, ids = gated(make_model), ids_of(1, 24)
+    log_p = [model(ids, iterations=count).logits[0].log_softmax(-1) for count in (2, 4, 6)]
+    if name == "kl":
+        moved = [(new.exp() * (new - old)).sum(-1) for old, new in pairwise(log_p)]
+        threshold = moved[0].median().item()
+    else:
+        moved = [-1.0 - (new.argmax(-1) == old.argmax(-1)).double() for old, new in pairwise(log_p)]
+        threshold = -1.0
+    used = think_until(model, ids, LIMIT, parse(f"{name}:{threshold},minimum=2,every=2")).iterations[0]
+    assert torch.equal(used, torch.where(moved[0] < threshold, 4, 6)) and len({*used.tolist()}) == 2
 
 
 @pytest.mark.parametrize("injection", ["concat", "add", "diagonal"])

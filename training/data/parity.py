@@ -1,8 +1,9 @@
 """Running parity: at every position, has the number of ones so far been even or odd?
 
-The smallest task that cannot be done in constant depth: T bits need a chain of T flips, or log2 T rounds of pairing
-(Saunshi et al., arXiv 2502.17416, section 4, composition in a group). Prefix sums of Schwarzschild et al.
-(arXiv 2106.04537) are the same task.
+A chain as long as the row: T bits are T flips one after the other, or log2 T rounds of pairing (Saunshi et al., arXiv
+2502.17416, section 4, composition in a group). A layer that looks k places back carries the count that far, so that a
+fixed number of such layers answers rows up to a fixed length. (Threshold circuits of constant depth do count ones;
+learning them is what fails.) Prefix sums of Schwarzschild et al. (arXiv 2106.04537) are the same task.
 
 A start symbol stands before the bits, unscored. Without it the task cannot be learned exactly: in a row of ones all
 values are equal, so attention returns the same vector at every position whatever its weights, and "1" and "1 1" get
@@ -31,8 +32,8 @@ class Parity(Task):
 
     name: ClassVar[str] = "parity"
     purpose: ClassVar[str] = (
-        "Says at every bit of a row whether the ones so far have been even or odd: a small task that no fixed depth "
-        "does at every length, for seeing accuracy grow with iterations."
+        "Says at every bit of a row whether the ones so far have been even or odd: a chain as long as the row, for "
+        "seeing accuracy grow with iterations."
     )
     difficulty_name: ClassVar[str] = "length"
     symbols: ClassVar[tuple[str, ...]] = ("0", "1", "even", "odd", START)

@@ -1,9 +1,9 @@
 """State tracking: the word problem of a finite group. At every position, what is the product of all elements so far?
 
-Z60 can be tracked by constant-depth circuits with modular counters; A5 and S5 cannot be solved, and their word problem
-is complete for NC1 (Barrington 1989; Merrill, Petty and Sabharwal, arXiv 2404.08819): a transformer of fixed depth must
-fail beyond some length, and an iterated one needs depth that grows with it. Parity is the same task over Z2 and has a
-file of its own.
+Z60 can be tracked by constant-depth circuits with modular counters; A5 and S5 are not solvable groups, and their word
+problem is complete for NC1 (Barrington 1989; Merrill, Petty and Sabharwal, arXiv 2404.08819): unless TC0 is NC1, a
+transformer of fixed depth must fail beyond some length, and an iterated one needs depth that grows with it. Parity is
+the same task over Z2 and has a file of its own.
 
 Elements of A5 and S5 are written as the images of 1 to 5, "23145", and those of Z60 as numbers. A product is read from
 left to right: first the permutation that stands first. A start symbol stands before the elements, unscored.
@@ -59,8 +59,8 @@ class StateTracking(Task):
     name: ClassVar[str] = "state_tracking"
     difficulty_name: ClassVar[str] = "length"
     purpose: ClassVar[str] = (
-        "Says at every element of a row what the product of all so far is, in a group: a task for which no fixed depth "
-        "does at every length, for seeing accuracy grow with iterations."
+        "Says at every element of a row what the product of all so far is, in a group: a task that, as far as is "
+        "believed, no transformer of fixed depth does at every length, for seeing accuracy grow with iterations."
     )
 
     def __init__(self, length: int = 32, group: Group = "A5", letters: Letters = "elements") -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 import mull
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer
 from mull.models.rules import RULES
-from mull.models.selection import expected_thresholds, over_threshold
+from mull.models.selection import over_threshold
 
 Make = Callable[..., InnerThinkingTransformer]
 MakeConfig = Callable[..., InnerThinkingConfig]
@@ -87,13 +87,15 @@ def test_top_k_takes_the_share_exactly(make: Make, tokens: Tokens) -> None:
     assert selected.sum(dim=1).tolist() == [[[10, 3, 20]]] * 2
 
 
-def test_a_fresh_router_nearly_meets_a_capacity_without_calibration(make_config: MakeConfig) -> None:
-    """Its logits are normal with variance 2/5, where the table starts; the mean over 200 routers errs by little."""
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_a_fresh_router_nearly_meets_a_capacity_uncalibrated(make_config: MakeConfig, temperature: float) -> None:
+    """Its logits are normal with variance 2/5 over the square of its temperature, where the table starts; the mean over
+    200 routers errs by little."""
     torch.manual_seed(0)
-    config = make_config(d_model=96, mean_iterations=201)
-    thresholds = expected_thresholds()
+    config = make_config(d_model=96, mean_iterations=201, router_temperature=temperature)
+    layer = InnerThinkingTransformer(config).layers[1]
+    logits, thresholds = layer.logits, layer.thresholds[0, 0]
     assert abs(thresholds[5]) < 1e-6 and (thresholds.diff() < 0).all()
-    logits = InnerThinkingTransformer(config).layers[1].logits
     states = torch.randn(1, 2000, 96)
     met = torch.stack([over_threshold(logits(states, t), None, 0.3, thresholds).double().mean() for t in range(200)])
     assert abs(met.mean() - 0.3) < 0.01
