@@ -1,6 +1,7 @@
-"""What options of the command line may say: counts, shares, limits, number types.
+"""What options of the command line may say: counts, shares, limits, number types; and options that several commands
+have.
 
-Each is a function of the text that was typed; its ValueError names the value, the limit and the remedy.
+A kind of value is a function of the text that was typed; its ValueError names the value, the limit and the remedy.
 """
 
 from collections.abc import Callable
@@ -46,6 +47,7 @@ shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.
 
 
 def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
+    """The function that reads an integer within these limits, both included."""
     highest = "2^63 - 1" if most == 2**63 - 1 else f"{most:,}"
 
     def parse(text: Any) -> int:
@@ -61,3 +63,16 @@ def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
 
     parse.__name__ = f"integer from {limit} to {highest};"
     return parse
+
+
+def add_likeliest(parser: Any) -> None:
+    """Options that leave the likeliest tokens to be drawn from."""
+    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
+    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
+    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+
+
+def add_numbers(parser: Any) -> None:
+    """Options that say where to compute, and in which number type."""
+    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")

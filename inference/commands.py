@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_COUNT, CacheDtype, Dtype, at_least, shares
+from mull.inference.arguments import MAX_COUNT, CacheDtype, add_likeliest, add_numbers, at_least, shares
 from mull.inference.chat import converse
 from mull.inference.console import call_of, dtype_of, write_answer, write_answers
 from mull.inference.prompts import read_prompts
@@ -42,18 +42,15 @@ def add_writing(parser: Any) -> None:
     )
     parser.add_argument("--warm-start", action="store_true", help="begin each token from the last one's state")
     parser.add_argument("--cache-dtype", type=CacheDtype, default="same", help="of keys and values; same: the model's")
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
     parser.add_argument("--compile", action="store_true", help="compile the layers first: half a minute, then sooner")
     parser.add_argument("--max-new-tokens", type=at_least(1), default=64, help="longest answer in tokens")
     parser.add_argument(
         "--stop", type=str, action="append", help=r"text that ends an answer, \n is a line end; repeatable"
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+    add_likeliest(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_numbers(parser)
 
 
 def generate(options: Any) -> int:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mull.checkpoints.files import file_in_the_way
 from mull.checkpoints.store import VERSION
-from mull.inference.arguments import Dtype, at_least, counts, shares
+from mull.inference.arguments import add_numbers, at_least, counts, shares
 from mull.inference.harness.report import rows_of, table_of, write_results
 from mull.inference.measure.table import standard_output
 
@@ -55,8 +55,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--output", type=str, help="folder for lm-eval's own results_COUNT.json, and summary.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of worked examples, and of answers that are drawn")
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_numbers(parser)
 
 
 def run(options: Any) -> None:

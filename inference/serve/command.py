@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mull.inference.arguments import Dtype, at_least
+from mull.inference.arguments import add_numbers, at_least
 from mull.inference.console import dtype_of
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.served import Served
@@ -46,8 +46,7 @@ def add_options(parser: Any) -> None:
         help="of keys and values, all answers together",
     )
     parser.add_argument("--threads", type=at_least(1, 1024), help="of the processor (default: torch's own number)")
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_numbers(parser)
 
 
 def run(options: Any) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mull.checkpoints.quantities import si
-from mull.inference.arguments import MAX_COUNT, Dtype, at_least
+from mull.inference.arguments import MAX_COUNT, add_likeliest, add_numbers, at_least
 from mull.inference.console import dtype_of
 from mull.inference.strategies.contract import Event, Solution, choose_strategy
 from mull.inference.strategies.loading import OURS, marks_asked, solver_from
@@ -29,9 +29,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--temperature", type=float | None, help="0 takes the likeliest token (default: what the strategy draws at)"
     )
-    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+    add_likeliest(parser)
     parser.add_argument(
         "--difficulty", type=at_least(1), help="of the problem, where it is known: compute_optimal asks"
     )
@@ -41,8 +39,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_writers(parser)
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_numbers(parser)
 
 
 def add_writers(parser: Any) -> None:

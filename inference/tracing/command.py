@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_COUNT, Dtype, at_least, counts, shares
+from mull.inference.arguments import MAX_COUNT, add_numbers, at_least, counts, shares
 from mull.inference.console import dtype_of
 from mull.inference.measure.evaluate import IGNORE
 from mull.inference.text import encode
@@ -64,8 +64,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the noise")
     parser.add_argument("--output", type=str, help="page to write (trace.html; with --json none)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    add_numbers(parser)
 
 
 def run(options: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from mull.checkpoints.files import file_in_the_way, made, printable
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import lock_of
-from mull.inference.arguments import Dtype, at_least, counts
+from mull.inference.arguments import Dtype, add_likeliest, at_least, counts
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
 from mull.inference.strategies import Strategy, choose_strategy
@@ -60,9 +60,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         "--temperature", type=float | None, help="0 takes the likeliest token (default: what a strategy draws at)"
     )
-    parser.add_argument("--top-k", type=at_least(1), help="sample among the k likeliest")
-    parser.add_argument("--top-p", type=float | None, help="sample among the likeliest that make up this mass")
-    parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
+    add_likeliest(parser)
     parser.add_argument("--dtype", type=Dtype, default="same", help="of a mull folder's weights; same: as stored")
     parser.add_argument(
         "--batch-size", type=at_least(1, 4096), default=32, help="problems solved at once; the answers are the same"
