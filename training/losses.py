@@ -25,14 +25,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mull.models import IteratedModel, LanguageModel, ModelOutput
+from mull.models.labels import scored, token_losses
 from mull.models.loop import Iterations
 from mull.models.precision import wide
-from mull.training.data.task import IGNORE
 from mull.training.iterations import IterationSampler
 
 
@@ -380,18 +379,6 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
     survived = torch.cat([torch.zeros_like(stay[:1]), stay[:-1].cumsum(dim=0)])
     leave = torch.cat([F.logsigmoid(exit_logits[:-1]), torch.zeros_like(stay[:1])])  # the last takes the rest
     return survived + leave
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    by_position = wide(rearrange(logits, "b t v -> (b t) v"))
-    flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view_as(labels)
-
-
-def scored(labels: Tensor) -> Tensor:
-    """(B, T) bool: the positions that count."""
-    return labels != IGNORE
 
 
 def number_scored(labels: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from mull.models import (
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
 )
+from mull.models.labels import IGNORE
 from mull.training.iterations import Fixed, LogNormalPoisson, PoissonPerSequence, Progressive, Uniform
 from mull.training.losses import (
-    IGNORE,
     Consistency,
     ExpectedOverIterations,
     FixedPoint,
