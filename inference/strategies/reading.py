@@ -16,9 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from mull.inference.early_exit import step_by_step
 from mull.inference.exits import Exit
-from mull.inference.mode import in_eval
 from mull.inference.prompts import padded
 from mull.inference.session import Session
 from mull.inference.strategies.meter import Meter
@@ -96,7 +94,7 @@ class Reader:
         unread = {id(memory): memory for memory in memories if not memory.is_read(depth)}
         begun = {name: memory for name, memory in unread.items() if depth in memory.held and memory.held[depth].length}
         for batch in self.batches([memory for name, memory in unread.items() if name not in begun]):
-            session = Session(self.model, len(batch), self.model.config.max_length, *depth)
+            session = Session(self.model, len(batch), self.model.config.max_length, *depth, residuals=True)
             self.read_rows(session, batch, depth)
         for batch in self.batches(list(begun.values())):
             self.read_rows(gathered(batch, depth), batch, depth)
@@ -126,19 +124,7 @@ class Reader:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
         (B, T), where that is known. The memories are of the rows: they say who is billed."""
         before, tokens = session.lengths, tokens.to(self.model.device)
-        mask = None if mask is None else mask.to(self.model.device)
-        if session.exit is None:
-            out = session.think(tokens, mask)
-            residual = out.residual
-        else:
-            steps = step_by_step(self.model, tokens, session.iterations, session.exit, mask, session.cache)
-            with in_eval(self.model):
-                while True:
-                    try:
-                        next(steps)
-                    except StopIteration as ended:
-                        out, residual = ended.value
-                        break
+        out, residual = session.thought(tokens, None if mask is None else mask.to(self.model.device))
         self.count(out, before, session.lengths, memories)
         return out, residual
 
