@@ -102,7 +102,7 @@ def step_by_step(
         cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")
     context = model.context(input_ids, attention_mask, cache, limit)
     injected = model.enter(input_ids, context)
-    state = model.start(injected) if state is None else state
+    state = model.begin(injected, state)
     if attention_mask is None:
         thinking = torch.arange(input_ids.numel(), device=input_ids.device)
     else:
