@@ -16,7 +16,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from mull.inference.early_exit import step_by_step
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel
 from mull.models.cache import Cache, Policy
-from mull.models.config import Capacity, ModelConfig
+from mull.models.config import Capacity
 from mull.models.output import relative_change
 
 
@@ -97,7 +96,8 @@ class ByCount(Way):
             logits=logits,
             used=list(counts),
             flops=[
-                length * price(model.config, count, end, length) for count, end in zip(counts, lengths, strict=True)
+                length * model.config.flops_per_token(count, end, one_by_one=length == 1)
+                for count, end in zip(counts, lengths, strict=True)
             ],
             residual=[None if count == 1 else move for count, move in zip(counts, moved, strict=True)],
         )
@@ -144,28 +144,13 @@ class AtOnce(Way):
         yield
         flops: list[float]
         if out.selected is None:
-            flops = [length * price(model.config, self.iterations, end, length) for end in lengths]
+            own = model.config
+            flops = [length * own.flops_per_token(self.iterations, end, one_by_one=length == 1) for end in lengths]
         else:
             shares = out.selected.double().mean(dim=1).tolist()
             at_shares = model.config.flops_at_shares  # type: ignore[attr-defined]  # of the family that selects
             flops = [length * at_shares(own, end, length == 1) for own, end in zip(shares, lengths, strict=True)]
         return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), flops, [None] * len(counts))
-
-
-def price(config: ModelConfig, count: int | None, length: int, new: int) -> float:
-    """FLOPs of a token at so many iterations that attends to so many positions, one of so many new ones of a call."""
-    alone, near, far = price_line(config, count)
-    seen = min(length, config.window) if new == 1 and config.window else length
-    return alone + near * seen + far * length
-
-
-@lru_cache(maxsize=1024)
-def price_line(config: ModelConfig, count: int | None) -> tuple[float, float, float]:
-    """What a token costs apart from positions, and for each of them in heads with and without a window: to add it up
-    takes as long as a small layer."""
-    none, one = (config.flops_per_token(count, length) for length in (0, 1))
-    edge, beyond = (config.flops_per_token(count, config.window + more, one_by_one=True) for more in (0, 1))
-    return none, one - none - (beyond - edge), beyond - edge
 
 
 def lengths_after(cache: Cache, tokens: Tensor) -> list[int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -86,7 +85,6 @@ class Reader:
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
-        self.flops = cache(model.config.flops_per_token)  # the same few counts and lengths, at every token
 
     @torch.inference_mode()
     def read(self, memories: Sequence[Memory], depth: Depth) -> None:
@@ -139,7 +137,7 @@ class Reader:
             if out.selected is not None:  # which tokens took which pass
                 flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
             else:
-                flops = new * self.flops(used / new, end, None, one_by_one)
+                flops = new * config.flops_per_token(used / new, end, one_by_one=one_by_one)
             if looks is not None:
                 flops += sum(looks[row][-new:]) * config.reading().flops(end, config.seen(one_by_one))
             memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
