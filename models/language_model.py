@@ -126,6 +126,22 @@ class LanguageModel(nn.Module):
         flops = self.config.flops_per_token(used, length, one_by_one=one_by_one)
         return flops + looks * self.config.reading().flops(length, self.config.seen(one_by_one))
 
+    def executed_flops(
+        self, output: ModelOutput, lengths: Sequence[int], new: Sequence[int] | None = None
+    ) -> list[float]:
+        """The same of a call behind a cache, by row, of all its tokens together. `lengths` are those of what the cache
+        holds now; `new` says how many tokens of each row, the last ones, are no padding: None means all."""
+        config, width = self.config, output.iterations.shape[1]
+        spent, looks = output.iterations.tolist(), None if output.looks is None else output.looks.tolist()
+        found = []
+        for row, length in enumerate(lengths):
+            own = width if new is None else new[row]
+            flops = own * config.flops_per_token(sum(spent[row][-own:]) / own, length, one_by_one=width == 1)
+            if looks is not None:
+                flops += sum(looks[row][-own:]) * config.reading().flops(length, config.seen(width == 1))
+            found.append(flops)
+        return found
+
     def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
         """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises
         ValueError for a count below 1, counts of another shape than (B,), and any count where there is no loop."""

@@ -111,19 +111,11 @@ class ByRule(Way):
     policy: Policy = field(default="deepest", init=False)
 
     def call(self, model: LanguageModel, tokens: Tensor, cache: Cache, counts: Sequence[int]) -> Steps:
-        lengths, length = lengths_after(cache, tokens), tokens.shape[1]
+        lengths = lengths_after(cache, tokens)
         out, residual = yield from step_by_step(model, tokens, counts[0], self.rule, None, cache)
-        used = out.iterations.sum(dim=1).tolist()
-        looks = [0] * len(used) if out.looks is None else out.looks.sum(dim=1).tolist()
-        config = model.config
-        flops = [
-            length * config.flops_per_token(spent / length, end, one_by_one=length == 1)
-            + looked * config.reading().flops(end, config.seen(length == 1))
-            for spent, looked, end in zip(used, looks, lengths, strict=True)
-        ]
         moved, last = residual[:, -1].tolist(), out.iterations[:, -1].tolist()
         known = [None if count == 1 else move for count, move in zip(last, moved, strict=True)]
-        return Said(out.logits[:, -1], last, flops, known)
+        return Said(out.logits[:, -1], last, model.executed_flops(out, lengths), known)
 
     @property
     def in_pieces(self) -> bool:
@@ -138,19 +130,12 @@ class AtOnce(Way):
     capacity: Capacity | None
 
     def call(self, model: LanguageModel, tokens: Tensor, cache: Cache, counts: Sequence[int]) -> Steps:
-        lengths, length = lengths_after(cache, tokens), tokens.shape[1]
+        lengths = lengths_after(cache, tokens)
         options: Any = {} if self.capacity is None else {"capacity": self.capacity}
         out = model(tokens, self.iterations, cache=cache, **options)
         yield
-        flops: list[float]
-        if out.selected is None:
-            own = model.config
-            flops = [length * own.flops_per_token(self.iterations, end, one_by_one=length == 1) for end in lengths]
-        else:
-            shares = out.selected.double().mean(dim=1).tolist()
-            at_shares = model.config.flops_at_shares  # type: ignore[attr-defined]  # of the family that selects
-            flops = [length * at_shares(own, end, length == 1) for own, end in zip(shares, lengths, strict=True)]
-        return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), flops, [None] * len(counts))
+        flops, used = model.executed_flops(out, lengths), out.iterations[:, -1].tolist()
+        return Said(out.logits[:, -1], used, flops, [None] * len(counts))
 
 
 def lengths_after(cache: Cache, tokens: Tensor) -> list[int]:

@@ -128,19 +128,11 @@ class Reader:
 
     def count(self, out: ModelOutput, before: list[int], after: list[int], memories: Sequence[Memory]) -> None:
         """Bill the rows of a call, each at its own length."""
-        spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
-        config, one_by_one = self.model.config, out.logits.shape[1] == 1
-        looped = config.default_iterations is not None
-        for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
-            new = end - start
-            used = sum(spent[row][-new:])
-            if out.selected is not None:  # which tokens took which pass
-                flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
-            else:
-                flops = new * config.flops_per_token(used / new, end, one_by_one=one_by_one)
-            if looks is not None:
-                flops += sum(looks[row][-new:]) * config.reading().flops(end, config.seen(one_by_one))
-            memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
+        looped = self.model.config.default_iterations is not None
+        read = [end - start for start, end in zip(before, after, strict=True)]
+        flops = self.model.executed_flops(out, after, read)
+        for spent, own, cost, memory in zip(out.iterations.tolist(), read, flops, memories, strict=True):
+            memory.meter.add(flops=cost, iterations=sum(spent[-own:]) if looped else 0, read=own)
 
 
 def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
@@ -149,12 +141,6 @@ def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
     session = Session.gathered([(each.session, each.row) for each in held])
     session.cut([each.length for each in held])
     return session
-
-
-def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
-    """Which routed passes the last positions of one row took."""
-    selected = None if out.selected is None else out.selected[row : row + 1, -count:]
-    return replace(out, iterations=out.iterations[row : row + 1, -count:], selected=selected)
 
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:
