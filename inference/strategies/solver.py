@@ -25,7 +25,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import accumulate
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mull.inference.exits import Exit
-from mull.inference.sampling import Draw
+from mull.inference.sampling import Draw, seed_from
 from mull.inference.strategies.meter import Meter
 
 Key = tuple[int, ...]
@@ -385,5 +384,4 @@ def forked(branches: Sequence[Branch]) -> list[Branch]:
 
 def seed_of(key: Key, place: int) -> int:
     """The seed of the draw at a place behind a prompt."""
-    digest = blake2b(f"{','.join(map(str, key))} {place}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_from(f"{','.join(map(str, key))} {place}")
