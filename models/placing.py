@@ -43,11 +43,11 @@ def place(
         if not causal:
             back = back.abs()
         if valid is None:
-            at = cells(columns, n_tokens) if board else columns
+            at = on_board(columns, n_tokens) if board else columns
             near = None if n_tokens == 1 or window is None else within(apart(at, causal, board), window)
             return Context(columns, rotation(at), n_tokens, window=window, near=near)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        at = cells(positions, valid.sum(dim=1, keepdim=True)) if board else positions
+        at = on_board(positions, valid.sum(dim=1, keepdim=True)) if board else positions
         mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
         near = None if window is None else (mask & (apart(at, causal, board) < window))[:, None]
         before = earlier_tokens(valid, positions, reach) if reach > 1 else None
@@ -83,7 +83,7 @@ def place(
     )
 
 
-def cells(positions: Tensor, counts: Tensor | int) -> Tensor:
+def on_board(positions: Tensor, counts: Tensor | int) -> Tensor:
     """Row and column, (..., T, 2), of positions (..., T) of rows of so many tokens, (..., 1): on the smallest square
     board that holds them, read row by row."""
     if isinstance(counts, int):  # no tensor, which would have to be sent to the device of the others

@@ -21,7 +21,7 @@ from mull.models import (
     Transformer,
     TransformerConfig,
 )
-from mull.models.routed_layer import BLOCK
+from mull.models.routed_layer import MULTIPLE
 from mull.models.rules import RULES
 
 Build = Callable[..., LanguageModel]
@@ -149,7 +149,7 @@ def test_flops_in_eval_are_those_of_the_tokens_that_went(capacity: Any) -> None:
     model, ids = InnerThinkingTransformer(ROUTED["hold"]).eval(), torch.arange(40)[None]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         out = model(ids, iterations=4, capacity=capacity)
-    shares = ((out.selected[0].sum(dim=0) / BLOCK).ceil() * BLOCK / 40).tolist()  # by layer and pass
+    shares = ((out.selected[0].sum(dim=0) / MULTIPLE).ceil() * MULTIPLE / 40).tolist()  # by layer and pass
     went = model.config.flops_at_shares(shares, 40)
     exact = model.config.flops_at_shares(out.selected[0].double().mean(dim=0).tolist(), 40)
     assert model.executed_flops_per_token(out) == pytest.approx(exact) and exact <= went
