@@ -29,7 +29,7 @@ from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
 from mull.models.loop import Iterations, check_iterations
 from mull.models.output import ModelOutput, Reading
-from mull.models.placing import place
+from mull.models.placing import Sight, place
 from mull.models.positions import Context
 from mull.models.registry import Registry
 from mull.models.roles import Role, parameter_roles
@@ -235,8 +235,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
         shape, c = (len(input_ids), input_ids.shape[1]), self.config
-        near = c.window or None
-        context = place(shape, input_ids.device, valid, cache, self.rotation, near, c.reach, c.causal, c.board)
+        sight = Sight(c.window or None, c.reach, c.causal, c.board)
+        context = place(shape, input_ids.device, valid, cache, self.rotation, sight)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "
