@@ -372,7 +372,4 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             f"{folder / TOKENIZER} is missing; save the model again with mull.save(..., tokenizer=...)"
         )
     checksum = read_fields(folder).get(TOKENIZER_SUM) if is_there(folder / CONFIG) else None
-    tokenizer = read_tokenizer(folder / TOKENIZER, None if checksum is None else str(checksum))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return read_tokenizer(folder / TOKENIZER, None if checksum is None else str(checksum))

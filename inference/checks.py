@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mull.models import LanguageModel
-from mull.models.arguments import as_valid
+from mull.models.arguments import as_valid, outside
 
 
 def routing_options(model: LanguageModel, **options: Any) -> dict[str, Any]:
@@ -50,10 +50,6 @@ def check_prompt(model: LanguageModel, prompt_ids: Tensor, attention_mask: Tenso
 
 def check_known(model: LanguageModel, what: str, ids: Tensor) -> None:
     """Raise a ValueError for ids that the model's vocabulary does not have; it says `what` they are."""
-    vocab_size = model.config.vocab_size
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
-    if outside.numel():
-        raise ValueError(
-            f"{what} {int(outside[0])} lies outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1}); "
-            "encode with the model's own tokenizer"
-        )
+    wrong = outside(ids, model.config.vocab_size, what)
+    if wrong:
+        raise ValueError(wrong)

@@ -8,7 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from mull.inference.generate import stream
 from mull.inference.measure.settling import settling
 from mull.inference.prompts import Line, integers, padded
 from mull.inference.rounds import NewTokens
+from mull.inference.sampling import seed_from
 from mull.inference.text import TextStream, continuation, encode
 from mull.models import LanguageModel
 
@@ -127,8 +127,7 @@ def write_answers(
 
 def generator_of(line: int, given: torch.Generator) -> torch.Generator:
     """The generator of a line, whose draws are a function of the given one's seed and of the number of the line."""
-    digest = blake2b(f"{given.initial_seed()} {line}".encode(), digest_size=8).digest()
-    return torch.Generator(given.device).manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(given.device).manual_seed(seed_from(f"{given.initial_seed()} {line}"))
 
 
 def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], call: dict[str, Any]) -> list[Written]:

@@ -102,14 +102,14 @@ def step_by_step(
         cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")
     context = model.context(input_ids, attention_mask, cache, limit)
     injected = model.enter(input_ids, context)
-    state = model.start(injected) if state is None else state
+    state = model.begin(injected, state)
     if attention_mask is None:
         thinking = torch.arange(input_ids.numel(), device=input_ids.device)
     else:
         thinking = attention_mask.to(input_ids.device).flatten().nonzero().flatten()
     if not len(thinking):
         raise ValueError("attention_mask hides every token; give at least one")
-    state, used, looks, residual = yield from settle(model, injected, state, context, thinking, limit, exit)
+    state, used, looks, residual = yield from iterate_until_left(model, injected, state, context, thinking, limit, exit)
     reading = model.read(state, context)
     context.commit(None)  # each position is held at its own depth already
     output = ModelOutput(
@@ -123,7 +123,7 @@ def step_by_step(
     return output, residual.view(input_ids.shape)
 
 
-def settle(
+def iterate_until_left(
     model: IteratedModel, injected: Tensor, state: Tensor, context: Context, thinking: Tensor, limit: int, exit: Exit
 ) -> Generator[None, None, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Iterate the positions `thinking`, (N,) ascending indices into B * T, until each has left or reached the limit.
@@ -134,12 +134,12 @@ def settle(
     cache = context.cache
     assert isinstance(cache, Cache)
     prepared = model.prepare(injected)
-    settled = rearrange(state, "b t d -> (b t) d").clone()
-    used = torch.zeros(len(settled), dtype=torch.int64, device=state.device)
+    final = rearrange(state, "b t d -> (b t) d").clone()
+    used = torch.zeros(len(final), dtype=torch.int64, device=state.device)
     looks = torch.zeros_like(used)
-    residual = torch.zeros(len(settled), device=state.device, dtype=torch.promote_types(state.dtype, torch.float32))
+    residual = torch.zeros(len(final), device=state.device, dtype=torch.promote_types(state.dtype, torch.float32))
     now, now_prepared, current = context, prepared, state  # nothing is gathered while all positions think
-    if len(thinking) < len(settled):
+    if len(thinking) < len(final):
         now = context.narrow(thinking)
         now_prepared, current = now.gather(prepared), now.gather(state)
     memory: Memory = {}
@@ -166,7 +166,7 @@ def settle(
         rows, columns = now.cells()
         cache.hold(rows[leaves], columns[leaves], count)
         by_position, left = current.flatten(0, 1), thinking[leaves]
-        settled[left], used[left] = by_position[leaves], count
+        final[left], used[left] = by_position[leaves], count
         residual[left] = relative_change(by_position[leaves], previous.flatten(0, 1)[leaves])
         stays = ~leaves
         thinking = thinking[stays]
@@ -175,4 +175,4 @@ def settle(
         memory = {name: kept[stays] for name, kept in memory.items()}
         now = context.narrow(thinking)
         now_prepared, current = now.gather(prepared), by_position[stays][None]
-    return settled.view(state.shape), used, looks, residual
+    return final.view(state.shape), used, looks, residual

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from numbers import Integral, Real
 from typing import Any
 
@@ -161,6 +162,11 @@ class Draw:
         if self.generator is None or isinstance(self.generator, torch.Generator):
             return self
         return replace(self, generator=[self.generator[row] for row in keep.tolist()])
+
+
+def seed_from(key: str) -> int:
+    """A seed that is a function of a text, so that draws depend on what they are for and not on what comes beside."""
+    return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def renormalized(p: Tensor, keep: Tensor) -> Tensor:

@@ -30,12 +30,14 @@ def as_ids(input_ids: Any, device: torch.device) -> Tensor:
     return input_ids.to(torch.int64)
 
 
-def outside(input_ids: Tensor, vocab_size: int) -> str:
-    """What is wrong with ids that are not all in the vocabulary."""
-    wrong = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+def outside(ids: Tensor, vocab_size: int, what: str = "token id") -> str:
+    """What is wrong with ids that are not all in the vocabulary, `what` they are; empty where nothing is."""
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if not wrong.numel():
+        return ""
     return (
-        f"token id {int(wrong[0])} lies outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1}); "
-        "encode the text with the model's own tokenizer"
+        f"{what} {int(wrong[0])} lies outside the vocabulary of {vocab_size} (0 .. {vocab_size - 1}); "
+        "encode with the model's own tokenizer"
     )
 
 

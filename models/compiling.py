@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from mull.models.layers import Join, through
 from mull.models.positions import Context
 
-Block = Callable[..., Tensor]  # with the arguments of `layers.through`
+Through = Callable[..., Tensor]  # with the arguments of `layers.through`
 
 
-def own_code() -> Block:
+def own_code() -> Through:
     """`layers.through` with a code object of its own."""
     return FunctionType(through.__code__.replace(), through.__globals__, argdefs=through.__defaults__)
 
 
-def compiled_for_decoding(device: torch.device) -> Block:
+def compiled_for_decoding(device: torch.device) -> Through:
     """A block for calls of one token a row behind a cache, for a model on this device."""
     # Guards on modules would take a tenth of the time. Without them compiled code must not be shared with other models.
     unguarded: Any = torch.compiler.skip_guard_on_all_nn_modules_unsafe
@@ -40,7 +40,7 @@ class TrainingBlocks:
     """The blocks of a model for calls without a cache, each compiled by itself when it is first met."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, Block] = {}  # by the number of a block's first layer
+        self.blocks: dict[int, Through] = {}  # by the number of a block's first layer
 
     def run(self, layers: nn.ModuleList, x: Tensor, context: Context, first: int, join: Join | None) -> Tensor:
         """`layers.through`, compiled."""

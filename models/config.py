@@ -7,7 +7,7 @@ everything that the architecture needs. Depth (the iteration count) is an argume
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from mull.models.cost import Cost, matrix, vector
@@ -184,6 +184,11 @@ class ModelConfig:
         """Parameters of the model, each counted once however often it is used."""
         return (self.once() + self.iteration()).parameters
 
+    @cached_property
+    def added_up(self) -> tuple[Cost, Cost]:
+        """`once` and `iteration`, kept: to add them up takes as long as a small layer, and each token is billed."""
+        return self.once(), self.iteration()
+
     def flops_per_token(
         self, iterations: float | None, length: int, capacity: Capacity | None = None, one_by_one: bool = False
     ) -> float:
@@ -196,8 +201,8 @@ class ModelConfig:
             one_by_one: tokens come one at a time, behind a cache: heads with a window compute no score outside of it.
         """
         count = (self.default_iterations or 0) if iterations is None else iterations
-        seen = self.seen(one_by_one)
-        return self.once().flops(length, seen) + count * self.iteration().flops(length, seen)
+        (once, iteration), seen = self.added_up, self.seen(one_by_one)
+        return once.flops(length, seen) + count * iteration.flops(length, seen)
 
     def seen(self, one_by_one: bool) -> int | None:
         """The window that `Cost.flops` takes; None where all scores are computed."""

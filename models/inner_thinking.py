@@ -166,6 +166,17 @@ class InnerThinkingTransformer(LanguageModel):
         one_by_one = length is not None and new == 1
         return self.config.flops_at_shares(shares, new if length is None else length, one_by_one)
 
+    def executed_flops(
+        self, output: ModelOutput, lengths: Sequence[int], new: Sequence[int] | None = None
+    ) -> list[float]:
+        assert output.selected is not None  # (B, T, layers, passes)
+        selected, width, found = output.selected.double().cpu(), output.selected.shape[1], []
+        for row, length in enumerate(lengths):
+            own = width if new is None else new[row]
+            shares = selected[row, -own:].mean(dim=0).tolist()
+            found.append(own * self.config.flops_at_shares(shares, length, width == 1))
+        return found
+
     def compile_decoding(self) -> None:
         raise ValueError("an InnerThinkingTransformer decides pass by pass what to run: it cannot be compiled ahead")
 

@@ -175,20 +175,32 @@ class IteratedModel(LanguageModel, ABC):
     ) -> Iterator[tuple[int, Tensor]]:
         """Enter, then (count, state) after every iteration; see `loop.iterate`."""
         injected = self.enter(input_ids, context)
-        if state is None:
-            state = self.start(injected, generator)
-        elif generator is not None and not self.is_noisy:
-            raise ValueError("state is the initial state, and generator draws one: give one of them")
-        elif getattr(state, "shape", None) != injected.shape:
-            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {found}")
+        begun = self.begin(injected, state, generator, self.is_noisy)
         cache = context.cache  # which may have held deeper rows: all rows end at its deepest count
         total = cache.iterations_of(iterations) if isinstance(cache, Cache) else deepest(iterations)
         begins = (total - iterations)[:, None, None] if isinstance(iterations, Tensor) else None
         disturb = None if generator is None or not self.is_noisy else partial(self.disturb, generator=generator)
         yield from iterate(
-            self.thinker(injected, context), state, total, backprop_iterations, begins, recompute, disturb
+            self.thinker(injected, context), begun, total, backprop_iterations, begins, recompute, disturb
         )
+
+    def begin(
+        self,
+        injected: Tensor,
+        state: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noisy: bool = False,
+    ) -> Tensor:
+        """The state that a call begins with, (B, T, D): the caller's, or else what `start` says. Raises ValueError for
+        a state of another shape, and for one beside a generator, unless noisy iterations have it draw later on."""
+        if state is None:
+            return self.start(injected, generator)
+        if generator is not None and not noisy:
+            raise ValueError("state is the initial state, and generator draws one: give one of them")
+        if getattr(state, "shape", None) != injected.shape:
+            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {found}")
+        return state
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

@@ -29,7 +29,7 @@ from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
 from mull.models.loop import Iterations, check_iterations
 from mull.models.output import ModelOutput, Reading
-from mull.models.placing import place
+from mull.models.placing import Sight, place
 from mull.models.positions import Context
 from mull.models.registry import Registry
 from mull.models.roles import Role, parameter_roles
@@ -126,6 +126,22 @@ class LanguageModel(nn.Module):
         flops = self.config.flops_per_token(used, length, one_by_one=one_by_one)
         return flops + looks * self.config.reading().flops(length, self.config.seen(one_by_one))
 
+    def executed_flops(
+        self, output: ModelOutput, lengths: Sequence[int], new: Sequence[int] | None = None
+    ) -> list[float]:
+        """The same of a call behind a cache, by row, of all its tokens together. `lengths` are those of what the cache
+        holds now; `new` says how many tokens of each row, the last ones, are no padding: None means all."""
+        config, width = self.config, output.iterations.shape[1]
+        spent, looks = output.iterations.tolist(), None if output.looks is None else output.looks.tolist()
+        found = []
+        for row, length in enumerate(lengths):
+            own = width if new is None else new[row]
+            flops = own * config.flops_per_token(sum(spent[row][-own:]) / own, length, one_by_one=width == 1)
+            if looks is not None:
+                flops += sum(looks[row][-own:]) * config.reading().flops(length, config.seen(width == 1))
+            found.append(flops)
+        return found
+
     def check_depth(self, iterations: Iterations | None, batch_size: int = 1) -> Any:
         """The `Iterations` of a call on so many rows, the config's for None; None where the model has no loop. Raises
         ValueError for a count below 1, counts of another shape than (B,), and any count where there is no loop."""
@@ -219,8 +235,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"the cache holds {cache.batch_size} sequences, input_ids has {len(input_ids)}")
         valid = None if attention_mask is None else as_valid(attention_mask)
         shape, c = (len(input_ids), input_ids.shape[1]), self.config
-        near = c.window or None
-        context = place(shape, input_ids.device, valid, cache, self.rotation, near, c.reach, c.causal, c.board)
+        sight = Sight(c.window or None, c.reach, c.causal, c.board)
+        context = place(shape, input_ids.device, valid, cache, self.rotation, sight)
         if context.end > self.config.max_length:
             raise ValueError(
                 f"{context.end} positions are more than the model's limit of {self.config.max_length}; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,39 +19,60 @@ from mull.models.cache import Cache
 from mull.models.positions import Context, within
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What tokens see of each other, whatever the call.
+
+    Attributes:
+        window: the latest tokens that heads with a window see; None where no head has one.
+        reach: how many positions a convolution joins.
+        causal: whether order is; if not, a token sees the later ones too, a window reaches as far to the right as to
+            the left, and there is no cache.
+        board: whether a window reaches as far in rows as in columns.
+    """
+
+    window: int | None = None
+    reach: int = 1
+    causal: bool = True
+    board: bool = False
+
+    def apart(self, at: Tensor) -> Tensor:
+        """How far each key stands before each query, (..., T, T), of positions (..., T); how far away on either side
+        where order is not causal. On a board, rows and columns (..., T, 2), it is the longer of the two ways."""
+        if self.board:
+            return (at[..., :, None, :] - at[..., None, :, :]).abs().amax(dim=-1)
+        back = at[..., :, None] - at[..., None, :]
+        return back if self.causal else back.abs()
+
+
 def place(
     shape: tuple[int, int],
     device: torch.device,
     valid: Tensor | None,
     cache: Cache | None,
     rotation: Callable[[Tensor], Tensor | None],
-    window: int | None = None,
-    reach: int = 1,
-    causal: bool = True,
-    board: bool = False,
+    sight: Sight = Sight(),  # frozen
 ) -> Context:
     """The context of a whole call of this shape, (B, T), behind what the cache holds.
 
     `valid`, (B, T) bool, is false at padding; `rotation` makes cos and sin of positions, (...,) int64, or of rows and
-    columns, (..., 2); `window` is that of heads that have one; `reach` says how many positions a convolution joins.
-    Where order is not `causal`, a token sees the later ones too, and a window reaches as far to the right as to the
-    left; there is no cache then. On a `board` it reaches as far in rows as in columns.
+    columns, (..., 2), on a board.
     """
-    batch_size, n_tokens = shape
+    (batch_size, n_tokens), window = shape, sight.window
     if cache is None:
         columns = torch.arange(n_tokens, device=device)
         back = columns[:, None] - columns
-        if not causal:
+        if not sight.causal:
             back = back.abs()
         if valid is None:
-            at = cells(columns, n_tokens) if board else columns
-            near = None if n_tokens == 1 or window is None else within(apart(at, causal, board), window)
+            at = on_board(columns, n_tokens) if sight.board else columns
+            near = None if n_tokens == 1 or window is None else within(sight.apart(at), window)
             return Context(columns, rotation(at), n_tokens, window=window, near=near)
         positions = (valid.cumsum(dim=1) - 1).clamp(min=0)
-        at = cells(positions, valid.sum(dim=1, keepdim=True)) if board else positions
+        at = on_board(positions, valid.sum(dim=1, keepdim=True)) if sight.board else positions
         mask = ((back >= 0) & valid[:, None, :]) | (back == 0)  # padding sees itself: a softmax over nothing is NaN
-        near = None if window is None else (mask & (apart(at, causal, board) < window))[:, None]
-        before = earlier_tokens(valid, positions, reach) if reach > 1 else None
+        near = None if window is None else (mask & (sight.apart(at) < window))[:, None]
+        before = earlier_tokens(valid, positions, sight.reach) if sight.reach > 1 else None
         return Context(positions, rotation(at), n_tokens, mask[:, None], window=window, near=near, before=before)
     counts = [n_tokens] * batch_size if valid is None else valid.sum(dim=1).tolist()
     end = max([1, *(length + count for length, count in zip(cache.lengths, counts, strict=True))])
@@ -83,7 +105,7 @@ def place(
     )
 
 
-def cells(positions: Tensor, counts: Tensor | int) -> Tensor:
+def on_board(positions: Tensor, counts: Tensor | int) -> Tensor:
     """Row and column, (..., T, 2), of positions (..., T) of rows of so many tokens, (..., 1): on the smallest square
     board that holds them, read row by row."""
     if isinstance(counts, int):  # no tensor, which would have to be sent to the device of the others
@@ -91,15 +113,6 @@ def cells(positions: Tensor, counts: Tensor | int) -> Tensor:
     else:
         side = counts.to(torch.float64).sqrt().ceil().to(torch.int64)
     return torch.stack([positions // side, positions % side], dim=-1)
-
-
-def apart(at: Tensor, causal: bool, board: bool) -> Tensor:
-    """How far each key stands before each query, (..., T, T), of positions (..., T); how far away on either side where
-    order is not causal. On a board, rows and columns (..., T, 2), it is the longer of the two ways."""
-    if board:
-        return (at[..., :, None, :] - at[..., None, :, :]).abs().amax(dim=-1)
-    back = at[..., :, None] - at[..., None, :]
-    return back if causal else back.abs()
 
 
 def earlier_tokens(valid: Tensor, positions: Tensor, reach: int) -> tuple[tuple[Tensor, Tensor], ...]:

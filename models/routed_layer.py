@@ -31,7 +31,7 @@ from mull.models.roles import Role
 from mull.models.rules import RULES
 from mull.models.selection import GRID, Select, auxiliary, before, behind, expected_thresholds, threshold
 
-BLOCK = 8  # tokens that are selected by threshold are gathered in multiples of this; see `Context.pick`
+MULTIPLE = 8  # tokens that are selected by threshold are gathered in multiples of this; see `Context.pick`
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class RoutedLayer(Layer):
         decision, weight = self.decide(y, t, plan)
         eligible = plan.eligible(t, y.shape[1])
         everybody = plan.capacity[t - 1] == 1 and eligible is None  # whatever the tokens are
-        some = None if everybody else context.pick(decision.selected, BLOCK if plan.causal else 1)
+        some = None if everybody else context.pick(decision.selected, MULTIPLE if plan.causal else 1)
         new = y
         if not self.rule.holds and weight is not None:
             new = self.rule.skipped(y, weight, self.phi(t)).to(y.dtype)

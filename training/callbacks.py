@@ -23,8 +23,9 @@ from torch.utils.data.distributed import DistributedSampler
 from mull.checkpoints.quantities import NATS, number
 from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
+from mull.models.labels import scored, token_losses
 from mull.training.data.traces import NOT_JUDGED
-from mull.training.losses import judgement_losses, scored, token_losses
+from mull.training.losses import judgement_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
 

@@ -23,21 +23,23 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mull.models import IteratedModel, LanguageModel, ModelOutput
+from mull.models.labels import scored, token_losses
 from mull.models.loop import Iterations
 from mull.models.precision import wide
-from mull.training.data.task import IGNORE
 from mull.training.iterations import IterationSampler
 
 
 class Loss(ABC):
     """A loss names the counts it reads answers at, and turns the output into a scalar in nats per scored token."""
+
+    asks_gate: ClassVar[bool] = False  # whether it trains the exit gate
 
     def read_at(self, iterations: Iterations | None) -> Sequence[int]:  # noqa: ARG002
         """Counts at which forward must read answers out, besides the last."""
@@ -54,6 +56,11 @@ class Loss(ABC):
     def begins_anew(self, network: nn.Module) -> list[nn.Parameter]:  # noqa: ARG002
         """Those that keep their fresh weights where a run starts from a folder that has trained ones (`--from`)."""
         return []
+
+    def check(self, sampler: IterationSampler | None) -> None:
+        """Raise a ValueError, before anything is trained, where the counts of a sampler (None: no loop) teach nothing:
+        this one refuses a count for each row where the loss needs one for the batch."""
+        self.read_at(None if sampler is None else sampler(0, 0, 1))
 
     @property
     def asks_value(self) -> bool:
@@ -172,6 +179,8 @@ class ExpectedOverIterations(Loss):
         entropy_weight: beta, in nats per nat; Ouro uses 0.1, then 0.05.
     """
 
+    asks_gate: ClassVar[bool] = True
+
     def __init__(self, entropy_weight: float = 0.1) -> None:
         if not 0 <= entropy_weight < math.inf:
             raise ValueError(f"entropy_weight must be a number of at least 0, not {entropy_weight}")
@@ -199,6 +208,8 @@ class HaltOnImprovement(Loss):
         least: gamma, the improvement in nats at which going on and halting are wished for alike.
     """
 
+    asks_gate: ClassVar[bool] = True
+
     def __init__(self, sharpness: float = 50.0, least: float = 0.005) -> None:
         if not 0 < sharpness < math.inf or not 0 <= least < math.inf:
             raise ValueError(f"sharpness must be above 0 and least at least 0, not {sharpness} and {least}")
@@ -215,6 +226,14 @@ class HaltOnImprovement(Loss):
 
     def read_at(self, iterations: Iterations | None) -> range:
         return range(1, 1 + one_count(iterations, "HaltOnImprovement"))
+
+    def check(self, sampler: IterationSampler | None) -> None:
+        super().check(sampler)
+        if sampler is not None and sampler.maximum == 1:
+            raise ValueError(
+                f"HaltOnImprovement compares each iteration with the next, and {type(sampler).__name__} draws 1 at "
+                "most: let it draw more"
+            )
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         exit_logits, losses = by_iteration(output, labels, "HaltOnImprovement")
@@ -328,17 +347,6 @@ def check_labels(loss: Loss, data: object) -> None:
         )
 
 
-def check_counts(loss: Loss, sampler: IterationSampler | None) -> None:
-    """Raise a ValueError where a loss needs one iteration count for a batch and the sampler draws one for each row, and
-    where a gate is to learn from the next iteration and there never is one."""
-    loss.read_at(None if sampler is None else sampler(0, 0, 1))
-    if isinstance(loss, HaltOnImprovement) and sampler is not None and sampler.maximum == 1:
-        raise ValueError(
-            f"HaltOnImprovement compares each iteration with the next, and {type(sampler).__name__} draws 1 at most: "
-            "let it draw more"
-        )
-
-
 def one_count(iterations: Iterations | None, who: str) -> int:
     """R, for a loss that reads answers on the way; raises a ValueError where there is not one R for all rows."""
     if not isinstance(iterations, int):
@@ -380,18 +388,6 @@ def exit_log_distribution(exit_logits: Tensor) -> Tensor:
     survived = torch.cat([torch.zeros_like(stay[:1]), stay[:-1].cumsum(dim=0)])
     leave = torch.cat([F.logsigmoid(exit_logits[:-1]), torch.zeros_like(stay[:1])])  # the last takes the rest
     return survived + leave
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy in nats, (B, T); 0 where nothing is scored."""
-    by_position = wide(rearrange(logits, "b t v -> (b t) v"))
-    flat = F.cross_entropy(by_position, labels.flatten(), ignore_index=IGNORE, reduction="none")
-    return flat.view_as(labels)
-
-
-def scored(labels: Tensor) -> Tensor:
-    """(B, T) bool: the positions that count."""
-    return labels != IGNORE
 
 
 def number_scored(labels: Tensor) -> Tensor:

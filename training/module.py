@@ -32,8 +32,8 @@ from mull.training.carrying import Carried, check_carry
 from mull.training.data.order import check_room
 from mull.training.data.streams import Stream
 from mull.training.iterations import IterationSampler
-from mull.training.losses import ExpectedOverIterations, LastIteration, Loss
-from mull.training.optimizers import AdamW, MuonAdamW, OptimizerRecipe, warmup_stable_decay
+from mull.training.losses import LastIteration, Loss
+from mull.training.optimizers import AdamW, OptimizerRecipe, warmup_stable_decay
 from mull.training.ranks import over_ranks
 from mull.training.sharding import check_known, shard, whole
 from mull.training.skips import Skips
@@ -186,15 +186,16 @@ class TrainingModule(pl.LightningModule):
         """Raise a ValueError unless the network can be divided among devices (fsdp2)."""
         if self.compiles:
             raise ValueError("compiled blocks do not gather divided layers: leave model.compile out, or take ddp")
-        if isinstance(self.optimizer, MuonAdamW):
-            raise ValueError("MuonAdamW needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
+        if self.optimizer.needs_whole_matrices:
+            name = type(self.optimizer).__name__
+            raise ValueError(f"{name} needs whole matrices, which fsdp2 divides: take AdamW, or strategy: ddp")
         check_known(self.network)
 
     @property
     def may_leave_out(self) -> bool:
         """Whether a batch may leave parameters of the network without a gradient: routers where nothing is routed, and
         an exit gate or a process reward that the loss does not ask."""
-        gate = getattr(self.network, "can_halt", False) and not isinstance(self.loss, ExpectedOverIterations)
+        gate = getattr(self.network, "can_halt", False) and not self.loss.asks_gate
         value = getattr(self.network, "value_head", None) is not None and not self.loss.asks_value
         return gate or value or "capacity" in self.accepted
 

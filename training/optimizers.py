@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,13 @@ from mull.training.muon import Muon, NumberType
 
 
 class OptimizerRecipe(ABC):
-    """What the YAML names; builds the optimizer once the network exists."""
+    """What the YAML names; builds the optimizer once the network exists.
+
+    Attributes:
+        needs_whole_matrices: whether it cannot work on parameters that are divided among devices (fsdp2).
+    """
+
+    needs_whole_matrices: ClassVar[bool] = False
 
     @abstractmethod
     def build(self, network: nn.Module) -> torch.optim.Optimizer: ...
@@ -67,6 +73,8 @@ class MuonAdamW(AdamW):
     Raises:
         ValueError: as for `AdamW`, of the momentum as of a beta.
     """
+
+    needs_whole_matrices: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from mull.training.data.order import check_order
 from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
-from mull.training.losses import check_counts, check_labels
+from mull.training.losses import check_labels
 from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
@@ -122,7 +122,7 @@ def check_together(run: TrainingCLI) -> None:
     check_order(run.model.network, run.datamodule)
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     check_labels(run.model.loss, run.datamodule)
-    check_counts(run.model.loss, run.model.iterations)
+    run.model.loss.check(run.model.iterations)
     check_finished(run.model, run.start)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from mull.inference.generate import generate
 from mull.inference.harness.encoding import Encoder
 from mull.inference.harness.scoring import Scorer
 from mull.inference.measure.evaluate import first_passes
+from mull.inference.sampling import seed_from
 
 TASKS_OWN = ("until", "do_sample", "max_gen_toks", "temperature", "top_k", "top_p", "min_p")
 
@@ -53,7 +53,7 @@ def write(
     draws = []  # by request, the seed of its draws
     for number, (prompt, options) in enumerate(requests):
         alike[json.dumps(options, sort_keys=True, default=str)].append(number)
-        draws.append(seed_of(seed, prompt, asked[prompt]))
+        draws.append(seed_from(f"{seed} {asked[prompt]} {prompt}"))
         asked[prompt] += 1
     texts = [""] * len(requests)
     for numbers in alike.values():
@@ -72,9 +72,3 @@ def write(
             for text, (_, number) in zip(answer.text or [], batch, strict=True):
                 texts[number] = text
     return texts
-
-
-def seed_of(seed: int, prompt: str, before: int) -> int:
-    """The seed of what is drawn for a prompt that was asked so many times before."""
-    digest = blake2b(f"{seed} {before} {prompt}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

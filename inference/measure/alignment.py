@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mull.inference.measure.evaluate import IGNORE, Batches
+from mull.inference.measure.evaluate import Batches
 from mull.inference.measure.intervals import clustered_mean
 from mull.inference.measure.results import Result
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel
 from mull.models.iterated import IteratedModel
+from mull.models.labels import scored
 from mull.models.precision import wide
 
 
@@ -62,11 +63,11 @@ def aligned(
         sums: dict[int, list[float]] = {count: [] for count in counts}
         sizes: list[int] = []
         for input_ids, labels in pairs:
-            scored = (labels != IGNORE).to(model.device)
-            kept = scored.any(dim=1)
-            sizes += scored[kept].sum(dim=1).tolist()
+            counted = scored(labels).to(model.device)
+            kept = counted.any(dim=1)
+            sizes += counted[kept].sum(dim=1).tolist()
             for count, cosine in cosines(iterated, input_ids.to(model.device), counts, draws):
-                sums[count] += (cosine * scored)[kept].sum(dim=1).tolist()
+                sums[count] += (cosine * counted)[kept].sum(dim=1).tolist()
         for count in counts:
             low, high = clustered_mean(sums[count], sizes) or (None, None)
             told[difficulty, count] = sum(sums[count]) / sum(sizes), low, None if high is None else min(1.0, high)

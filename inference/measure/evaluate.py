@@ -16,9 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
@@ -30,10 +28,8 @@ from mull.inference.measure.settling import settling
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
-from mull.models.precision import wide
+from mull.models.labels import IGNORE, scored, token_losses
 from mull.models.selection import Selection, check_capacity
-
-IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 
 Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
 
@@ -170,9 +166,9 @@ def evaluate(
         frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
             check_batch(model, input_ids, labels)
-            frequencies += torch.bincount(labels[labels != IGNORE].cpu(), minlength=len(frequencies))
+            frequencies += torch.bincount(labels[scored(labels)].cpu(), minlength=len(frequencies))
             ids, told = input_ids.to(model.device), labels.to(model.device)
-            runs = None if many is None else restarted(many, ids, counts, restarts, draws, told != IGNORE, choose)
+            runs = None if many is None else restarted(many, ids, counts, restarts, draws, scored(told), choose)
             sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
@@ -191,7 +187,7 @@ def check_batch(model: LanguageModel, input_ids: Tensor, labels: Tensor) -> None
             "(examples, positions)"
         )
     check_known(model, "input_ids: token id", input_ids)
-    check_known(model, "labels: token id", labels[labels != IGNORE])
+    check_known(model, "labels: token id", labels[scored(labels)])
 
 
 def results_of(
@@ -253,7 +249,7 @@ def sweep(
     """Add one batch (B, T) to the tallies of all counts, from one unroll; with an exit rule, from a run for each; or
     from `runs`, answers that cost so many `times` one unroll."""
     start = time.perf_counter()
-    scored = (labels != IGNORE).sum(dim=1).tolist()
+    counted = scored(labels).sum(dim=1).tolist()
     answers = model.sweep(input_ids, list(tallies), **options) if runs is None else runs
     if exit is not None:
         answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
@@ -261,12 +257,12 @@ def sweep(
         correct, nats = score(reading.logits, labels)  # on the CPU: the device has finished when the clock is read
         tally = tallies[count]
         tally.seconds += time.perf_counter() - start
-        kept = [i for i, n in enumerate(scored) if n]
-        tally.scored += [scored[i] for i in kept]
+        kept = [i for i, n in enumerate(counted) if n]
+        tally.scored += [counted[i] for i in kept]
         tally.correct += [int(correct[i]) for i in kept]
         tally.nats += [float(nats[i]) for i in kept]
         if reading.residual is not None:
-            largest = reading.residual.masked_fill(labels == IGNORE, 0).amax(dim=1).tolist()
+            largest = reading.residual.masked_fill(~scored(labels), 0).amax(dim=1).tolist()
             tally.residuals += [largest[i] for i in kept]
         tally.positions += input_ids.numel()
         flops = times * model.config.flops_per_token(count, input_ids.shape[1])
@@ -285,15 +281,7 @@ def score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     A position whose logits are NaN is never right, whatever argmax makes of it.
     """
-    nats = losses(logits, labels).double()
+    nats = token_losses(logits, labels).double()
     right = (logits.argmax(dim=-1) == labels) & ~nats.isnan()
     sums = torch.stack([right.sum(dim=1).double(), nats.sum(dim=1)]).cpu()
     return sums[0], sums[1]
-
-
-def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Loss in nats of every position, (B, T) in fp32 or better; 0 where none is scored."""
-    nats = F.cross_entropy(
-        rearrange(wide(logits), "b t v -> (b t) v"), labels.flatten(), ignore_index=IGNORE, reduction="none"
-    )
-    return nats.view(labels.shape)

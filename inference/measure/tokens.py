@@ -22,12 +22,12 @@ from mull.checkpoints.quantities import MEAN, NATS, PERCENT, number
 from mull.inference.checks import routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.evaluate import IGNORE, losses
 from mull.inference.measure.plots import write_png
 from mull.inference.measure.routers import router_table, router_uses
 from mull.inference.measure.table import standard_output
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel
+from mull.models.labels import scored, token_losses
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def token_uses(
         used = out.iterations.float()
         if out.selected is not None:  # (B, T, layers, passes)
             used = 1 + out.selected.sum(dim=-1).float().mean(dim=-1)
-        nats = losses(out.logits, labels).masked_fill(labels == IGNORE, float("nan"))
+        nats = token_losses(out.logits, labels).masked_fill(~scored(labels), float("nan"))
         items = torch.arange(seen, seen + len(input_ids))[:, None].expand(input_ids.shape)
         seen += len(input_ids)
         uses += [Use(*use) for use in zip(*(x.flatten().tolist() for x in (input_ids, used, nats, items)), strict=True)]

@@ -16,7 +16,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from mull.inference.early_exit import step_by_step
 from mull.inference.exits import Exit
 from mull.models import IteratedModel, LanguageModel
 from mull.models.cache import Cache, Policy
-from mull.models.config import Capacity, ModelConfig
+from mull.models.config import Capacity
 from mull.models.output import relative_change
 
 
@@ -97,7 +96,8 @@ class ByCount(Way):
             logits=logits,
             used=list(counts),
             flops=[
-                length * price(model.config, count, end, length) for count, end in zip(counts, lengths, strict=True)
+                length * model.config.flops_per_token(count, end, one_by_one=length == 1)
+                for count, end in zip(counts, lengths, strict=True)
             ],
             residual=[None if count == 1 else move for count, move in zip(counts, moved, strict=True)],
         )
@@ -111,19 +111,11 @@ class ByRule(Way):
     policy: Policy = field(default="deepest", init=False)
 
     def call(self, model: LanguageModel, tokens: Tensor, cache: Cache, counts: Sequence[int]) -> Steps:
-        lengths, length = lengths_after(cache, tokens), tokens.shape[1]
+        lengths = lengths_after(cache, tokens)
         out, residual = yield from step_by_step(model, tokens, counts[0], self.rule, None, cache)
-        used = out.iterations.sum(dim=1).tolist()
-        looks = [0] * len(used) if out.looks is None else out.looks.sum(dim=1).tolist()
-        config = model.config
-        flops = [
-            length * config.flops_per_token(spent / length, end, one_by_one=length == 1)
-            + looked * config.reading().flops(end, config.seen(length == 1))
-            for spent, looked, end in zip(used, looks, lengths, strict=True)
-        ]
         moved, last = residual[:, -1].tolist(), out.iterations[:, -1].tolist()
         known = [None if count == 1 else move for count, move in zip(last, moved, strict=True)]
-        return Said(out.logits[:, -1], last, flops, known)
+        return Said(out.logits[:, -1], last, model.executed_flops(out, lengths), known)
 
     @property
     def in_pieces(self) -> bool:
@@ -138,34 +130,12 @@ class AtOnce(Way):
     capacity: Capacity | None
 
     def call(self, model: LanguageModel, tokens: Tensor, cache: Cache, counts: Sequence[int]) -> Steps:
-        lengths, length = lengths_after(cache, tokens), tokens.shape[1]
+        lengths = lengths_after(cache, tokens)
         options: Any = {} if self.capacity is None else {"capacity": self.capacity}
         out = model(tokens, self.iterations, cache=cache, **options)
         yield
-        flops: list[float]
-        if out.selected is None:
-            flops = [length * price(model.config, self.iterations, end, length) for end in lengths]
-        else:
-            shares = out.selected.double().mean(dim=1).tolist()
-            at_shares = model.config.flops_at_shares  # type: ignore[attr-defined]  # of the family that selects
-            flops = [length * at_shares(own, end, length == 1) for own, end in zip(shares, lengths, strict=True)]
-        return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), flops, [None] * len(counts))
-
-
-def price(config: ModelConfig, count: int | None, length: int, new: int) -> float:
-    """FLOPs of a token at so many iterations that attends to so many positions, one of so many new ones of a call."""
-    alone, near, far = price_line(config, count)
-    seen = min(length, config.window) if new == 1 and config.window else length
-    return alone + near * seen + far * length
-
-
-@lru_cache(maxsize=1024)
-def price_line(config: ModelConfig, count: int | None) -> tuple[float, float, float]:
-    """What a token costs apart from positions, and for each of them in heads with and without a window: to add it up
-    takes as long as a small layer."""
-    none, one = (config.flops_per_token(count, length) for length in (0, 1))
-    edge, beyond = (config.flops_per_token(count, config.window + more, one_by_one=True) for more in (0, 1))
-    return none, one - none - (beyond - edge), beyond - edge
+        flops, used = model.executed_flops(out, lengths), out.iterations[:, -1].tolist()
+        return Said(out.logits[:, -1], used, flops, [None] * len(counts))
 
 
 def lengths_after(cache: Cache, tokens: Tensor) -> list[int]:

@@ -164,7 +164,7 @@ class ComputeOptimal(Strategy):
                 f"{', '.join(map(str, missing))}; it has {'; '.join(known)}"
             )
         best = {difficulty: max(each) for difficulty, each in passed.items()}
-        return {hard: next(name for name, least in BINS.items() if share >= least) for hard, share in best.items()}
+        return {difficulty: bin_at(share) for difficulty, share in best.items()}
 
     def bin_of(self, difficulty: int | None) -> str | None:
         """The bin of a problem; None where its difficulty is not known."""
@@ -197,6 +197,11 @@ class ComputeOptimal(Strategy):
             f"strategy {self.name}: a budget of {self.budget:.3g} FLOPs is too small for one answer{what}: the "
             f"cheapest of the table, {cheapest.strategy}, takes {cheapest.flops:.3g}"
         )
+
+
+def bin_at(pass_at_1: float) -> str:
+    """The bin of a Pass@1: absolute, whatever the others are."""
+    return next(name for name, least in BINS.items() if pass_at_1 >= least)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar
@@ -30,7 +29,7 @@ from urllib.parse import urlsplit
 
 from mull.checkpoints.files import shown
 from mull.inference.exits import as_exit
-from mull.inference.strategies.meter import Meter
+from mull.inference.strategies.meter import Meter, Shared
 from mull.inference.strategies.ordinary import ORDINARY
 from mull.inference.strategies.pieces import Piece, pieces_of, up_to, words
 from mull.inference.strategies.solver import (
@@ -82,7 +81,7 @@ class Reply:
     unclear: bool = False
 
 
-class EndpointSolver(Solver):
+class EndpointSolver(Solver, Shared):
     """See the head of this file.
 
     Args:
@@ -141,12 +140,6 @@ class EndpointSolver(Solver):
         count = own.get("iterations") if isinstance(own, dict) else None
         return count if isinstance(count, int) and count > 0 else None
 
-    def billed(self, meter: Meter) -> EndpointSolver:
-        """The same solver with another meter, which the branches bill that it begins; see together.py."""
-        found = copy(self)
-        found.meter = meter
-        return found
-
     # Branches -----------------------------------------------------------------------------------------------------
 
     def begin(self, prompt: str, key: Key = ()) -> Branch:
@@ -163,10 +156,8 @@ class EndpointSolver(Solver):
             found.append(replace(branch, tokens=(*branch.tokens, *put), ended=False))
         return found
 
-    def cut(self, branch: Branch, tokens: int) -> Branch:
-        if not 0 <= tokens <= len(branch.tokens):
-            raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
-        return branch if tokens == len(branch.tokens) else replace(branch, tokens=branch.tokens[:tokens], ended=False)
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
+        return replace(branch, tokens=branch.tokens[:tokens], ended=False)
 
     def cut_text(self, branch: Branch, length: int) -> Branch:
         kept, start = list[Token](), 0

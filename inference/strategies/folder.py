@@ -9,17 +9,15 @@ Shapes: B rows that write, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from mull.inference.checks import check_prompt
 from mull.inference.early_exit import choose_exit
 from mull.inference.generate import stop_ids
 from mull.inference.prompts import integers
-from mull.inference.strategies.meter import Meter
+from mull.inference.strategies.meter import Meter, Shared
 from mull.inference.strategies.reading import Depth, Held, Memory, Reader, gathered, rewards_of
 from mull.inference.strategies.solver import (
     After,
@@ -58,7 +56,7 @@ class Asked:
     after: After | None
 
 
-class FolderSolver(Solver):
+class FolderSolver(Solver, Shared):
     """See the head of this file.
 
     Args:
@@ -82,12 +80,6 @@ class FolderSolver(Solver):
                 "nothing for strategies to write; train on a task with styles, or use mull generate"
             )
         self.stops = frozenset(stop_ids(model, None))
-
-    def billed(self, meter: Meter) -> FolderSolver:
-        """The same solver with another meter, which the branches bill that it begins; see together.py."""
-        found = copy(self)
-        found.meter = meter
-        return found
 
     # Branches -----------------------------------------------------------------------------------------------------
 
@@ -116,11 +108,7 @@ class FolderSolver(Solver):
             found.append(replace(branch, tokens=tuple(tokens), ended=len(ids) >= limit, memory=memory))
         return found
 
-    def cut(self, branch: Branch, tokens: int) -> Branch:
-        if not 0 <= tokens <= len(branch.tokens):
-            raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
-        if tokens == len(branch.tokens):
-            return branch
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
         memory = branch.memory.cut(len(branch.memory.ids) - len(branch.tokens) + tokens)
         return replace(branch, tokens=branch.tokens[:tokens], ended=False, memory=memory)
 
@@ -184,7 +172,7 @@ class FolderSolver(Solver):
         used, moved = [read.used for read in held], [read.residual for read in held]
         writing, done = list(range(len(rows))), dict[int, Branch]()
         while True:
-            tokens = self.draw([rows[place].line for place in writing], logits, asked)
+            tokens = self.draw([rows[place].line for place in writing], logits, asked.manner, asked.before, asked.after)
             log_p = logits.double().log_softmax(dim=-1)
             stays = []
             for at, (place, token) in enumerate(zip(writing, tokens, strict=True)):
@@ -217,12 +205,6 @@ class FolderSolver(Solver):
         memory = row.line.branch.memory.grown(row.ids)
         memory.held[depth] = held
         return replace(row.line.branch, tokens=tuple(row.line.tokens), ended=ended, memory=memory)
-
-    def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
-        """The next token of each line."""
-        changed = logits if asked.before is None else asked.before(lines, logits)
-        tokens = asked.manner.draw(lines).choose(changed).tolist()
-        return tokens if asked.after is None else list(map(asked.after, lines, tokens))
 
     # Scoring ------------------------------------------------------------------------------------------------------
 

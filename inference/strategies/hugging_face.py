@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 
 from mull.inference.mode import in_eval
-from mull.inference.strategies.meter import Meter
+from mull.inference.strategies.meter import Meter, Shared
 from mull.inference.strategies.ordinary import ORDINARY
 from mull.inference.strategies.solver import (
     After,
@@ -92,7 +91,7 @@ class Row:
     text: str = ""
 
 
-class HuggingFaceSolver(Solver):
+class HuggingFaceSolver(Solver, Shared):
     """See the head of this file.
 
     Args:
@@ -117,12 +116,6 @@ class HuggingFaceSolver(Solver):
         self.cache_name = "cache" if "cache" in taken else "past_key_values"  # as it was called before
         self.costs = Costs.of(model)
         self.keeps = self.copies_are_right()
-
-    def billed(self, meter: Meter) -> HuggingFaceSolver:
-        """The same solver with another meter, which the branches bill that it begins; see together.py."""
-        found = copy(self)
-        found.meter = meter
-        return found
 
     # Text ---------------------------------------------------------------------------------------------------------
 
@@ -186,11 +179,7 @@ class HuggingFaceSolver(Solver):
             found.append(replace(branch, tokens=tuple(tokens), ended=len(ids) >= self.max_length, memory=memory))
         return found
 
-    def cut(self, branch: Branch, tokens: int) -> Branch:
-        if not 0 <= tokens <= len(branch.tokens):
-            raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
-        if tokens == len(branch.tokens):
-            return branch
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
         memory: Memory = branch.memory
         length = len(memory.ids) - len(branch.tokens) + tokens
         kept = min(memory.length, length - 1)  # the last token is read again: its logits were not kept
@@ -312,7 +301,7 @@ class HuggingFaceSolver(Solver):
         writing, done = list(range(len(rows))), dict[int, Branch]()
         start = len(rows[0].ids)
         while True:
-            tokens = self.draw([rows[place].line for place in writing], logits, asked)
+            tokens = self.draw([rows[place].line for place in writing], logits, asked.manner, asked.before, asked.after)
             log_p = logits.double().log_softmax(dim=-1)
             stays = []
             for at, (place, token) in enumerate(zip(writing, tokens, strict=True)):
@@ -336,12 +325,6 @@ class HuggingFaceSolver(Solver):
                 logits, past = self.forward(last, [past[at] for at in stays], meters)
             else:
                 logits, _ = self.forward(torch.tensor([rows[place].ids for place in writing]), None, meters)
-
-    def draw(self, lines: Sequence[Line], logits: Tensor, asked: Asked) -> list[int]:
-        """The next token of each line."""
-        changed = logits if asked.before is None else asked.before(lines, logits)
-        tokens = asked.manner.draw(lines).choose(changed).tolist()
-        return tokens if asked.after is None else list(map(asked.after, lines, tokens))
 
 
 class Costs(NamedTuple):

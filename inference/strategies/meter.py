@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Protocol, Self, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,16 @@ class Meter:
             yield
         finally:
             self.for_scorer = before
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A solver whose branches know whom they bill, so that several problems may share it; see together.py."""
+
+    meter: Meter
+
+    def billed(self, meter: Meter) -> Self:
+        """The same solver with another meter, which the branches bill that it begins."""
+        found = copy(self)
+        found.meter = meter
+        return found

@@ -11,14 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from mull.inference.early_exit import step_by_step
 from mull.inference.exits import Exit
-from mull.inference.mode import in_eval
 from mull.inference.prompts import padded
 from mull.inference.session import Session
 from mull.inference.strategies.meter import Meter
@@ -88,7 +85,6 @@ class Reader:
 
     def __init__(self, model: LanguageModel, batch_size: int) -> None:
         self.model, self.batch_size = model, batch_size
-        self.flops = cache(model.config.flops_per_token)  # the same few counts and lengths, at every token
 
     @torch.inference_mode()
     def read(self, memories: Sequence[Memory], depth: Depth) -> None:
@@ -96,7 +92,7 @@ class Reader:
         unread = {id(memory): memory for memory in memories if not memory.is_read(depth)}
         begun = {name: memory for name, memory in unread.items() if depth in memory.held and memory.held[depth].length}
         for batch in self.batches([memory for name, memory in unread.items() if name not in begun]):
-            session = Session(self.model, len(batch), self.model.config.max_length, *depth)
+            session = Session(self.model, len(batch), self.model.config.max_length, *depth, residuals=True)
             self.read_rows(session, batch, depth)
         for batch in self.batches(list(begun.values())):
             self.read_rows(gathered(batch, depth), batch, depth)
@@ -126,37 +122,17 @@ class Reader:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
         (B, T), where that is known. The memories are of the rows: they say who is billed."""
         before, tokens = session.lengths, tokens.to(self.model.device)
-        mask = None if mask is None else mask.to(self.model.device)
-        if session.exit is None:
-            out = session.think(tokens, mask)
-            residual = out.residual
-        else:
-            steps = step_by_step(self.model, tokens, session.iterations, session.exit, mask, session.cache)
-            with in_eval(self.model):
-                while True:
-                    try:
-                        next(steps)
-                    except StopIteration as ended:
-                        out, residual = ended.value
-                        break
+        out, residual = session.thought(tokens, None if mask is None else mask.to(self.model.device))
         self.count(out, before, session.lengths, memories)
         return out, residual
 
     def count(self, out: ModelOutput, before: list[int], after: list[int], memories: Sequence[Memory]) -> None:
         """Bill the rows of a call, each at its own length."""
-        spent, looks = out.iterations.tolist(), None if out.looks is None else out.looks.tolist()
-        config, one_by_one = self.model.config, out.logits.shape[1] == 1
-        looped = config.default_iterations is not None
-        for row, (start, end, memory) in enumerate(zip(before, after, memories, strict=True)):
-            new = end - start
-            used = sum(spent[row][-new:])
-            if out.selected is not None:  # which tokens took which pass
-                flops = new * self.model.executed_flops_per_token(last_of(out, row, new), end)
-            else:
-                flops = new * self.flops(used / new, end, None, one_by_one)
-            if looks is not None:
-                flops += sum(looks[row][-new:]) * config.reading().flops(end, config.seen(one_by_one))
-            memory.meter.add(flops=flops, iterations=used if looped else 0, read=new)
+        looped = self.model.config.default_iterations is not None
+        read = [end - start for start, end in zip(before, after, strict=True)]
+        flops = self.model.executed_flops(out, after, read)
+        for spent, own, cost, memory in zip(out.iterations.tolist(), read, flops, memories, strict=True):
+            memory.meter.add(flops=cost, iterations=sum(spent[-own:]) if looped else 0, read=own)
 
 
 def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
@@ -165,12 +141,6 @@ def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
     session = Session.gathered([(each.session, each.row) for each in held])
     session.cut([each.length for each in held])
     return session
-
-
-def last_of(out: ModelOutput, row: int, count: int) -> ModelOutput:
-    """Which routed passes the last positions of one row took."""
-    selected = None if out.selected is None else out.selected[row : row + 1, -count:]
-    return replace(out, iterations=out.iterations[row : row + 1, -count:], selected=selected)
 
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:

@@ -25,7 +25,6 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from itertools import accumulate
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mull.inference.exits import Exit
-from mull.inference.sampling import Draw
+from mull.inference.sampling import Draw, seed_from
 from mull.inference.strategies.meter import Meter
 
 Key = tuple[int, ...]
@@ -308,14 +307,27 @@ class Solver(ABC):
             after: hook after sampling: it may put another token in place of the one that was drawn.
         """
 
+    def draw(
+        self, lines: Sequence[Line], logits: Tensor, manner: Manner, before: Before | None, after: After | None
+    ) -> list[int]:
+        """The next token of each line, by its logits (B, V) and the hooks of `write`; for solvers that have logits."""
+        tokens = manner.draw(lines).choose(logits if before is None else before(lines, logits)).tolist()
+        return tokens if after is None else list(map(after, lines, tokens))
+
     @abstractmethod
     def append(self, branches: Sequence[Branch], text: str) -> list[Branch]:
         """Put a text behind each branch, which goes on from there even if it had ended. Raises ValueError where there
         is no room."""
 
-    @abstractmethod
     def cut(self, branch: Branch, tokens: int) -> Branch:
-        """The branch as it was after so many tokens."""
+        """The branch as it was after so many tokens. Raises ValueError where it has fewer."""
+        if not 0 <= tokens <= len(branch.tokens):
+            raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
+        return branch if tokens == len(branch.tokens) else self.shortened(branch, tokens)
+
+    @abstractmethod
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
+        """What `cut` gives where some tokens go."""
 
     def cut_text(self, branch: Branch, length: int) -> Branch:
         """The branch with the first `length` characters of what is written, for marks that are of several tokens or of
@@ -372,5 +384,4 @@ def forked(branches: Sequence[Branch]) -> list[Branch]:
 
 def seed_of(key: Key, place: int) -> int:
     """The seed of the draw at a place behind a prompt."""
-    digest = blake2b(f"{','.join(map(str, key))} {place}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return seed_from(f"{','.join(map(str, key))} {place}")

@@ -19,22 +19,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from threading import Semaphore
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from mull.inference.strategies.contract import Solution
-from mull.inference.strategies.meter import Meter
+from mull.inference.strategies.meter import Meter, Shared
 from mull.inference.strategies.solver import After, Before, Branch, Key, Manner, Solver
 
 Job = Callable[[Solver], Solution]
 HOOKS = 3  # the place of the hooks among what `write` is asked beside the branches
-
-
-@runtime_checkable
-class Shared(Protocol):
-    """A solver whose branches know whom they bill."""
-
-    def billed(self, meter: Meter) -> Solver:
-        """The same solver with another meter, which the branches bill that it begins."""
 
 
 class Dropped(BaseException):
@@ -111,8 +103,8 @@ class Turn(Solver):
     def append(self, branches: Sequence[Branch], text: str) -> list[Branch]:
         return self.inner.append(branches, text)
 
-    def cut(self, branch: Branch, tokens: int) -> Branch:
-        return self.inner.cut(branch, tokens)
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
+        return self.inner.shortened(branch, tokens)
 
     def cut_text(self, branch: Branch, length: int) -> Branch:
         return self.inner.cut_text(branch, length)

@@ -21,7 +21,6 @@ import torch
 from mull.checkpoints import load, load_tokenizer
 from mull.inference.arguments import MAX_COUNT, add_numbers, at_least, counts, shares
 from mull.inference.console import dtype_of
-from mull.inference.measure.evaluate import IGNORE
 from mull.inference.text import encode
 from mull.inference.tracing.answers import LENSES
 from mull.inference.tracing.interventions import Intervention, Noise, Patch
@@ -29,6 +28,7 @@ from mull.inference.tracing.pages import write_page
 from mull.inference.tracing.trace import Trace, trace
 from mull.inference.tracing.view import plain, texts, tokens_in, view
 from mull.models import IteratedModel, LanguageModel
+from mull.models.labels import IGNORE
 
 Run = tuple[str, Trace]  # what it is called, and what it was
 

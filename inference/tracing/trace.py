@@ -22,7 +22,6 @@ from torch import Tensor
 from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
-from mull.inference.measure.evaluate import IGNORE
 from mull.inference.measure.settling import SETTLED
 from mull.inference.prompts import PromptLike, as_prompts
 from mull.inference.tracing.answers import LENSES, Answers, Lens, answers, logarithms
@@ -30,6 +29,7 @@ from mull.inference.tracing.interventions import Intervention
 from mull.inference.tracing.unrolled import Unrolled, run_by_count, unroll
 from mull.models import IteratedModel, LanguageModel
 from mull.models.config import Capacity
+from mull.models.labels import IGNORE
 from mull.models.loop import Iterations, check_count
 from mull.models.selection import Selection, check_capacity
 

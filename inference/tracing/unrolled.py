@@ -83,13 +83,9 @@ def unroll(
     cannot be made."""
     context = model.context(input_ids, attention_mask, None, iterations)
     injected = model.enter(input_ids, context)
-    if state is not None and generator is not None:
-        raise ValueError("state is the initial state, and generator draws one: give one of them")
-    if state is not None and state.shape != injected.shape:
-        raise ValueError(f"state must have shape {tuple(injected.shape)}, not {tuple(state.shape)}")
+    start = model.begin(injected, state, generator).to(injected)
     for change in changes:
         change.check(injected.shape, iterations)
-    start = model.start(injected, generator) if state is None else state.to(injected)
     first = changed(start, 0, changes)
     motion, states = Motion(first), dict[int, Tensor]()
     for count, now in iterate(intervened(model.thinker(injected, context), changes), first, iterations):

@@ -21,7 +21,7 @@ from mull.models import (
     Transformer,
     TransformerConfig,
 )
-from mull.models.routed_layer import BLOCK
+from mull.models.routed_layer import MULTIPLE
 from mull.models.rules import RULES
 
 Build = Callable[..., LanguageModel]
@@ -89,8 +89,23 @@ def test_executed_flops_are_those_of_the_iterations_that_rows_had() -> None:
     """Rows with fewer iterations hold: what they would have cost is not counted."""
     config = COSTED["concat"]
     out = RecurrentDepthTransformer(config)(torch.zeros(2, 17, dtype=torch.int64), torch.tensor([1, 4]))
-    executed = RecurrentDepthTransformer(config).executed_flops_per_token(out)
-    assert executed == (config.flops_per_token(1, 17) + config.flops_per_token(4, 17)) / 2
+    model, (few, many) = RecurrentDepthTransformer(config), (config.flops_per_token(count, 17) for count in (1, 4))
+    assert model.executed_flops_per_token(out) == (few + many) / 2
+    assert model.executed_flops(out, [17, 17]) == [17 * few, 17 * many]
+    assert model.executed_flops(out, [17, 17], [3, 1]) == [3 * few, many]  # the other tokens are padding
+
+
+def test_executed_flops_of_a_row_are_those_of_its_own_tokens() -> None:
+    """Guards inner thinking behind a window: padding is not billed, and a row with one token in a call of several
+    computes the scores outside of its window as the others do."""
+    config = InnerThinkingConfig(vocab_size=7, d_model=24, n_heads=4, n_layers=2, mean_iterations=3, window=4)
+    model = InnerThinkingTransformer(config).eval()
+    out = model(torch.zeros(2, 17, dtype=torch.int64))
+    assert out.selected is not None
+    for new in ([17, 1], [5, 17]):
+        taken = [out.selected[row, -own:].double().mean(dim=0).tolist() for row, own in enumerate(new)]
+        exact = [own * config.flops_at_shares(shares, 17) for own, shares in zip(new, taken, strict=True)]
+        assert model.executed_flops(out, [17, 17], new) == exact
 
 
 @given(data=st.data(), iterations=st.integers(1, 4), dtype=st.sampled_from((torch.float32, torch.bfloat16)))
@@ -134,7 +149,7 @@ def test_flops_in_eval_are_those_of_the_tokens_that_went(capacity: Any) -> None:
     model, ids = InnerThinkingTransformer(ROUTED["hold"]).eval(), torch.arange(40)[None]
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         out = model(ids, iterations=4, capacity=capacity)
-    shares = ((out.selected[0].sum(dim=0) / BLOCK).ceil() * BLOCK / 40).tolist()  # by layer and pass
+    shares = ((out.selected[0].sum(dim=0) / MULTIPLE).ceil() * MULTIPLE / 40).tolist()  # by layer and pass
     went = model.config.flops_at_shares(shares, 40)
     exact = model.config.flops_at_shares(out.selected[0].double().mean(dim=0).tolist(), 40)
     assert model.executed_flops_per_token(out) == pytest.approx(exact) and exact <= went

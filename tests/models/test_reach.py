@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mull.models import LanguageModel, RecurrentDepthConfig
 from mull.models.convolution import Convolution
 from mull.models.layers import Attention
-from mull.models.placing import place
+from mull.models.placing import Sight, place
 
 Build = Callable[..., LanguageModel]
 SMALL: dict[str, Any] = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 64}
@@ -41,7 +41,7 @@ def test_windowed_heads_see_the_latest_tokens(near_heads: int) -> None:
     attention = Attention(config).double()
     torch.nn.init.normal_(attention.qkv.weight)
     x = torch.randn(1, 8, 24, dtype=torch.float64)
-    context = place((1, 8), CPU, None, None, lambda _: None, config.window or None)
+    context = place((1, 8), CPU, None, None, lambda _: None, Sight(config.window or None))
     queries, keys, values = (part[0] for part in attention.project(x, None))
     expected = torch.zeros(8, 6, 4, dtype=torch.float64)
     for t in range(8):

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 import mull
 from mull.models import IteratedModel, ModelOutput, Reading
 from mull.models.families import FAMILIES
+from mull.models.labels import IGNORE
 from mull.training.data import Parity, TaskData
 from mull.training.iterations import Fixed
-from mull.training.losses import IGNORE, HaltOnImprovement, LastIteration
+from mull.training.losses import HaltOnImprovement, LastIteration
 from mull.training.module import TrainingModule
 from mull.training.run import train
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,18 +17,20 @@ from mull.models import (
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
 )
+from mull.models.labels import IGNORE
+from mull.training.data import Parity, TaskData
 from mull.training.iterations import Fixed, LogNormalPoisson, PoissonPerSequence, Progressive, Uniform
 from mull.training.losses import (
-    IGNORE,
     Consistency,
     ExpectedOverIterations,
     FixedPoint,
     HaltOnImprovement,
     LastIteration,
     SeveralIterations,
-    check_counts,
     exit_log_distribution,
 )
+from mull.training.module import TrainingModule
+from mull.training.run import check_together
 
 SHAPES = dict(
     batch=st.integers(1, 3), positions=st.integers(1, 5), vocabulary=st.integers(2, 6), seed=st.integers(0, 99)
@@ -172,9 +175,33 @@ def test_a_loss_and_a_sampler_that_do_not_go_together_are_told_before_a_run():
     for loss in (Consistency(), SeveralIterations({1: 1}), ExpectedOverIterations()):
         for sampler in (PoissonPerSequence(2), Uniform(1, 3, per_sequence=True), None):
             with pytest.raises(ValueError, match="one iteration count for the whole batch"):
-                check_counts(loss, sampler)
-        check_counts(loss, Uniform(1, 3))
-    check_counts(LastIteration(), PoissonPerSequence(2))
+                loss.check(sampler)
+        loss.check(Uniform(1, 3))
+    LastIteration().check(PoissonPerSequence(2))
+
+
+class Paired(LastIteration):
+    """A loss of one's own that needs an even number of iterations."""
+
+    def check(self, sampler):
+        super().check(sampler)
+        if sampler.mean % 2:
+            raise ValueError(f"Paired needs an even count, not {sampler.mean}")
+
+
+def test_a_loss_of_ones_own_is_asked_before_a_run():
+    """Guards the place where a loss says what it needs: a run asks it, whatever its class."""
+
+    def run_of(count):
+        network = RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=5, d_model=16, n_heads=2))
+        module = TrainingModule(network, Fixed(count), loss=Paired())
+        return SimpleNamespace(
+            model=module, datamodule=TaskData(Parity(4)), trainer=SimpleNamespace(world_size=1), start=None
+        )
+
+    check_together(run_of(2))
+    with pytest.raises(ValueError, match="Paired needs an even count, not 3"):
+        check_together(run_of(3))
 
 
 def test_a_gate_that_has_no_next_iteration_is_refused_before_training():
@@ -182,11 +209,11 @@ def test_a_gate_that_has_no_next_iteration_is_refused_before_training():
     as controls of greater depth do."""
     for one in (Fixed(1), Uniform(1, 1), Progressive(1), LogNormalPoisson(4, maximum=1)):
         with pytest.raises(ValueError, match=rf"compares each .*, and {type(one).__name__} draws 1 at most: let it"):
-            check_counts(HaltOnImprovement(), one)
+            HaltOnImprovement().check(one)
         for loss in (ExpectedOverIterations(), Consistency(), FixedPoint(), SeveralIterations({0.5: 1})):
-            check_counts(loss, one)
+            loss.check(one)
     for more in (Fixed(2), Uniform(1, 2), LogNormalPoisson(1)):
-        check_counts(HaltOnImprovement(), more)
+        HaltOnImprovement().check(more)
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])

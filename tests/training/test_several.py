@@ -18,8 +18,9 @@ from mull.training.cli import read_configuration
 from mull.training.data import Parity, TaskData
 from mull.training.identity import changes, identity_of
 from mull.training.iterations import Fixed
-from mull.training.losses import ExpectedOverIterations
+from mull.training.losses import ExpectedOverIterations, LastIteration
 from mull.training.module import TrainingModule
+from mull.training.optimizers import AdamW
 from mull.training.sharding import Sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -100,6 +101,18 @@ def test_shares_of_the_data_do_not_overlap() -> None:
         assert torch.equal(torch.cat(parts), whole.training_batch(number)["input_ids"])
 
 
+class OfTheGate(LastIteration):
+    """A loss of one's own that trains the gate."""
+
+    asks_gate = True
+
+
+class Whole(AdamW):
+    """An optimizer of one's own that looks at whole matrices."""
+
+    needs_whole_matrices = True
+
+
 def test_what_a_batch_may_leave_without_gradient() -> None:
     """Guards DDP, which waits for every gradient unless it is told."""
     gated = RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=8, **SMALL, exit_gate=True))
@@ -108,6 +121,7 @@ def test_what_a_batch_may_leave_without_gradient() -> None:
     assert TrainingModule(gated, Fixed(2)).may_leave_out and TrainingModule(thinking, Fixed(2)).may_leave_out
     asked = TrainingModule(gated, Fixed(2), loss=ExpectedOverIterations())
     assert not asked.may_leave_out and not TrainingModule(plain, Fixed(2)).may_leave_out
+    assert not TrainingModule(gated, Fixed(2), loss=OfTheGate()).may_leave_out
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,9 @@ def test_what_cannot_be_divided_is_refused(tmp_path: Path, wrong: list[str], sai
     """Guards against tracebacks from inside of torch, and against a line from every process."""
     with pytest.raises(ValueError, match=said):
         read_configuration(["--config", "text", "--trainer.strategy", "fsdp2", "--output", str(tmp_path), *wrong])
+    whole = TrainingModule(RecurrentDepthTransformer(RecurrentDepthConfig(vocab_size=8, **SMALL)), optimizer=Whole())
+    with pytest.raises(ValueError, match="Whole needs whole matrices, which fsdp2 divides"):
+        whole.check_dividing()
     own = TrainingModule(torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="fsdp2 divides models of mull, and not a Linear; take ddp"):
         own.check_dividing()

@@ -34,12 +34,12 @@ from typing import Any
 from mull.inference.measure.intervals import clustered_mean, paired_share, wilson
 from mull.inference.strategies import Marks, Strategy, choose_strategy
 from mull.inference.strategies.chain import Chain
+from mull.inference.strategies.compute_optimal import BINS, bin_at
 from mull.inference.strategies.draft import Draft
 from mull.training.comparing.cells import Answered, Cell, family_of
 
 Numbers = dict[str, Any]
 ByFolder = Mapping[str, Marks]  # the texts by which each folder's writer structures what it writes
-BINS = {"easy": 0.5, "medium": 0.1, "hard": 0.0}  # the least Pass@1 of each
 FEWEST = 4  # samples by which a Pass@1 is told
 
 
@@ -167,7 +167,7 @@ def bins(cells: Sequence[Cell], marks: ByFolder) -> Iterator[Numbers]:  # noqa: 
             continue
         all_of_it, _, judge = max(rated, key=lambda each: each[:2])
         shared = max((n for n in map(texts_of, own) if n <= all_of_it - FEWEST), default=0)
-        names = [bin_of(fmean((each.samples or ())[shared:])) for each in judge.answered]
+        names = [bin_at(fmean((each.samples or ())[shared:])) for each in judge.answered]
         for cell in (each for each in own if texts_of(each) <= max(shared, 1)):
             for name in BINS:
                 right = [each.right for each, bin in zip(cell.answered, names, strict=True) if bin == name]
@@ -188,11 +188,6 @@ def fewest(cell: Cell) -> int:
 def texts_of(cell: Cell) -> int:
     """How many texts a strategy drew for a problem at most, whether it chose among whole ones or on the way."""
     return max(cell.samples or 1, *(len(each.samples or ()) for each in cell.answered))
-
-
-def bin_of(pass_at_1: float) -> str:
-    """The bin of a problem: absolute, whatever the others are."""
-    return next(name for name, least in BINS.items() if pass_at_1 >= least)
 
 
 # Drafts ---------------------------------------------------------------------------------------------------------------

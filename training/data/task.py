@@ -28,9 +28,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
+from mull.models.labels import IGNORE
 from mull.training.data.streams import Stream
 
-IGNORE = -100  # label of a position that is not scored; the default ignore_index of torch's cross entropy
 UNKNOWN = "<unk>"  # the token that the tokenizer gives for a symbol outside the vocabulary
 START = "<start>"  # the first token of a prompt; a special token, which the tokenizer adds and nobody types
 END = "<end>"  # the token after an answer or a document; a special token, which decoding leaves out

@@ -44,8 +44,6 @@ def load_tokenizer(path: str | None = None) -> Tokenizer:
     if not file.is_file():
         raise FileNotFoundError(f"no tokenizer at {path}: name a tokenizer.json file, or none for bytes")
     tokenizer = read_tokenizer(file)
-    tokenizer.no_truncation()  # a limit stored with it would silently cut documents
-    tokenizer.no_padding()
     tokenizer.post_processor = None  # documents are packed as they are, so prompts may not get a [CLS] either
     end = next((name for name in END_NAMES if tokenizer.token_to_id(name) is not None), END)
     tokenizer.add_special_tokens([end])  # a known one keeps its id

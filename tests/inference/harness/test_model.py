@@ -13,9 +13,10 @@ import torch
 
 import mull
 from mull.checkpoints import load_tokenizer
-from mull.inference.measure.evaluate import IGNORE, evaluate
+from mull.inference.measure.evaluate import evaluate
 from mull.inference.text import encode
 from mull.models import IteratedModel
+from mull.models.labels import IGNORE
 from mull.training.data import Parity
 
 pytest.importorskip("lm_eval")

@@ -8,11 +8,12 @@ import torch
 
 from mull.cli import main
 from mull.inference.measure.alignment import aligned
-from mull.inference.measure.evaluate import IGNORE, evaluate
+from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.results import from_json, to_json
 from mull.inference.measure.table import alignment_table
 from mull.models import LanguageModel
 from mull.models.iterated import IteratedModel
+from mull.models.labels import IGNORE
 
 Make = Callable[..., LanguageModel]
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mull.inference.measure.evaluate import IGNORE, evaluate
+from mull.inference.measure.evaluate import evaluate
 from mull.inference.measure.restarts import Choose, alike, restarted
 from mull.inference.measure.settling import settling
 from mull.models import LanguageModel
 from mull.models.iterated import IteratedModel
+from mull.models.labels import IGNORE
 
 Make = Callable[..., LanguageModel]
 

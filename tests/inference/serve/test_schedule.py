@@ -19,13 +19,12 @@ from mull.inference.serve.refusals import Refused
 from mull.inference.serve.rows import Ended, Failed, Piece, Row, Wish
 from mull.inference.serve.schedule import Schedule
 from mull.inference.serve.served import Served
-from mull.inference.serve.thinking import AtOnce, ByRule, price
+from mull.inference.serve.thinking import AtOnce, ByRule
 from mull.models import (
     InnerThinkingConfig,
     InnerThinkingTransformer,
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
-    TransformerConfig,
 )
 
 LIMITS = Limits(max_iterations=128, max_tokens=64)
@@ -239,20 +238,6 @@ def test_turns_are_shared_by_weight() -> None:
     for _ in range(100):
         schedule.turn()
     assert heavy.count <= 81 and light.count >= 19  # idleness saves nothing up
-
-
-def test_a_price_is_that_of_the_configuration() -> None:
-    """Guards the short sum that a server adds up at every token against the long one, beyond a window and within."""
-    for config in (
-        RecurrentDepthConfig(vocab_size=7, d_model=24, n_heads=4, window=5, window_heads=2),
-        RecurrentDepthConfig(vocab_size=7, d_model=24, n_heads=4),
-        TransformerConfig(vocab_size=7, d_model=24, n_heads=4, n_layers=2, window=5),
-    ):
-        count = 3 if config.default_iterations else None
-        for length in (1, 4, 5, 6, 40):
-            for new in (1, 2):
-                exact = config.flops_per_token(count, length, one_by_one=new == 1)
-                assert price(config, count, length, new) == pytest.approx(exact, rel=1e-12)
 
 
 @pytest.mark.parametrize("family", ["looped", "routed"])

@@ -89,7 +89,7 @@ class Scripted(Solver):
         new = tuple(Token(f" {word}", drawn=False) for word in text.split())
         return [replace(branch, tokens=(*branch.tokens, *new), ended=False) for branch in branches]
 
-    def cut(self, branch: Branch, tokens: int) -> Branch:
+    def shortened(self, branch: Branch, tokens: int) -> Branch:
         return replace(branch, tokens=branch.tokens[:tokens], ended=False)
 
     def room(self, branch: Branch) -> int:

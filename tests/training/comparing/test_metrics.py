@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from mull.inference.strategies import Marks
+from mull.inference.strategies.compute_optimal import bin_at
 from mull.training.comparing.cells import Answered, Cell
-from mull.training.comparing.metrics import bin_of, bins, control, drafts, right_thought, s1, scaling, underthinking
+from mull.training.comparing.metrics import bins, control, drafts, right_thought, s1, scaling, underthinking
 
 Make = Callable[..., Cell]
 MARKS = {"model": Marks()}
@@ -94,7 +95,7 @@ def test_underthinking_is_of_wrong_answers(make: Make) -> None:
 
 def test_bins(make: Make) -> None:
     """Absolute bins, the same problems for every strategy and depth, by the cell with the most samples."""
-    assert [bin_of(share) for share in (1, 0.5, 0.49, 0.1, 0.09, 0)] == [
+    assert [bin_at(share) for share in (1, 0.5, 0.49, 0.1, 0.09, 0)] == [
         "easy",
         "easy",
         "medium",
