@@ -28,7 +28,7 @@ from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
 from mull.training.identity import decisive
-from mull.training.mistakes import check_mappings, check_seed, in_words
+from mull.training.mistakes import check_linked, check_mappings, in_words
 from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
@@ -63,7 +63,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     start = None if named.start is None else read_start(named.start)
     args = with_paths(args)
     check_mappings(args)
-    check_seed(args)
+    check_linked(args)
     if start is not None:
         args = ["--config", base_configuration(start), *args]
     run = TrainingCLI(

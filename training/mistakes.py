@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -30,6 +31,13 @@ OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value th
 FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # of a number in the name of a file, as in {epoch:02d}
 NULL, TEXT, INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "int"))  # what YAML takes a scalar for
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the parser's: its library takes tabs, as in JSON
+DEEPEST = 100  # mappings and lists inside each other; the parser goes down by calls, and would run out of stack
+LINKED = {  # fields that others fill in -> from where
+    "data.init_args.seed": "that of the whole run: leave it out, and set seed_everything",
+    "data.seed": "that of the whole run: leave it out, and set seed_everything",
+    "model.network.init_args.config.vocab_size": "that of the data: leave it out",
+    "model.network.init_args.config.stop_tokens": "those of the data: leave it out",
+}
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -47,7 +55,8 @@ def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
 
 
 def check_mappings(args: Iterable[str]) -> None:
-    """Check the mappings in values of options and in configurations for keys with nothing behind them.
+    """Check the mappings in values of options and in configurations for keys with nothing behind them, keys that stand
+    there twice, and mappings that are too deep or inside themselves.
 
     So is {50:4}: without a blank behind its colon it is, for YAML, one key, the number 50 * 60 + 4. The parser stumbles
     over a single such key before it knows what the option takes; names may have null, as in {d_ff: null}. Where a
@@ -57,16 +66,16 @@ def check_mappings(args: Iterable[str]) -> None:
         args: those of `mull train`, with paths of configurations.
 
     Raises:
-        ValueError: a key has nothing behind it, or a configuration is no YAML (the parser would say what is wrong, and
-            not in which file); the message names the option, or the file and the line.
+        ValueError: one of these is found, or a configuration is no YAML (the parser would say what is wrong, and not in
+            which file); the message names the option, or the file and the line.
     """
     for option, value in given(args):
-        for _, mistake in mistakes(value):
+        for _, mistake in chain(endless(value), mistakes(value)):  # in turn: what is too deep ends the parser
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
             text = text_of(value)
             broken = unreadable(text) if option in ("config", "c") else ()
-            for line, mistake in (*broken, *mistakes(text)):
+            for line, mistake in chain(endless(text), broken, mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
 
 
@@ -79,13 +88,13 @@ def given(args: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield option, value
 
 
-def check_seed(args: Iterable[str]) -> None:
-    """Raise a ValueError for a seed of the data by itself: the parser would put `seed_everything` there unsaid."""
+def check_linked(args: Iterable[str]) -> None:
+    """Raise a ValueError for a field that others fill in: the parser would put their value there unsaid."""
     for option, value in given(args):
         place = "" if option in ("config", "c") else f"{option}."
-        for field in ("data.init_args.seed", "data.seed"):
+        for field, whose in LINKED.items():
             if f"{field}." == place or (field.startswith(place) and holds(value, field.removeprefix(place))):
-                raise ValueError(f"{field} is that of the whole run: leave it out, and set seed_everything")
+                raise ValueError(f"{field} is {whose}")
 
 
 def holds(value: str, field: str) -> bool:
@@ -96,6 +105,23 @@ def holds(value: str, field: str) -> bool:
             found = found.get(name) if isinstance(found, dict) else None
         return found is not None
     return False
+
+
+def endless(text: str) -> Iterator[tuple[int, str]]:
+    """The line at which a YAML text goes deeper than `DEEPEST` or names something inside itself, and what to do."""
+    around: list[str | None] = []  # the anchors of the mappings and lists that are open
+    with suppress(yaml.YAMLError, ValueError, OverflowError):  # told by `unreadable`, or by the parser
+        for event in yaml.parse(text, LOADER):
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append(event.anchor)
+                if len(around) > DEEPEST:
+                    yield event.start_mark.line + 1, f"this is more than {DEEPEST} mappings and lists deep: write fewer"
+                    return
+            elif isinstance(event, yaml.CollectionEndEvent):
+                around.pop()
+            elif isinstance(event, yaml.AliasEvent) and event.anchor in around:
+                yield event.start_mark.line + 1, f"*{event.anchor} stands inside of what it names: write it out"
+                return
 
 
 def unreadable(text: str) -> Iterator[tuple[int, str]]:
@@ -111,8 +137,13 @@ def unreadable(text: str) -> Iterator[tuple[int, str]]:
 
 
 def mistakes(text: str) -> Iterator[tuple[int, str]]:
-    """The line of each key of a YAML text that has nothing behind it though something is meant, and what is wrong."""
+    """The line of each key of a YAML text that stands there twice, or has nothing behind it though something is meant,
+    and what is wrong."""
     for mapping in mappings(text):
+        names = [key.value for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in mapping.value:
+            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                yield key.start_mark.line + 1, f"{shown(key.value)} stands here twice: leave one of them out"
         for key, held in mapping.value:
             if not mapping.flow_style:
                 below = held.start_mark.line > key.start_mark.line

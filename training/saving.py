@@ -78,6 +78,12 @@ class Saving(Checkpoint):
             found: dict[int, Any] = {number: signal.signal(number, self.receive) for number in SIGNALS}
             self.handlers = self.handlers or found
 
+    def take_signals_back(self, trainer: pl.Trainer) -> None:
+        """Take the signals over again from Lightning, which has taken them while training starts. One that came since
+        then is ours as well: Lightning would end the run behind its first step with an exit status of 0."""
+        self.take_signals()
+        trainer._signal_connector.received_sigterm = False
+
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: remember the first, end at once with the second."""
         if self.signal is not None:
@@ -108,8 +114,11 @@ class Saving(Checkpoint):
 
     # steps ----------------------------------------------------------------------------------------------------------
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.take_signals_back(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.take_signals()
+        self.take_signals_back(trainer)
         self.before = self.saved = trainer.global_step
 
     def on_train_batch_start(

@@ -23,6 +23,7 @@ from mull.inference.checks import check_known, routing_options
 from mull.inference.early_exit import choose_exit, think_until
 from mull.inference.exits import Exit
 from mull.inference.measure.settling import SETTLED
+from mull.inference.mode import evaluating
 from mull.inference.prompts import PromptLike, as_prompts
 from mull.inference.tracing.answers import LENSES, Answers, Lens, answers, logarithms
 from mull.inference.tracing.interventions import Intervention
@@ -95,6 +96,7 @@ class RunOptions(TypedDict, total=False):
     selection: Selection | None
 
 
+@evaluating
 @torch.no_grad()
 def trace(
     model: LanguageModel,

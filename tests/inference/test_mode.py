@@ -46,6 +46,7 @@ CALLS: dict[str, tuple[str, Callable[[LanguageModel], Any]]] = {
     "calibrate": ("inner_thinking", thresholds),
     "generate": ("inner_thinking", lambda model: mull.generate(model, IDS, 3, capacity=0.5, max_new_tokens=5).tokens),
     "stream": ("inner_thinking", lambda model: list(stream(model, IDS, 3, max_new_tokens=5))),
+    "trace": ("inner_thinking", lambda model: mull.trace(model, IDS, 3, capacity=0.5).logits),
     "session": ("inner_thinking", lambda model: Session(model, 4, 20, 3).read(IDS).logits),
     "exit": ("recurrent", lambda model: think_until(model, IDS, 4, parse("latent:0.2")).logits),
     "evaluate with an exit": ("recurrent", lambda model: evaluate(model, {None: PAIRS}, [4], exit="kl:0.1")[0].loss),

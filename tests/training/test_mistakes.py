@@ -111,7 +111,7 @@ MEANT = [
     "run-{epoch:02d}",
     "{epoch:02d}",
     "'{epoch:02d}'",
-    "&a {b: *a}",
+    "&a {b: &c 1, d: *c}",
     "12:30",
     "\n  http://h:8",
     "\n  1:30:00",
@@ -124,10 +124,44 @@ MEANT = [
 
 @pytest.mark.parametrize("value", MEANT)
 def test_what_yaml_reads_as_it_is_meant_passes(value: str, tmp_path: Path) -> None:
-    """Guards against a check that refuses too much: names with null, JSON, addresses, times, formats, a mapping that
-    stands inside itself, and what is no mapping."""
+    """Guards against a check that refuses too much: names with null, JSON, addresses, times, formats, what stands
+    elsewhere, and what is no mapping."""
     (tmp_path / "mine.yaml").write_text(f"a: {value}\nb: |\n  {value} {{1:2}}\n")
     assert check_mappings(["--x", value, f"--y={value}", "--config", str(tmp_path / "mine.yaml")]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "line 1: this is more than 100 mappings and lists deep: write fewer"),
+        ("a: 1\nb: " + "[" * 101 + "]" * 101, "line 2: this is more than 100 mappings and lists deep: write fewer"),
+        ("a: &it\n- b: *it", "line 2: *it stands inside of what it names: write it out"),
+        ("trainer: {max_steps: 2,\n max_steps: 3}", "line 1: max_steps stands here twice: leave one of them out"),
+        ("threads: 1\ntrainer: {}\nthreads: 2", "line 1: threads stands here twice: leave one of them out"),
+    ],
+)
+def test_what_the_parser_would_take_or_fall_over_is_refused(
+    text: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards the process, which the first ends without a word, and a value that another one replaces unsaid."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    for command in (["train"], ["sweep", "--seeds", "0,1", "--dry-run"]):
+        assert main([*command, "--config", "parity", "--config", str(file)]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {file}, {told}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", "7"), ("stop_tokens", "[1]")])
+def test_what_the_data_say_is_said_by_nobody_else(
+    field: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a field that is read, and then is another one without a word; on a line and in a file."""
+    told = f"model.network.init_args.config.{field} is"
+    (tmp_path / "mine.yaml").write_text(f"model: {{network: {{init_args: {{config: {{{field}: {value}}}}}}}}}\n")
+    for more in ([f"--model.network.init_args.config.{field}", value], ["--config", str(tmp_path / "mine.yaml")]):
+        assert main(["train", "--config", "parity", *more, "--output", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"mull: error: {told} th")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,33 @@ def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, numb
     assert reliability.outcome(folder) == expected
 
 
+@pytest.mark.parametrize(("loader", "tried"), [
+    ("train_dataloader", []),
+    ("val_dataloader", []),
+    ("val_dataloader", ["--trainer.num_sanity_val_steps", "2"]),
+])  # fmt: skip
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_training_starts_is_not_lost(whole, reliability, tmp_path, loader, tried, number):
+    """Guards the time in which the trainer has taken the signals for itself: data are made, which can take long, and
+    the first validation is tried. A scheduler that saw a status of 0 would take the run for finished."""
+    args, expected = whole("average")
+    folder, made = tmp_path / "out", getattr(TaskData, loader)
+
+    def work():
+        def told(self):
+            os.kill(os.getpid(), number)
+            return made(self)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TaskData, loader, told)
+            train([*tried, *args, str(folder)])
+
+    assert reliability.in_child(work, folder) == 128 + number
+    assert step_of(folder) == 1
+    train([*args, str(folder)])
+    assert reliability.outcome(folder) == expected
+
+
 def ended_in_validation(args, folder, reliability, batch):
     """End a run by SIGTERM at the end of this batch of validations; return its lines and the step."""
     seen, place = [], folder.parent

@@ -217,8 +217,9 @@ class TaskData(StreamData):
         )
 
     def validation_batches(self) -> list[Batch]:
-        share = -(-self.validation_examples // len(self.difficulties))  # rounded up
-        found = {each: self.task.available("validation", self.seed, share, each) for each in self.difficulties}
+        different = dict.fromkeys(self.difficulties)  # one that is named twice is trained on twice as often
+        share = -(-self.validation_examples // len(different))  # rounded up
+        found = {each: self.task.available("validation", self.seed, share, each) for each in different}
         return [
             to_batch(**self.task.columns("validation", self.seed, range(count)[i : i + self.batch_size], difficulty))
             for difficulty, count in found.items()

@@ -263,3 +263,12 @@ def test_a_network_that_sees_ahead_is_not_given_what_it_is_to_predict(text_data:
     for fits in (Sudoku(4, side=4), Maze(7), Parity(9)):  # what parity asks for is nowhere in its rows
         check_order(both_ways, TaskData(fits))
     check_order(torch.nn.Linear(1, 1), text_data)  # of networks of one's own nothing is known
+
+
+@pytest.mark.parametrize("difficulty", [[16, 32], [8, 16, 32, 32], [32] * 4])
+def test_a_difficulty_that_is_named_twice_takes_no_validation_examples_away(difficulty: list[int]) -> None:
+    """Guards the number that is asked for: it is shared among the difficulties that differ. The first eight bits decide
+    the split of a row, so that there are few rows of eight."""
+    batches = TaskData(Parity(), difficulty=difficulty, validation_examples=96).validation_batches()
+    fewest = 96 if 8 not in difficulty else 64
+    assert fewest <= sum(len(batch["input_ids"]) for batch in batches) <= 98
