@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-import mull
 from mull.checkpoints import store
 from mull.checkpoints.names import SHIPPED, shipped
+from mull.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -176,17 +176,34 @@ def test_the_table_of_models_has_every_folder_and_its_size() -> None:
         assert f"{round(config.parameters, -3):,} parameters" in what, folder
 
 
+VOCABULARY = (
+    "iteration, iterations",
+    "step",
+    "segment",
+    "position",
+    "prelude, core, coda",
+    "state",
+    "recurrence depth",
+    "exit",
+    "halt",
+    "capacity",
+    "pass",
+    "reading",
+)
+
+
 def test_the_vocabulary_is_there() -> None:
-    """One word, one meaning: the table that the code keeps to."""
-    for word in (
-        "iteration",
-        "step",
-        "position",
-        "prelude, core, coda",
-        "state",
-        "recurrence depth",
-        "exit",
-        "capacity",
-    ):
-        assert f"| {word}" in (ROOT / "docs" / "architecture.md").read_text(), word
-    assert mull.__version__ in (ROOT / "pyproject.toml").read_text()
+    """One word, one meaning: the table that the code keeps to has all twelve, each once and with its meaning."""
+    table = re.search(r"## Vocabulary\n\n\| word \| meaning \|\n\|[-|]+\n((?:\|.*\n)+)", ARCHITECTURE)
+    assert table
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table[1].splitlines()]
+    assert tuple(word.replace("`", "") for word, _ in rows) == VOCABULARY
+    assert all(meaning for _, meaning in rows)
+
+
+def test_every_command_is_on_a_page() -> None:
+    """Guards the pages against a command that comes and is told nowhere; that those which are told exist, test_docs.py
+    guards."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    told = {word for page in pages for word in re.findall(r"\bmull ([a-z][a-z-]*)", page.read_text())}
+    assert set(COMMANDS) - told == set() and len(COMMANDS) > 10
