@@ -46,6 +46,7 @@ shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.
 
 
 def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
+    """A type of command-line options: integers from `limit` to `most`, both included; others raise a ValueError."""
     highest = "2^63 - 1" if most == 2**63 - 1 else f"{most:,}"
 
     def parse(text: Any) -> int:

@@ -174,6 +174,7 @@ def converse(model: LanguageModel, call: dict[str, Any]) -> None:
 
 
 def count_of(line: str) -> int:
+    """The count in a line such as `/iterations 8`. Raises ValueError where it has none, or one out of range."""
     words = line.split()
     if len(words) != 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 6:
         raise ValueError(f"{line.strip()[:40]!r} names no count from 1 to 999,999; write /iterations 8")

@@ -297,6 +297,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
+    """An annotation of a configuration's field in words, for messages: `int`, or `one of 'rotary', 'none'`."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)

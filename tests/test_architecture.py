@@ -373,6 +373,17 @@ def test_sizes() -> None:
     assert long == []
 
 
+def test_every_function_of_a_module_says_what_it_is() -> None:
+    """Guards the reader who meets a function before its callers: each has a sentence, unless it is inside another."""
+    silent = [
+        f"{place(path)}:{node.lineno}: {node.name}"
+        for path in PACKAGE
+        for node in tree(path).body
+        if isinstance(node, FUNCTIONS) and not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
 def test_no_error_is_swallowed() -> None:
     """Guards against `except:` and `except Exception:` that do not raise again."""
     broad = {"Exception", "BaseException"}

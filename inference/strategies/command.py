@@ -113,4 +113,5 @@ def bill(cost: Cost) -> str:
 
 
 def counted(number: int, what: str) -> str:
+    """A number with its noun, in the plural but for 1: `2 calls`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -200,6 +200,7 @@ class ComputeOptimal(Strategy):
 
 
 def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of at least one value."""
     return sum(values) / len(values)
 
 

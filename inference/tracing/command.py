@@ -181,12 +181,14 @@ def read_change(option: str, text: str, example: str, number: bool) -> tuple[int
 
 
 def span(places: Sequence[int] | None) -> str:
+    """The positions that a change is made at as words: `all`, `none`, one, or the first to the last."""
     if places is None:
         return "all"
     return f"{places[0]}" if len(places) == 1 else f"{places[0]} to {places[-1]}" if places else "none"
 
 
 def iterations_said(first: int, last: int) -> str:
+    """The iterations at which a change is made as words, from `first` to `last`, both included."""
     return f"iteration {first}" if first == last else f"each of the iterations {first} to {last}"
 
 
