@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 CacheDtype = Literal["same", "float32", "bfloat16"]
 Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
-MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
+MAX_ASKED = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
 
 
 def counts(text: str | list[int]) -> list[int]:
@@ -21,8 +21,8 @@ def counts(text: str | list[int]) -> list[int]:
             raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
     if min(values) < 1:
         raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
-    if max(values) > MAX_COUNT:
-        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
+    if max(values) > MAX_ASKED:
+        raise ValueError(f"{max(values)} is above the limit of {MAX_ASKED:,}; write counts as 1,2,4")
     return sorted(set(values))
 
 
@@ -41,7 +41,7 @@ def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
+counts.__name__ = f"list of integers from 1 to {MAX_ASKED:,}, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_COUNT, Dtype, at_least, counts, shares
+from mull.inference.arguments import MAX_ASKED, Dtype, at_least, counts, shares
 from mull.inference.console import dtype_of
 from mull.inference.measure.evaluate import IGNORE
 from mull.inference.text import encode
@@ -174,8 +174,8 @@ def read_change(option: str, text: str, example: str, number: bool) -> tuple[int
         value = float(scale) if number else 0.0
     except ValueError:
         raise ValueError(f"{option} {text!r} is not understood; write iterations and positions as {example}") from None
-    if start is not None and int(end or start) > MAX_COUNT:
-        raise ValueError(f"{option}: position {end or start} is above the limit of {MAX_COUNT:,}")
+    if start is not None and int(end or start) > MAX_ASKED:
+        raise ValueError(f"{option}: position {end or start} is above the limit of {MAX_ASKED:,}")
     places = None if start is None else list(range(int(start), int(end or start) + 1))
     return int(first), int(last or first), value, places
 
