@@ -61,10 +61,16 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
+    """The public names of the package, those that are not imported yet included, for `dir(mull)`."""
     return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used, so that `import mull` loads no torch.
+
+    Raises:
+        AttributeError: there is no such name, nor a registered family whose class has it.
+    """
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     if not name.startswith("_"):  # a family that this page does not name

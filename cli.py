@@ -73,6 +73,7 @@ class Terminated(SystemExit):
 
 
 def end(number: int, frame: object) -> None:  # noqa: ARG001 (what a signal's handler is given)
+    """Handle a signal: raise `Terminated` with the exit status 128 + its number, as shells report it."""
     raise Terminated(128 + number)
 
 
@@ -131,6 +132,7 @@ def is_users(error: BaseException) -> bool:
 
 
 def usage() -> str:
+    """What `mull --help` prints: the commands, each with the first line of its docstring."""
     lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "usage: mull COMMAND ... (each has --help), or mull --version\n\n" + "\n".join(lines)
 
@@ -285,6 +287,11 @@ COMMANDS: dict[str, Callable[[list[str]], int | None]] = {
 
 
 def new_parser(command: str) -> ArgumentParser:
+    """A parser for a command, with what most commands share: the folder and `--plugin`.
+
+    Args:
+        command: a key of `COMMANDS`; compare, convert, data and sweep name their folders themselves.
+    """
     from mull.checkpoints.names import shipped
     from mull.training.help import Page
 

@@ -134,6 +134,7 @@ def told_in(card: str) -> Told:
 
 
 def described(rows: Sequence[Row]) -> str:
+    """What the pictures and tables of an evaluation show: bits per byte of text, accuracy of a task."""
     return "bits per byte" if is_text(rows) else "accuracy"
 
 

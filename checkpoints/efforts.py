@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mull.checkpoints.files import damaged, is_there, read_json, shown
-from mull.models.config import MAX_COUNT
+from mull.models.config import MAX_CONFIGURED
 
 FILE = "efforts.json"
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # the words, from little to much
@@ -32,8 +32,8 @@ def read_efforts(folder: Path) -> dict[str, int] | None:
     for word, count in found.items():
         if word not in EFFORTS:
             raise damaged(file, f"names the effort {shown(word, 40)}; there are {', '.join(EFFORTS)}", REMEDY)
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_COUNT:
-            raise damaged(file, f"gives {word} {shown(count, 40)} iterations, not 1 to {MAX_COUNT:,}", REMEDY)
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_CONFIGURED:
+            raise damaged(file, f"gives {word} {shown(count, 40)} iterations, not 1 to {MAX_CONFIGURED:,}", REMEDY)
     table = {word: found[word] for word in EFFORTS if word in found}
     for (less, few), (more, many) in pairwise(table.items()):
         if few > many:

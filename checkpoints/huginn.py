@@ -94,6 +94,7 @@ OURS = {  # fields of ours that the layout has no word for, at the values it imp
 
 
 def is_huginn(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of the public recurrent-depth layout, and not of mull's own."""
     return config.get("model_type") == MODEL_TYPE
 
 
@@ -177,12 +178,14 @@ def instead(missing: Path) -> str:
 
 
 def our_name(name: str) -> str:
+    """The name that a tensor of the public layout has in mull's `RecurrentDepthTransformer`."""
     for theirs, ours in NAMES.items():
         name = name.replace(theirs, ours)
     return name
 
 
 def their_name(name: str) -> str:
+    """The name that a tensor of mull's `RecurrentDepthTransformer` has in the public layout."""
     for theirs, ours in reversed(NAMES.items()):  # longer names of ours stand after their beginnings
         name = name.replace(f"{ours}.", f"{theirs}.") if not ours.endswith("qk_bias") else name.replace(ours, theirs)
     return name
@@ -218,6 +221,7 @@ def write(model: LanguageModel, folder: Path, tokenizer: Tokenizer | None = None
 
 
 def allowed_values() -> str:
+    """The fields that the public layout cannot vary and the values that it needs, as a text for messages."""
     return ", ".join(f"{name}={value}" for name, value in OURS.items()) + " and n_kv_heads equal to n_heads"
 
 

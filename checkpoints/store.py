@@ -261,6 +261,8 @@ class Shapes(TorchFunctionMode):
 
 
 def usable(device: str | torch.device) -> torch.device:
+    """The device of that name, with its index. Raises ValueError where tensors cannot be made or hold no numbers
+    there."""
     try:
         found = torch.empty(0, device=device)
         if found.is_meta:

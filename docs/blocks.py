@@ -13,7 +13,8 @@ The tests run all pages too (tests/test_docs.py). A comment before a block says 
     <!-- test: names -->                        not run, it takes long or is not mull's; names and options must exist
     <!-- test: short -->                        each `mull train` of the block takes two steps
     <!-- test: (256, 64) => (32, 64) -->        one text in place of another
-    <!-- test: words -->                        numbers are of this machine, or of weights: only words are compared
+    <!-- test: words -->                        numbers are of this machine, or of weights: only words are compared,
+                                                and the names of fields that `mull inspect` lists
     <!-- test: any answer -->                   what is printed is not compared
     <!-- test: mistakes -->                     the commands end with errors, which the page shows
 """
@@ -95,7 +96,10 @@ class Block:
         if self.output is None or "any answer" in self.how:
             return True
         if "words" in self.how:
-            return words(self.output) <= words(printed)
+            listed = not any(command[0] == "inspect" for command in self.commands) or (
+                field_names(self.output) == field_names(printed)
+            )
+            return listed and words(self.output) <= words(printed)
         return tidy(self.output) == tidy(printed)
 
 
@@ -113,6 +117,16 @@ def words(text: str) -> set[str]:
     of a run; numbers, their signs and what is ruled between them left out."""
     lines = [line for line in text.splitlines() if not re.match(r"step \d+ of|mull: warning", line)]
     return set(re.findall(r"[A-Za-z]{3,}", "\n".join(lines)))
+
+
+def field_names(text: str) -> list[str]:
+    """The names of fields in what `mull inspect` prints, in their order: those of the configuration, on the line that
+    begins with `  vocab_size`, and those that have a line of their own, as `  steps: 400`."""
+    found = []
+    for line in text.splitlines():
+        found += re.findall(r"(?:^ +|, )(\w+) ", line) if line.startswith("  vocab_size ") else []
+        found += re.findall(r"^  (\w+): ", line)
+    return found
 
 
 def tidy(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 CacheDtype = Literal["same", "float32", "bfloat16"]
 Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
-MAX_COUNT = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
+MAX_ASKED = 1_000_000  # more iterations or a higher difficulty end with nobody waiting
 
 
 def counts(text: str | list[int]) -> list[int]:
@@ -22,8 +22,8 @@ def counts(text: str | list[int]) -> list[int]:
             raise ValueError(f"{word!r} is no integer; write counts as 1,2,4") from None
     if min(values) < 1:
         raise ValueError(f"{min(values)} is below the limit of 1; write counts as 1,2,4")
-    if max(values) > MAX_COUNT:
-        raise ValueError(f"{max(values)} is above the limit of {MAX_COUNT:,}; write counts as 1,2,4")
+    if max(values) > MAX_ASKED:
+        raise ValueError(f"{max(values)} is above the limit of {MAX_ASKED:,}; write counts as 1,2,4")
     return sorted(set(values))
 
 
@@ -42,12 +42,12 @@ def shares(text: str | float | tuple[float, ...]) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-counts.__name__ = f"list of integers from 1 to {MAX_COUNT:,}, as 1,2,4;"
+counts.__name__ = f"list of integers from 1 to {MAX_ASKED:,}, as 1,2,4;"
 shares.__name__ = "share from 0 to 1, as 0.5, or one for each routed pass, as 0.9,0,0.9;"
 
 
 def at_least(limit: int, most: int = 2**63 - 1) -> Callable[[Any], int]:
-    """The function that reads an integer within these limits, both included."""
+    """A type of command-line options: integers from `limit` to `most`, both included; others raise a ValueError."""
     highest = "2^63 - 1" if most == 2**63 - 1 else f"{most:,}"
 
     def parse(text: Any) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from mull.inference.arguments import MAX_ASKED
 from mull.inference.decoders import Request, check_decoder, choose_decoder
 from mull.inference.generate import rounds_after, stop_ids
 from mull.inference.rounds import in_lockstep
@@ -174,7 +175,9 @@ def converse(model: LanguageModel, call: dict[str, Any]) -> None:
 
 
 def count_of(line: str) -> int:
+    """The count in a line such as `/iterations 8`. Raises ValueError where it has none, or one out of range."""
     words = line.split()
-    if len(words) != 2 or not words[1].isascii() or not words[1].isdigit() or len(words[1]) > 6:
-        raise ValueError(f"{line.strip()[:40]!r} names no count from 1 to 999,999; write /iterations 8")
-    return int(words[1])
+    said = words[1] if len(words) == 2 and words[1].isascii() else ""
+    if not said.isdigit() or len(said) > len(str(MAX_ASKED)) or int(said) > MAX_ASKED:
+        raise ValueError(f"{line.strip()[:40]!r} names no count from 1 to {MAX_ASKED:,}; write /iterations 8")
+    return int(said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_COUNT, CacheDtype, add_likeliest, add_numbers, at_least, shares
+from mull.inference.arguments import MAX_ASKED, CacheDtype, add_likeliest, add_numbers, at_least, shares
 from mull.inference.chat import converse
 from mull.inference.console import call_of, dtype_of, write_answer, write_answers
 from mull.inference.prompts import read_prompts
@@ -27,7 +27,7 @@ def add_generating(parser: Any) -> None:
 
 def add_writing(parser: Any) -> None:
     """The options of commands that write text."""
-    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
+    parser.add_argument("--iterations", type=at_least(1, MAX_ASKED), help="thinking per token (default: trained mean)")
     parser.add_argument(
         "--capacity", type=shares, help="share of positions in routed passes, 0.5 or one each: 0.9,0,0.9"
     )

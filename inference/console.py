@@ -51,6 +51,7 @@ def call_of(options: Any) -> dict[str, Any]:
 
 
 def generator_on(device: str) -> torch.Generator:
+    """A new random generator on a device. Raises ValueError for a device that has none."""
     try:
         return torch.Generator(device)
     except RuntimeError as error:
@@ -59,6 +60,7 @@ def generator_on(device: str) -> torch.Generator:
 
 
 def dtype_of(name: str) -> torch.dtype | None:
+    """The number type of torch that an option names; None for `same`, the one that the weights are stored in."""
     return None if name == "same" else getattr(torch, name)
 
 

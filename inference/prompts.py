@@ -73,6 +73,17 @@ def as_prompts(model: LanguageModel, prompts: Any, attention_mask: Any = None) -
 
 
 def named_row(number: int, of: int, model: LanguageModel, text: str) -> list[int]:
+    """The token ids of a prompt; errors say which of several it is.
+
+    Args:
+        number: of the prompt, from 0.
+        of: how many prompts there are.
+        model: whose tokenizer reads it.
+        text: of the prompt.
+
+    Raises:
+        ValueError: the model has no tokenizer, or its tokenizer cannot read the text.
+    """
     if model.tokenizer is None:
         raise ValueError(
             f"the model has no tokenizer, so it cannot read {text[:40]!r}: give ids, or set model.tokenizer "
@@ -142,6 +153,13 @@ def standard_input() -> bytes:
 
 
 def read_line(number: int, line: bytes, records: bool) -> Line:
+    """A line of a file of prompts; what is wrong with it is kept in the `Line` and not raised.
+
+    Args:
+        number: of the line, for messages.
+        line: its bytes, UTF-8 where they are right.
+        records: it is a JSON object with the text under `prompt`, and not the text itself.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError as error:

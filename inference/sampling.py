@@ -176,5 +176,6 @@ def renormalized(p: Tensor, keep: Tensor) -> Tensor:
 
 
 def check_logits(logits: Tensor) -> None:
+    """Raise a ValueError where a logit is NaN: no token is the best of such."""
     if bool(logits.isnan().any()):
         raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")

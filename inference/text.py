@@ -145,6 +145,7 @@ def drops(tokenizer: Tokenizer, symbol: str) -> bool:
 
 
 def remedy(tokenizer: Tokenizer) -> str:
+    """What to do about a symbol that a tokenizer does not know: its symbols where they are few, else a hint."""
     hidden = control_tokens(tokenizer) | {unknown_token(tokenizer)}
     known = sorted(symbol for symbol, token in tokenizer.get_vocab().items() if token not in hidden)
     if len(known) > FEW:
@@ -153,6 +154,7 @@ def remedy(tokenizer: Tokenizer) -> str:
 
 
 def shortened(text: str, most: int = 40) -> str:
+    """A text in quotes for messages, cut to `most` characters with dots at the end."""
     return repr(text if len(text) <= most else text[: most - 3] + "...")
 
 

@@ -322,6 +322,8 @@ class Cache:
 
 
 def same_depth(one: Iterations | None, other: Iterations | None) -> bool:
+    """Whether two iteration counts are the same: both None, the same number, or equal tensors of a count for each
+    row."""
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     return one == other

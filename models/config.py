@@ -19,7 +19,7 @@ RotaryLayout = Literal["interleaved", "half"]
 Positions = Literal["rotary", "none"]
 Convolution = Literal["none", "mlp", "attention"]
 
-MAX_COUNT = 10_000  # layers, heads and iterations that a configuration may name
+MAX_CONFIGURED = 10_000  # layers, heads and iterations that a configuration may name; a call may ask for more
 MAX_SIZE = 2**31 - 1  # any other integer
 
 
@@ -268,7 +268,7 @@ def too_large(values: Mapping[str, Any]) -> list[str]:
     found = []
     for name, value in values.items():
         counts = name.startswith(("n_", "mean_")) and name != "n_embd"  # which, of the public layout, is a width
-        limit = MAX_COUNT if counts else MAX_SIZE
+        limit = MAX_CONFIGURED if counts else MAX_SIZE
         if isinstance(value, int) and value > limit:
             found.append(f"{name} {value} is above {limit:,}")
     return found
@@ -302,6 +302,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
+    """An annotation of a configuration's field in words, for messages: `int`, or `one of 'rotary', 'none'`."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(repr, get_args(hint)))
     return getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)

@@ -283,9 +283,9 @@ def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache |
         raise ValueError(f"read_at cannot be used with a cache: {why_not}")
     if isinstance(iterations, Tensor):
         raise ValueError("read_at needs one iteration count for all rows, not one per row")
-    outside = [count for count in read_at if not 1 <= count <= iterations]
-    if outside:
-        raise ValueError(f"read_at {outside} lies outside 1 .. iterations={iterations}")
+    refused = [count for count in read_at if not 1 <= count <= iterations]
+    if refused:
+        raise ValueError(f"read_at {refused} lies outside 1 .. iterations={iterations}")
 
 
 def initialize(model: LanguageModel) -> None:

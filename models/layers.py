@@ -66,12 +66,12 @@ def rotate(x: Tensor, rotation: Tensor, layout: RotaryLayout) -> Tensor:
 
     Pairs are neighbours (interleaved) or a dimension of the first half and its counterpart in the second (half).
     """
-    wide = x.to(rotation.dtype)
+    exact = x.to(rotation.dtype)
     if layout == "interleaved" and not torch.compiler.is_compiling():  # neighbours are a complex number: one product
-        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * torch.view_as_complex(rotation)
+        turned = torch.view_as_complex(exact.unflatten(-1, (-1, 2))) * torch.view_as_complex(rotation)
         return torch.view_as_real(turned).flatten(-2).to(x.dtype)
     shape, pair = ((-1, 2), -1) if layout == "interleaved" else ((2, -1), -2)
-    a, b = wide.unflatten(-1, shape).unbind(pair)
+    a, b = exact.unflatten(-1, shape).unbind(pair)
     cos, sin = rotation.unbind(-1)
     return torch.stack([a * cos - b * sin, b * cos + a * sin], pair).flatten(-2).to(x.dtype)
 

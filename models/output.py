@@ -34,8 +34,8 @@ class Reading:
         logits: (B, T, V).
         exit_logit: (B, T), the exit gate before its sigmoid; None without a gate.
         last_two: the state that was read and the one an iteration before it, (B, T, D) each; None without a loop, after
-            the first iteration, and where positions stopped one by one. Of a row with a count of its own, of 1, the
-            one before is where it began.
+            the first iteration, and where positions stopped one by one. A row with one iteration, among rows of other
+            counts, has its initial state as the earlier one.
         value: (B, T), the process reward before its sigmoid: how likely the answer can still be reached from what is
             written up to a position, of models that were trained to say it; None without `value_head`.
     """

@@ -139,7 +139,7 @@ class RoutedLayer(Layer):
             self.register_buffer("thresholds", fresh.repeat(n_routed, len(GRID), 1))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
-        """As torch has it; thresholds of before, (routed passes, G), are taken to hold behind any capacity."""
+        """As torch has it; thresholds that an earlier version saved, (routed passes, G), hold behind any capacity."""
         name = f"{prefix}thresholds"
         if name in state_dict and state_dict[name].dim() == 2:
             state_dict[name] = state_dict[name][:, None].repeat(1, len(GRID), 1)

@@ -138,6 +138,58 @@ def test_import_order_sees_every_way_up(monkeypatch: pytest.MonkeyPatch, line: s
     assert len(upward(ROOT / "checkpoints" / "store.py")) == 1
 
 
+@cache
+def inner_order() -> dict[str, list[list[str]]]:
+    """Package -> groups of its files and folders, from the block under "Who may import whom" of docs/architecture.md:
+    each may import those of the groups before its own."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    block = re.search(r"## Who may import whom.*?```text\n(.*?)```", page, re.DOTALL)
+    assert block
+    said = re.findall(r"^(\w+):((?:.*\n)(?: .*\n)*)", block[1], re.MULTILINE)
+    return {package: [re.findall(r"\w+", group) for group in groups.split("<")] for package, groups in said}
+
+
+def within(path: Path, package: str) -> list[str]:
+    """The imports of a file from its own package that the order there does not allow: from a later group or its own,
+    and from the package as a whole, which only the last group may look at."""
+    groups = inner_order()[package]
+    rank = {name: number for number, group in enumerate(groups) for name in group}
+    own = path.relative_to(ROOT / package).with_suffix("").parts[0]
+    wrong = []
+    for line, name in imports(path):
+        if f"{name}.".startswith(f"mull.{package}."):
+            unit = [*name.split("."), ""][2]
+            late = rank.get(unit, len(groups) - 2) >= rank[own]
+            wrong += [f"{place(path)}:{line}: {own} imports {name}"] if unit != own and late else []
+    return wrong
+
+
+@pytest.mark.parametrize("package", ["models", "inference"])
+def test_import_order_inside_a_package(package: str) -> None:
+    """Guards the order of the files of a package: the page names each of them once, and none imports against it."""
+    named_there = [name for group in inner_order()[package] for name in group]
+    paths = [path for path in PACKAGE if path.is_relative_to(ROOT / package) and path != ROOT / package / "__init__.py"]
+    assert sorted(named_there) == sorted({path.relative_to(ROOT / package).with_suffix("").parts[0] for path in paths})
+    assert [wrong for path in paths for wrong in within(path, package)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mull.models.layers import Layer",
+        "def f():\n    import mull.models.positions",
+        "from mull.models import precision",  # of its own group
+        "from mull.models import Cache",
+        "from . import families",
+        "import mull.models",
+    ],
+)
+def test_import_order_inside_a_package_sees_every_way_up(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    """Guards the guard: each spelling of an import against the order in models/loop.py is found."""
+    monkeypatch.setattr(sys.modules[__name__], "tree", lambda _: ast.parse(line))
+    assert len(within(ROOT / "models" / "loop.py", "models")) == 1
+
+
 def test_third_party_imports() -> None:
     """Guards the layers' weight, and that everything imported is a declared dependency."""
     declared = imported_as(PROJECT["project"]["dependencies"])
@@ -319,6 +371,17 @@ def test_sizes() -> None:
         spans = [(node.name, (node.end_lineno or 0) - node.lineno + 1) for node in functions]
         long += [f"{place(path)}: {name} has {n} lines" for name, n in spans if n > MAX_FUNCTION]
     assert long == []
+
+
+def test_every_function_of_a_module_says_what_it_is() -> None:
+    """Guards the reader who meets a function before its callers: each has a sentence, unless it is inside another."""
+    silent = [
+        f"{place(path)}:{node.lineno}: {node.name}"
+        for path in PACKAGE
+        for node in tree(path).body
+        if isinstance(node, FUNCTIONS) and not ast.get_docstring(node)
+    ]
+    assert silent == []
 
 
 def test_no_error_is_swallowed() -> None:

@@ -254,6 +254,11 @@ def test_a_page_that_is_wrong_is_noticed(tmp_path: Path) -> None:
         and found("python\nprint('took', 5)\n", "gave 5", how) == 1
     )
     ask = "bash\nmull inspect {}\n"
+    shown, how = "  vocab_size 6, stop_tokens (2, 3), {}d_model 64\n  steps: 5\n", "<!-- test: words -->\n"
+    page.write_text(f"{how}```{ask.format('parity')}```\n\n```text\n{shown.format('')}```\n")
+    (inspected,) = BLOCKS.blocks(page)
+    assert inspected.agrees(shown.format("").replace("64", "32"))
+    assert not inspected.agrees(shown.format("board False, ")) and not inspected.agrees(shown + "  seed: 0\n")
     with pytest.raises(RuntimeError, match="there is no checkpoint folder pairity"):
         found(ask.format("pairity"), "")
     with pytest.raises(RuntimeError, match="otherwise than the page says"):

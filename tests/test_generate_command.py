@@ -309,11 +309,12 @@ def chat_call(folder: Path) -> dict[str, Any]:
 def test_mistakes_in_a_chat_do_not_end_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = b"/iterations x\n/iterations 99999999999\n/iterations 0\n/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
+    counts = b"/iterations 1000000\n/iterations 2\n/iterations x\n/iterations 1000001\n/iterations 0\n"
+    lines = counts + b"/dance\ncaf\xe9\n" + b"x" * 50 + b"\n\nIt was\n"
     out, err = talk(folder, lines, capsys, monkeypatch, "--iterations", "2")
     says = [
         "write /iterations 8",
-        "no count from 1 to 999,999",
+        "no count from 1 to 1,000,000",
         "at least 1",
         "no command '/dance'",
         "byte 0xe9",

@@ -95,6 +95,7 @@ def listed(options: Iterable[str]) -> str:
 
 
 def listing(title: str, lines: Iterable[str]) -> str:
+    """A title and lines below it, each indented by two blanks."""
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 

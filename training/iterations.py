@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from mull.models.config import MAX_COUNT
+from mull.models.config import MAX_CONFIGURED
 from mull.models.loop import Iterations, check_count
 from mull.training.data.streams import Stream
 
@@ -45,11 +45,11 @@ class IterationSampler(ABC):
     draws_window: ClassVar[bool] = False  # whether `window` says how far the gradient goes back, batch by batch
 
     def __init__(self, mean: float, minimum: int = 1, maximum: int | None = None) -> None:
-        if not 1 <= mean <= MAX_COUNT:
-            raise ValueError(f"mean iterations must lie between 1 and {MAX_COUNT:,}, not {mean}")
-        if not 1 <= minimum <= MAX_COUNT or (maximum is not None and maximum < minimum):
+        if not 1 <= mean <= MAX_CONFIGURED:
+            raise ValueError(f"mean iterations must lie between 1 and {MAX_CONFIGURED:,}, not {mean}")
+        if not 1 <= minimum <= MAX_CONFIGURED or (maximum is not None and maximum < minimum):
             raise ValueError(
-                f"iterations need 1 <= minimum <= maximum, and a minimum of at most {MAX_COUNT:,}, "
+                f"iterations need 1 <= minimum <= maximum, and a minimum of at most {MAX_CONFIGURED:,}, "
                 f"not minimum={minimum}, maximum={maximum}"
             )
         self.mean, self.minimum, self.maximum = mean, minimum, maximum
@@ -75,8 +75,8 @@ class IterationSampler(ABC):
 
 def check_most(maximum: int) -> None:
     """Raise a ValueError for more iterations than anybody trains."""
-    if maximum > MAX_COUNT:
-        raise ValueError(f"maximum must be at most {MAX_COUNT:,}, not {maximum}")
+    if maximum > MAX_CONFIGURED:
+        raise ValueError(f"maximum must be at most {MAX_CONFIGURED:,}, not {maximum}")
 
 
 class Fixed(IterationSampler):
@@ -160,9 +160,9 @@ class LinearCurriculum(LogNormalPoisson):
         maximum: int | None = None,
     ) -> None:
         super().__init__(mean, sigma, minimum, maximum)
-        if batches < 1 or not 1 <= start <= MAX_COUNT:
+        if batches < 1 or not 1 <= start <= MAX_CONFIGURED:
             raise ValueError(
-                f"a curriculum needs batches >= 1 and a start between 1 and {MAX_COUNT:,}, "
+                f"a curriculum needs batches >= 1 and a start between 1 and {MAX_CONFIGURED:,}, "
                 f"not batches={batches}, start={start}"
             )
         self.batches, self.start = batches, start

@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         matrices: parameters of two dimensions.
-        lr: learning rate, to which the scale of the update is added as a factor.
+        lr: learning rate; the update is multiplied by the scale above as well, 0.2 sqrt(max side).
         momentum: m above.
         weight_decay: decoupled decay.
         orthogonalize_in: number type of `orthogonal`; auto asks the device of each matrix (`fast_type`). It is no part

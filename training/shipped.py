@@ -27,6 +27,8 @@ def with_paths(args: list[str]) -> list[str]:
 
 
 def each_with_path(args: list[str]) -> Iterator[str]:
+    """The arguments of a command line, with the file of each configuration that `--config` or `-c` names in its
+    place."""
     expected = False  # whether this argument is the value of the one before
     for argument in args:
         option, equals, value = argument.partition("=")

@@ -46,6 +46,7 @@ def metrics_of(values: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
 
 
 def number(value: Any) -> float | None:
+    """A metric of lm-eval as a float; None for a text, and for what is infinite or not a number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
@@ -77,6 +78,7 @@ def table_of(rows: Sequence[Row], title: str, notes: Sequence[str] = ()) -> Tabl
 
 
 def cell(row: Row | None, gap: str) -> str:
+    """A value with its standard error as text, to three digits, parted by `gap`; empty where there is no value."""
     if row is None or row["value"] is None:
         return ""
     return f"{row['value']:.3f}" + ("" if row["stderr"] is None else f"{gap}±{row['stderr']:.3f}")
@@ -89,6 +91,7 @@ def write_results(folder: Path, found: ByCount, summary: Mapping[str, Any]) -> N
 
 
 def dumped(value: Any) -> bytes:
+    """A value as indented JSON in UTF-8, with a line break at its end."""
     return (json.dumps(value, indent=2, default=plain) + "\n").encode()
 
 

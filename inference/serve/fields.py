@@ -35,6 +35,8 @@ def parsed(body: bytes) -> dict[str, Any]:
 
 
 def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs of a JSON object as a dict. Raises `Refused` where a key comes twice: which one was meant is
+    unknown."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise Refused("a key comes twice in the body; send each once")
@@ -42,6 +44,7 @@ def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def no_constant(word: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python's JSON parser would take for numbers."""
     raise Refused(f"{word} in the body is no number of JSON; send a finite one")
 
 

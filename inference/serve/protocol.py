@@ -280,6 +280,17 @@ def prompts_of(fields: Fields, served: Served) -> list[list[int]]:
 
 
 def encoded(served: Served, text: str, where: str, opening: bool = True) -> list[int]:
+    """The token ids of a text of a request.
+
+    Args:
+        served: the model that is asked.
+        text: what is read.
+        where: the field that it comes from, which the refusal names.
+        opening: the text opens a row, so that tokens which open one are put before it.
+
+    Raises:
+        Refused: the tokenizer cannot read the text.
+    """
     try:
         return encode(served.tokenizer, text, opening)
     except ValueError as error:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mull.checkpoints.quantities import si
-from mull.inference.arguments import MAX_COUNT, add_likeliest, add_numbers, at_least
+from mull.inference.arguments import MAX_ASKED, add_likeliest, add_numbers, at_least
 from mull.inference.console import dtype_of
 from mull.inference.strategies.contract import Event, Solution, choose_strategy
 from mull.inference.strategies.loading import OURS, marks_asked, solver_from
@@ -21,7 +21,7 @@ def add_options(parser: Any) -> None:
     """The options of the command."""
     parser.add_argument("--prompt", type=str, required=True, help="the problem, without a style: the strategy adds it")
     parser.add_argument("--strategy", type=str, default="chain", help="how compute is spent, as majority:16")
-    parser.add_argument("--iterations", type=at_least(1, MAX_COUNT), help="thinking per token (default: trained mean)")
+    parser.add_argument("--iterations", type=at_least(1, MAX_ASKED), help="thinking per token (default: trained mean)")
     parser.add_argument(
         "--exit", type=str, help="rule that ends thinking early, as latent:0.03; --iterations is then the most"
     )
@@ -110,4 +110,5 @@ def bill(cost: Cost) -> str:
 
 
 def counted(number: int, what: str) -> str:
+    """A number with its noun, in the plural but for 1: `2 calls`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -205,6 +205,7 @@ def bin_at(pass_at_1: float) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
+    """The arithmetic mean of at least one value."""
     return sum(values) / len(values)
 
 

@@ -10,8 +10,7 @@ the whole text gives, nothing is kept: then every token is read with the whole t
 
 P counts the parameters but those of tables, in which tokens and positions are looked up, and of the head, H those of
 the head, A the width of all heads of all layers. That is what dense models with full attention execute, and an upper
-bound for mixtures of experts and for attention in windows; scores are counted for all n positions of a call, as mull's
-own costs are.
+bound for mixtures of experts and for attention in windows; scores count for all n positions, as in mull's own costs.
 
 Shapes: B rows that write together, T tokens, V vocabulary.
 """
@@ -350,6 +349,7 @@ class Costs(NamedTuple):
 
 
 def new_cache() -> Any:
+    """An empty cache of transformers, imported when the first one is needed."""
     from transformers import DynamicCache
 
     return DynamicCache()
@@ -378,5 +378,6 @@ def max_length_of(model: Any) -> int:
 
 
 def batches(rows: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    """The rows in their order, `size` at a time; the last batch may have fewer."""
     for first in range(0, len(rows), size):
         yield rows[first : first + size]

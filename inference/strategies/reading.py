@@ -75,6 +75,11 @@ class Memory:
 
 
 def shortened(held: Held, length: int) -> Held:
+    """What is held of the first `length` tokens of a branch.
+
+    It is as it was where no more is held, or just as much with the logits behind it. Otherwise the last of the tokens
+    is left out, to be read again: logits behind it were not kept.
+    """
     if held.length < length or (held.length == length and held.logits is not None):
         return held
     return replace(held, length=length - 1, logits=None, rewards=held.rewards[:length])

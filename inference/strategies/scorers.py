@@ -96,6 +96,7 @@ def choose_scorer(given: str | Scorer) -> Scorer:
 
 
 def drawn(branch: Branch, length: int) -> list[Token]:
+    """Those of the first `length` tokens of a branch that the model chose itself, and nobody put there."""
     return [token for token in branch.tokens[:length] if token.drawn]
 
 

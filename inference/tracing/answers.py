@@ -71,6 +71,7 @@ def answers(logits: Tensor, log_last: Tensor, labels: Tensor, top: int) -> Answe
 
 
 def reduced(logits: Tensor, log_last: Tensor, labels: Tensor, top: int) -> Answers:
+    """`answers` of a piece of the positions that is small enough to be taken at once; see there for the arguments."""
     log_p = logarithms(logits)
     known, index = labels >= 0, labels.clamp(min=0)[..., None]
     best = log_p.topk(top, dim=-1)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_COUNT, add_numbers, at_least, counts, shares
+from mull.inference.arguments import MAX_ASKED, add_numbers, at_least, counts, shares
 from mull.inference.console import dtype_of
 from mull.inference.text import encode
 from mull.inference.tracing.answers import LENSES
@@ -173,19 +173,21 @@ def read_change(option: str, text: str, example: str, number: bool) -> tuple[int
         value = float(scale) if number else 0.0
     except ValueError:
         raise ValueError(f"{option} {text!r} is not understood; write iterations and positions as {example}") from None
-    if start is not None and int(end or start) > MAX_COUNT:
-        raise ValueError(f"{option}: position {end or start} is above the limit of {MAX_COUNT:,}")
+    if start is not None and int(end or start) > MAX_ASKED:
+        raise ValueError(f"{option}: position {end or start} is above the limit of {MAX_ASKED:,}")
     places = None if start is None else list(range(int(start), int(end or start) + 1))
     return int(first), int(last or first), value, places
 
 
 def span(places: Sequence[int] | None) -> str:
+    """The positions that a change is made at as words: `all`, `none`, one, or the first to the last."""
     if places is None:
         return "all"
     return f"{places[0]}" if len(places) == 1 else f"{places[0]} to {places[-1]}" if places else "none"
 
 
 def iterations_said(first: int, last: int) -> str:
+    """The iterations at which a change is made as words, from `first` to `last`, both included."""
     return f"iteration {first}" if first == last else f"each of the iterations {first} to {last}"
 
 

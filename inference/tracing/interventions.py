@@ -175,6 +175,7 @@ def intervened(think: Think, changes: Sequence[Intervention]) -> Think:
 
 
 def changed(state: Tensor, count: int, changes: Sequence[Intervention]) -> Tensor:
+    """The state after iteration `count`, (B, T, D), with each of the changes made to it in their order."""
     for change in changes:
         state = change.apply(state, count)
     return state

@@ -93,6 +93,8 @@ def data_of(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], t
 
 
 def digest(text: str) -> str:
+    """The SHA-256 of a text in base64, as a Content-Security-Policy names the scripts and styles that it lets
+    through."""
     return b64encode(sha256(text.encode()).digest()).decode()
 
 

@@ -66,6 +66,8 @@ def texts(tokenizer: Tokenizer | None, ids: set[int]) -> dict[int, str]:
 
 
 def text_of(tokenizer: Tokenizer | None, token: int) -> str:
+    """A token as text: what it decodes to, its name where that is no whole character, its number as `#7` without
+    either."""
     if tokenizer is None:
         return f"#{token}"
     text = tokenizer.decode([token], skip_special_tokens=False)

@@ -103,6 +103,14 @@ def test_shipped_cards_have_every_field(card: Path) -> None:
     assert "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items()) in card.read_text()
 
 
+@pytest.mark.parametrize("card", sorted((ROOT / "checkpoints").glob("*/README.md")), ids=lambda card: card.parent.name)
+def test_shipped_cards_show_the_depth_table_of_their_folder(card: Path) -> None:
+    """Guards the numbers of the cards: command and tables are what is written of the depth.json beside them."""
+    depth = json.loads((card.parent / "depth.json").read_text())
+    said = ["", "## By iteration count", "", f"`{depth['command']}`", "", *depth_table(depth["rows"])]
+    assert "\n".join([*said, *settling_table(depth["rows"]), "", "## Shape"]) in card.read_text()
+
+
 def test_the_card_says_whether_it_had_finished_thinking() -> None:
     """Guards the shipped cards, which tell it row by row as `evaluate --settling` does, and those of models that have
     no state to compare, which are silent."""

@@ -1,7 +1,8 @@
 """Every documented value of every option runs, forward and backward, in every arrangement of layers and every dtype."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -118,15 +119,119 @@ def test_odd_shapes_run(build: Build, tokens: Tokens, family: type[ModelConfig],
         assert run(build(config).train(), tokens(config, batch_size, length)).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("changes", [
-    {"wiring": "pre_norm"}, {"positions": "none"}, {"rotary_layout": "half"}, {"qk_norm": True}, {"qk_bias": False},
-    {"tie_embeddings": False}, *({"injection": name} for name in INJECTIONS if name != "concat"),
-    {"n_kv_heads": 6}, {"rope_base": 100.0}, {"norm_eps": 0.1}, {"n_core": 2},
-], ids=str)  # fmt: skip
-def test_every_field_is_heard(build: Build, small: Small, tokens: Tokens, changes: Fields) -> None:
-    """A field that changes nothing is a field that is ignored."""
-    ids = tokens(small(), 2, 7)
-    assert (build(small())(ids, 3).logits - build(small(**changes))(ids, 3).logits).abs().max() > 1e-4
+CONFIGS = [model_class.config_class for model_class in FAMILIES.values()]
+SHAPE: Fields = {"vocab_size": 11, "d_model": 24, "n_heads": 6, "n_kv_heads": 2, "d_ff": 20, "max_length": 64}
+LAYERS: dict[type[ModelConfig], Fields] = {RecurrentDepthConfig: {"n_prelude": 1, "n_core": 3, "n_coda": 2}}
+CHANGES: Fields = {  # every field, and a value other than its usual one
+    "vocab_size": 12,
+    "d_model": 36,
+    "n_heads": 2,
+    "n_kv_heads": 6,
+    "d_ff": 16,
+    "norm_eps": 0.1,
+    "rope_base": 100.0,
+    "tie_embeddings": False,
+    "positions": "none",
+    "rotary_layout": "half",
+    "qk_norm": True,
+    "qk_bias": False,
+    "causal": False,
+    "board": True,
+    "window": 3,
+    "window_heads": 3,
+    "convolution": "mlp",
+    "kernel": 2,
+    "residual_scale": 0.5,
+    "value_head": True,
+    "n_layers": 3,
+    # of the recurrent-depth family
+    "n_prelude": 2,
+    "n_core": 2,
+    "n_coda": 1,
+    "mean_iterations": 5,
+    "injection": "add",
+    "initial_state": "zero",
+    "state_noise": 0.5,
+    "damping": 0.5,
+    "answer_feedback": True,
+    "exit_gate": True,
+    # of inner thinking
+    "thinking_layers": (0, 1),
+    "capacity": 0.3,
+    "rule": "loop",
+    "gate": "tanh",
+    "step_encoding": False,
+    "step_start": 3.0,
+    "router_temperature": 4.0,
+    "routing": False,
+}
+WIRINGS = {"sandwich": "pre_norm", "pre_norm": "sandwich"}  # the usual one is another in each family
+BESIDE: dict[str, Fields] = {  # what a field needs, before and after its change
+    "board": {"causal": False},
+    "window_heads": {"window": 3},
+    "kernel": {"convolution": "mlp"},
+}
+SILENT = {  # fields that change no answer, and why
+    "max_length": "it refuses rows that are longer (test_equivalence.py)",
+    "stop_tokens": "they end a text that is written (tests/inference/test_generate.py)",
+    "detached_auxiliary": "it changes gradients alone (inner_thinking/test_equations.py)",
+}
+DRAWN = {"initial_state", "state_noise"}  # heard where a generator draws, in training; elsewhere nothing is drawn
+START = {"step_start"}  # heard in the weights that a model starts with; the others are compared with equal weights
+
+
+def hearing(family: type[ModelConfig]) -> list[str]:
+    """The fields of a family that can be changed and should be heard: those with more than one value there."""
+    hints = get_type_hints(family)
+    fixed = {name for name, hint in hints.items() if get_origin(hint) is Literal and len(get_args(hint)) == 1}
+    deaf = {name for name, needs in BESIDE.items() if fixed & {name, *needs}}
+    return [f.name for f in fields(family) if f.name not in {*SILENT, *fixed, *deaf}]
+
+
+def said(model: LanguageModel, ids: Tensor, drawn: bool) -> list[Tensor | None]:
+    """All that a model says of ids at its default count: in eval, or in training with a generator."""
+    generator = {"generator": torch.Generator().manual_seed(3)} if drawn else {}
+    out = model.train(drawn)(ids, **generator)
+    return [out.logits, out.exit_logit, out.value]
+
+
+def differs(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether an answer is there in one case alone, of another shape, or another."""
+    if one is None or other is None:
+        return one is not other
+    return one.shape != other.shape or bool((one - other).abs().max() > 1e-4)
+
+
+def test_every_field_is_changed_or_says_why_not() -> None:
+    """Guards the two tables above against a field that comes and is in neither."""
+    names = {f.name for family in CONFIGS for f in fields(family)}
+    assert CHANGES.keys() | SILENT.keys() | {"wiring"} == names and not CHANGES.keys() & SILENT.keys()
+    assert {name for family in CONFIGS for name in hearing(family)} == names - SILENT.keys()
+
+
+HEARD = [(family, name, CHANGES.get(name)) for family in CONFIGS for name in hearing(family)]
+HEARD += [(RecurrentDepthConfig, "injection", name) for name in INJECTIONS if name not in ("concat", "add")]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "value"), HEARD, ids=lambda part: getattr(part, "model_type", None) or str(part)
+)
+def test_every_field_is_heard(build: Build, tokens: Tokens, family: type[ModelConfig], name: str, value: Any) -> None:
+    """A field that changes nothing is a field that is ignored. Rows are of nine tokens, a board."""
+    shape = SHAPE | LAYERS.get(family, {}) | BESIDE.get(name, {})
+    usual = family(**shape)
+    changed = family(**shape | {name: WIRINGS[usual.wiring] if name == "wiring" else value})
+    assert getattr(changed, name) != getattr(usual, name)
+    before, after, ids = build(usual), build(changed), tokens(usual, 2, 9)
+    if name not in START and shapes(before) == shapes(after):
+        after.load_state_dict(before.state_dict())
+    drawn = name in DRAWN
+    assert any(map(differs, said(before, ids, drawn), said(after, ids, drawn)))
+
+
+def shapes(model: LanguageModel) -> dict[str, torch.Size]:
+    """The shapes of a model's weights, by name."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def test_the_exit_gate_is_read_beside_the_logits_and_changes_no_answer(

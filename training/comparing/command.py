@@ -204,4 +204,5 @@ def asked_of(options: Any) -> Asked:
 
 
 def ours(folder: str) -> bool:
+    """Whether a folder holds a model of mull, and not one of transformers."""
     return is_ours(folder_of(folder))

@@ -99,6 +99,12 @@ def curves_of(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def horizontal(row: Row, by_tokens: bool) -> float:
+    """Where a cell stands on the axis of cost, at 1 or more since the axis is logarithmic.
+
+    Args:
+        row: the cell.
+        by_tokens: the axis is of tokens for a problem; otherwise of FLOPs, and of tokens where FLOPs are not known.
+    """
     return max(1.0, row.tokens_per_problem if by_tokens or row.flops_per_problem is None else row.flops_per_problem)
 
 

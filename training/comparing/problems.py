@@ -126,4 +126,5 @@ def problem_of(place: Path, number: int, line: str) -> tuple[Problem, str]:
 
 
 def same_words(expected: str, answer: str) -> bool:
+    """Whether an answer has the expected words in their order; blanks and line breaks do not count."""
     return answer.split() == expected.split()

@@ -72,6 +72,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def lines(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a head line: a column for each name, in the order of the names."""
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

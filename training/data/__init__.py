@@ -55,6 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """What needs Lightning or reasoning_gym, imported when it is first used, so that tasks alone need neither."""
     if name in ("TaskData", "TextData"):
         from mull.training.data import module
 

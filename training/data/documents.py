@@ -95,6 +95,16 @@ def _last_character(block: bytes) -> int:
 
 
 def _records(file: Path, stream: BinaryIO, fields: list[str] | None) -> Iterator[str]:
+    """The documents of a file of JSON lines, one a line; empty lines are skipped.
+
+    Args:
+        file: its name, for messages.
+        stream: its bytes, behind a byte order mark if there is one.
+        fields: of each record that make up its text, joined by line breaks.
+
+    Raises:
+        ValueError: a line is not UTF-8, not JSON, or no record with these fields; it names file and line.
+    """
     start = len(BYTE_ORDER_MARK) if stream.tell() else 0
     for number, line in enumerate(stream, 1):
         text = _decode(line, file, start)
@@ -110,6 +120,16 @@ def _records(file: Path, stream: BinaryIO, fields: list[str] | None) -> Iterator
 
 
 def _document(record: Any, fields: list[str] | None, place: str) -> str:
+    """The text of a record: its fields of these names, joined by line breaks.
+
+    Args:
+        record: what the JSON held.
+        fields: the names; None or none is refused, since nobody has said what the text is.
+        place: file and line, for messages.
+
+    Raises:
+        ValueError: it is no JSON object, lacks a field, or holds something other than text that UTF-8 can write.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"{place} is not a JSON object but {type(record).__name__}: fields have to be named")
     there = f"its fields are {', '.join(record) or '(none)'}"
@@ -129,6 +149,13 @@ def _document(record: Any, fields: list[str] | None, place: str) -> str:
 
 
 def _decode(text: bytes, file: Path, start: int) -> str:
+    """A piece of a file as text. Raises ValueError where it is not UTF-8, with the place of the byte in the file.
+
+    Args:
+        text: the bytes.
+        file: its name, for messages.
+        start: the bytes of the file before this piece.
+    """
     try:
         return text.decode()
     except UnicodeDecodeError as error:

@@ -45,6 +45,7 @@ class Board(NamedTuple):
 
 @cache
 def board_of(side: int) -> Board:
+    """The geometry of boards with so many cells in a row, 4, 6 or 9; worked out once for each."""
     height, width = BOXES[side]
     rows, columns = np.divmod(np.arange(side * side), side)
     bands, stacks = rows // height, columns // width

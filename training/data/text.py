@@ -165,6 +165,18 @@ class _Packer:
 
 
 def _write(folder: Path, files: list[Path], fields: list[str] | None, tokenizer: Tokenizer, held_out: float) -> None:
+    """Tokenize a corpus into a folder: train.bin, validation.bin and, last, corpus.json with type and counts.
+
+    Args:
+        folder: an empty folder that is there.
+        files: of the documents, read in this order.
+        fields: of records; see `read_documents`.
+        tokenizer: whose ids are written, 2 bytes each where the vocabulary has at most 65,536 and else 4.
+        held_out: share of the documents that validation gets, by a digest of their text.
+
+    Raises:
+        ValueError: no file holds any text.
+    """
     dtype = "<u2" if vocab_size_of(tokenizer) <= 1 << 16 else "<u4"
     with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
         packers = {"train": _Packer(train, tokenizer, dtype), "validation": _Packer(validation, tokenizer, dtype)}
