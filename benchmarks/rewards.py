@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 import mull
 from mull.inference.strategies import Problem
-from mull.inference.strategies.best_of_n import BestOfN
+from mull.inference.strategies.best_of_n import Sampling
 from mull.inference.strategies.choosing import Candidate, aggregated, choose
-from mull.inference.strategies.contract import answer_of
-from mull.inference.strategies.scorers import Judged, Scorer, choose_scorer
-from mull.inference.strategies.solver import Branch, seed_of
+from mull.inference.strategies.contract import Found, answer_of
+from mull.inference.strategies.scorers import Judged, choose_scorer
+from mull.inference.strategies.solver import Branch, Key, Manner, Solver, seed_of
 from mull.inference.strategies.solving import solve, solver_of
 from mull.inference.strategies.together import solve_together
 from mull.models import LanguageModel
@@ -38,18 +38,16 @@ ROWS = 128  # texts that are read at once
 
 
 @dataclass(frozen=True)
-class Keeping(Scorer):
-    """Keeps what it is asked to judge, and finds all of it alike."""
+class Keeping(Sampling):
+    """Draws as best_of_n does, keeps the texts by their problem, and chooses none."""
 
     name = example = "keeping"
-    kept: dict[str, tuple[Judged, list[Branch]]] = field(default_factory=dict)
+    kept: ClassVar[dict[str, tuple[Judged, list[Branch]]]] = {}
 
-    def prefixes(self, judged: Judged, branch: Branch, lengths: Any) -> list[float]:  # noqa: ARG002
-        return [1.0] * len(lengths)
-
-    def scores(self, judged: Judged, branches: Any) -> list[list[float]]:
-        self.kept[judged.problem.text] = (judged, list(branches))
-        return super().scores(judged, branches)
+    def solve(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> Found:
+        branches = self.drawn(problem, solver, manner, key)
+        self.kept[problem.text] = (Judged(problem, solver, manner, self.style), branches)
+        return Found(branches[0], self.style)
 
 
 @dataclass
@@ -92,8 +90,7 @@ def drawn(model: LanguageModel, options: argparse.Namespace) -> list[tuple[Judge
     """What the model writes for each problem."""
     task: Any = data_of(options.folders[0]).task  # type: ignore[attr-defined]
     problems = [Problem(*each) for each in task.problems("test", options.seed, options.examples, options.difficulty)]
-    keeping = Keeping()
-    strategy = BestOfN(options.samples, options.style, keeping)  # type: ignore[arg-type]
+    strategy = Keeping(options.samples, options.style)
 
     def job(number: int) -> Any:
         how = {"generator": seed_of((options.seed,), number), "iterations": options.iterations}
@@ -101,7 +98,7 @@ def drawn(model: LanguageModel, options: argparse.Namespace) -> list[tuple[Judge
 
     for _ in solve_together(solver_of(model), [job(number) for number in range(len(problems))], 8):
         pass
-    return [keeping.kept[problem.text] for problem in problems]
+    return [strategy.kept[problem.text] for problem in problems]
 
 
 @torch.inference_mode()
