@@ -27,7 +27,7 @@ from mull.models.cache import Cache, Policy
 from mull.models.compiling import TrainingBlocks, compiled_for_decoding
 from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
-from mull.models.loop import Iterations, check_iterations
+from mull.models.loop import Iterations, check_count, check_iterations
 from mull.models.output import ModelOutput, Reading
 from mull.models.placing import Sight, place
 from mull.models.positions import Context
@@ -203,8 +203,13 @@ class LanguageModel(nn.Module):
 
         With a dtype narrower than the model's (bfloat16) keys and values are rounded to it, and attention computes in
         it: half the bytes to keep and to read, and answers that differ in the third digit.
+
+        Raises:
+            ValueError: a size that is no integer of at least 1, more positions than the model's limit, or an option of
+                the cache that there is not.
         """
         self.check_order()
+        batch_size, max_length = check_count("batch_size", batch_size), check_count("max_length", max_length)
         if max_length > self.config.max_length:
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
