@@ -107,7 +107,7 @@ def test_what_is_no_tensor_is_read_or_named(model: LanguageModel, tokens: Tokens
         assert torch.equal(model(ids, attention_mask=mask).logits, masked)
     for given, says in (
         ({"attention_mask": "x"}, "attention_mask must be ones and zeros, not str"),
-        ({"state": [1]}, r"state must have shape \(1, 3, 24\), not list"),
+        ({"state": [1]}, r"state must have shape \(1, 3, 24\), a tensor of floats, not list"),
     ):
         with pytest.raises(ValueError, match=says):
             model(ids, **given)
