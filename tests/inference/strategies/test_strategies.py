@@ -2,6 +2,7 @@
 one that can be worked out by hand."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -284,6 +285,18 @@ def test_lookahead_scores_where_a_step_leads(scripted: Any, monkeypatch: pytest.
     model_free = scripted(tree)
     found = mull.solve(model_free, "?", "lookahead:2,width=2,k=1,scorer=table")
     assert [event.text for event in found.trace if event.what == "step"][:2] == ["1 <step>", "2 <step>"]
+    asked = 0
+
+    def counted(self: Any, *args: Any, **options: Any) -> list[Branch]:
+        nonlocal asked
+        asked += 1
+        assert asked < 99, "all that is ahead has ended"
+        return scripted.write(self, *args, **options)
+
+    writer = type("Counted", (scripted,), {"write": counted})(tree)
+    far = mull.solve(writer, "?", "lookahead:2,width=2,k=65536,scorer=table")
+    near = mull.solve(scripted(tree), "?", "lookahead:2,width=2,k=2,scorer=table")
+    assert (far.answer, far.cost.tokens, far.cost.calls) == (near.answer, near.cost.tokens, near.cost.calls)
 
 
 # ------------------------------------------------------------------------------------------------------- budget forcing
@@ -507,6 +520,14 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
     [
         ("dream:4", "strategy 'dream' is not known; known are best_of_n, beam"),
         ("majority:0", "strategy majority: n must be at least 1, not 0"),
+        ("majority:1000000000", "strategy majority: n must be at most 65,536, not 1,000,000,000"),
+        ("best_of_n:65537", "n must be at most 65,536, not 65,537"),
+        ("beam:65536,width=131072", "width must be at most 65,536, not 131,072"),
+        ("dvts:4,width=4,rounds=65537", "rounds must be at most 65,536"),
+        ("lookahead:4,k=100000000", "k must be at most 65,536, not 100,000,000"),
+        ("self_backtracking:4,rounds=65537", "rounds must be at most 65,536"),
+        ("budget_forcing:65537", "waits must be at most 65,536"),
+        ("budget_forcing:1,most=65537", "most must be at most 65,536"),
         ("majority:many", "strategy majority: n 'many' is not an integer; write majority:16"),
         ("majority:4,scorer=oracle", "strategy majority: option 'scorer=oracle' is not known"),
         ("majority:4,style=verse", "style must be one of direct, chain, draft, correct, attempts, search, not 'verse'"),
@@ -524,7 +545,7 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
     ],
 )
 def test_a_mistake_is_one_line_with_a_way_out(make_writer: Make, strategy: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says.replace("(", r"\(")) as error:
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
         mull.solve(make_writer(), "1 + 2", strategy, max_new_tokens=20)
     assert "\n" not in str(error.value)
 
