@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mull.checkpoints import huginn
-from mull.checkpoints.files import read_json
+from mull.checkpoints.files import path_of, read_json
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.store import CONFIG, TOKENIZER, load, load_tokenizer, save
 
@@ -15,7 +15,7 @@ def convert(source: str, destination: str) -> Path:
         FileNotFoundError, ValueError: there is no model at `source` that the other layout can hold, or something stands
             at `destination`.
     """
-    origin, place = folder_of(source), Path(destination).expanduser()
+    origin, place = folder_of(source), path_of(destination, "the destination")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ValueError(f"{place} is there already; name a folder that is new or empty")
     model = load(origin)

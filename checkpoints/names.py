@@ -11,6 +11,8 @@ A run of yours that has not come to its end still has its name: no other folder 
 import re
 from pathlib import Path
 
+from mull.checkpoints.files import path_of
+
 RUNS = Path("checkpoints")  # of the working directory
 SHIPPED = Path(__file__).parent
 NAME = re.compile(r"[\w-][\w.-]*")  # no path: neither a separator, nor a home, nor a folder that is hidden
@@ -21,8 +23,9 @@ def folder_of(path: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: nothing is there; the message lists the names.
+        ValueError: the path is empty.
     """
-    asked = Path(path).expanduser()
+    asked = path_of(path, "the path of the checkpoint folder")
     places = [asked]
     if NAME.fullmatch(str(path)):
         places += [RUNS / asked, SHIPPED / asked]

@@ -39,6 +39,7 @@ from mull.checkpoints.files import (
     damaged,
     file_in_the_way,
     is_there,
+    path_of,
     read_bytes,
     read_json,
     read_tokenizer,
@@ -88,9 +89,10 @@ def save(
         depth: the table by iteration count (`{"command": ..., "rows": [...]}`).
 
     Raises:
-        ValueError: the model is of no known family, the path is a file, or the tokenizer is of another library.
+        ValueError: the model is of no known family, the path is empty or a file, or the tokenizer is of another
+            library.
     """
-    folder = Path(path).expanduser()
+    folder = path_of(path, "the path to save to")
     blocking = file_in_the_way(folder)
     if blocking is not None:
         raise ValueError(f"{blocking} is a file; a checkpoint is a folder, name another path")

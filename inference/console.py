@@ -151,7 +151,7 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
             "iterations": round(sum(took[row].used) / len(took[row].used), 2),
             "settled": None if share is None else round(share, 4),
         }
-        print(json.dumps(answer), flush=True)
+        print(json.dumps(answer, allow_nan=False), flush=True)
 
     ids, mask = padded([ids for _, ids in batch])
     for position in stream(model, ids, attention_mask=mask, **call):

@@ -5,10 +5,11 @@
 """
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from mull.models import LanguageModel
 from mull.models.arguments import as_valid
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+OWN = ("line", "text", "tokens", "iterations", "settled")  # fields of an answer beside those of its record
 PromptLike = str | Sequence[str] | Sequence[Sequence[int]] | Tensor  # also numpy arrays of integers
 
 
@@ -26,6 +28,10 @@ class Prompts(NamedTuple):
 
     ids: Tensor
     mask: Tensor | None
+
+
+class Endless(ValueError):
+    """A number of a record that no JSON can say again."""
 
 
 class Line(NamedTuple):
@@ -128,8 +134,9 @@ def as_mask(mask: Any) -> Tensor | None:
 def read_prompts(path: str) -> list[Line]:
     """The prompts of a file, or of standard input for `-`. Lines that hold nothing but blanks are left out.
 
-    A .jsonl file has one record a line, {"prompt": "..."}, whose other fields go through to the answer. Of any other
-    file a line is a prompt as it stands. Lines end at \\n or \\r\\n and nowhere else.
+    A .jsonl file has one record a line, {"prompt": "..."}, whose other fields go through to the answer; they have other
+    names than those of the answer, `OWN`. Of any other file a line is a prompt as it stands. Lines end at \\n or
+    \\r\\n and nowhere else.
 
     Raises:
         OSError: there is no such file.
@@ -168,9 +175,23 @@ def read_line(number: int, line: bytes, records: bool) -> Line:
     if not records:
         return Line(number, text, {})
     try:
-        record = json.loads(text)
+        record = json.loads(text, parse_float=finite, parse_constant=endless)
+    except Endless as error:
+        return Line(number, "", {}, str(error))
     except (ValueError, RecursionError) as error:
         return Line(number, "", {}, f'not JSON ({error}); write {{"prompt": "..."}}')
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         return Line(number, "", {}, 'no record with a text named prompt; write {"prompt": "..."}')
+    taken = [name for name in OWN if name in record]
+    if taken:
+        return Line(number, "", {}, f"the answer has a field {taken[0]} of its own: rename that of the record")
     return Line(number, record["prompt"], record)
+
+
+def finite(word: str) -> float:
+    value = float(word)
+    return value if math.isfinite(value) else endless(word)
+
+
+def endless(word: str) -> NoReturn:
+    raise Endless(f"{word[:20]} is no number that the answer could hand on as JSON; give a finite one, or null")

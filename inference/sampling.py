@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from mull.models.precision import wide
 
 Generators = torch.Generator | Sequence[torch.Generator]  # one for all rows, or one a row
+NO_NUMBER = "the model's logits are NaN or infinite: no token can be chosen; use fewer iterations or other weights"
 TINY = 1e-30  # a smaller temperature would be 0 in fp32, and the largest logit 0 / 0
 
 
@@ -104,14 +105,14 @@ class Draw:
                 raise ValueError(f"{name} {value} filters draws, and temperature 0 draws none; leave one of them out")
 
     def choose(self, logits: Tensor) -> Tensor:
-        """(N, V) logits -> (N,) tokens. Raises ValueError for logits that are not numbers."""
+        """(N, V) logits -> (N,) tokens. Raises ValueError for logits that are `broken`."""
         if self.temperature == 0:
             check_logits(logits)
             return logits.argmax(dim=-1)
         return self.token(self.distribution(logits))
 
     def distribution(self, logits: Tensor) -> Tensor:
-        """(..., V) logits -> probabilities. Raises ValueError for logits that are not numbers."""
+        """(..., V) logits -> probabilities. Raises ValueError for logits that are `broken`."""
         check_logits(logits)
         if self.temperature == 0:
             return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
@@ -175,7 +176,13 @@ def renormalized(p: Tensor, keep: Tensor) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True)
 
 
+def broken(logits: Tensor) -> Tensor:
+    """(..., V) logits -> (...) bool, whether no token can be chosen by them: one is NaN or inf, or all are -inf. That
+    some are -inf says that these tokens cannot come."""
+    return ~logits.amax(dim=-1).isfinite()
+
+
 def check_logits(logits: Tensor) -> None:
-    """Raise a ValueError where a logit is NaN: no token is the best of such."""
-    if bool(logits.isnan().any()):
-        raise ValueError("the model's logits are NaN: no token can be chosen; use fewer iterations or other weights")
+    """Raise a ValueError where no token can be chosen by some logits; see `broken`."""
+    if bool(broken(logits).any()):
+        raise ValueError(NO_NUMBER)

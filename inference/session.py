@@ -28,7 +28,7 @@ from mull.inference.mode import in_eval
 from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Cache, Policy
 from mull.models.config import Capacity
-from mull.models.loop import Iterations, check_count, deepest
+from mull.models.loop import Iterations, deepest
 from mull.models.selection import check_capacity
 
 
@@ -91,16 +91,15 @@ class Session:
         self.warm_start = options.get("warm_start", False)
         if self.warm_start and not isinstance(model, IteratedModel):
             raise ValueError(f"warm_start needs a model with a core that is iterated, not a {type(model).__name__}")
-        check_count("batch_size", batch_size)
-        self.model, self.iterations = model, model.check_depth(iterations, batch_size)
-        self.exit = choose_exit(model, exit)
-        self.routing = routing_options(model, capacity=options.get("capacity"))
-        if self.routing:
-            check_capacity(self.routing["capacity"], deepest(self.iterations) - 1)
+        self.model, self.exit = model, choose_exit(model, exit)
         policy = options.get("policy") or ("full" if self.exit is None else "deepest")
         if self.exit is not None and policy == "full":
             raise ValueError("an exit rule needs a cache of policy deepest or shared, not full: keys of one depth")
         self.cache = model.new_cache(batch_size, max_length, policy, options.get("ring", 1), options.get("cache_dtype"))
+        self.iterations = model.check_depth(iterations, self.batch_size)
+        self.routing = routing_options(model, capacity=options.get("capacity"))
+        if self.routing:
+            check_capacity(self.routing["capacity"], deepest(self.iterations) - 1)
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
         # (B,), how far the last iteration moved it, |s_R - s_{R-1}| / |s_R|; None where nobody asked, or nobody knows
         self.residual: Tensor | None = None

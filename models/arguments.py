@@ -45,13 +45,13 @@ def as_valid(attention_mask: Any) -> Tensor:
     """A mask (B, T) of ones and zeros of any type, a tensor or lists, as a boolean one.
 
     Raises:
-        ValueError: a float mask with other values. Additive masks have the opposite meaning at 0.
+        ValueError: a mask with other values. Additive masks have the opposite meaning at 0.
     """
     try:
         attention_mask = torch.as_tensor(attention_mask)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"attention_mask must be ones and zeros, not {type(attention_mask).__name__}") from None
-    if attention_mask.is_floating_point():  # integers and booleans are no additive masks, and need no look
+    if attention_mask.dtype != torch.bool:
         wrong = attention_mask[(attention_mask != 0) & (attention_mask != 1)]
         if wrong.numel():
             raise ValueError(

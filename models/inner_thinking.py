@@ -44,7 +44,7 @@ from mull.models.config import Capacity, ModelConfig
 from mull.models.inner_thinking_config import InnerThinkingConfig
 from mull.models.language_model import LanguageModel, check_read_at, family, initialize
 from mull.models.layers import Layer
-from mull.models.loop import Iterations, check_count, deepest
+from mull.models.loop import Iterations, check_counts, deepest
 from mull.models.output import ModelOutput, Reading
 from mull.models.positions import Context
 from mull.models.routed_layer import Decision, Plan, RoutedLayer
@@ -94,7 +94,7 @@ class InnerThinkingTransformer(LanguageModel):
             ValueError: a count below 1, a capacity outside 0 .. 1 or of another length, a cache filled otherwise.
         """
         depth = self.check_depth(iterations, len(input_ids))
-        check_read_at(read_at, depth, cache, "each count is a run of its own, with keys of its own")
+        read_at = check_read_at(read_at, depth, cache, "each count is a run of its own, with keys of its own")
         valid = None if attention_mask is None else attention_mask.bool()
         plan = self.plan(depth, capacity, selection, valid, cache)
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
@@ -191,10 +191,9 @@ class InnerThinkingTransformer(LanguageModel):
         selection: Selection | None = None,
         attention_mask: Tensor | None = None,
     ) -> Iterator[tuple[int | None, Reading]]:
-        for count in counts:
-            depth = check_count("iterations", count)  # type: ignore[arg-type]  # refuses None
+        for depth in check_counts("iterations", counts):
             shares = capacity[: depth - 1] if isinstance(capacity, Sequence) else capacity  # of its first passes
-            yield count, self(input_ids, depth, capacity=shares, selection=selection, attention_mask=attention_mask)
+            yield depth, self(input_ids, depth, capacity=shares, selection=selection, attention_mask=attention_mask)
 
     @torch.no_grad()
     def calibrate(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mull.models.cache import Cache
 from mull.models.language_model import LanguageModel, check_read_at
-from mull.models.loop import Iterations, Think, check_count, deepest, iterate
+from mull.models.loop import Iterations, Think, check_count, check_counts, deepest, iterate
 from mull.models.output import ModelOutput, Reading
 from mull.models.positions import Context
 
@@ -107,7 +107,8 @@ class IteratedModel(LanguageModel, ABC):
             iterations: R >= 1, or (B,) int64 with one count per row; None means the config's default.
             backprop_iterations: gradient through the last k iterations only; None means through all.
             state: (B, T, D), the initial state, owned by the caller; a + b iterations equal a, then b from out.state.
-                With one there is nothing to draw: a generator beside it is refused, but where iterations are noisy.
+                Floats of any type, on any device, are taken in the type and on the device of the model. With one there
+                is nothing to draw: a generator beside it is refused, but where iterations are noisy.
             generator: draws a random initial state, and the noise of iterations where training adds any; without it the
                 state starts at its mean, zero, and there is no noise.
             read_at: counts at which to read an answer out of the same unroll (one count for all rows, no cache).
@@ -122,7 +123,7 @@ class IteratedModel(LanguageModel, ABC):
         depth = self.check_depth(iterations, len(input_ids))
         if backprop_iterations is not None:
             check_count("backprop_iterations", backprop_iterations)
-        check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
+        read_at = check_read_at(read_at, depth, cache, "the coda's keys in it belong to the last iteration")
         with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
             context = self.context(input_ids, attention_mask, cache, depth)
             readings: dict[int, Reading] = {}
@@ -151,7 +152,9 @@ class IteratedModel(LanguageModel, ABC):
         self, input_ids: Tensor, counts: Sequence[int | None], generator: torch.Generator | None = None
     ) -> Iterator[tuple[int | None, Reading]]:
         """As every family's; a generator draws the initial states."""
-        wanted = [check_count("iterations", count) for count in counts]  # type: ignore[arg-type]  # refuses None
+        wanted = check_counts("iterations", counts)
+        if not wanted:
+            return
         context, previous = self.context(input_ids), None
         for count, state in self.unroll(input_ids, max(wanted), context, generator=generator):
             if count in wanted:
@@ -191,16 +194,19 @@ class IteratedModel(LanguageModel, ABC):
         generator: torch.Generator | None = None,
         noisy: bool = False,
     ) -> Tensor:
-        """The state that a call begins with, (B, T, D): the caller's, or else what `start` says. Raises ValueError for
-        a state of another shape, and for one beside a generator, unless noisy iterations have it draw later on."""
+        """The state that a call begins with, (B, T, D): the caller's, in the number type and on the device of the
+        model, or else what `start` says. Raises ValueError for what is no floating-point tensor of this shape, and for
+        a state beside a generator, unless noisy iterations have it draw later on."""
         if state is None:
             return self.start(injected, generator)
         if generator is not None and not noisy:
             raise ValueError("state is the initial state, and generator draws one: give one of them")
-        if getattr(state, "shape", None) != injected.shape:
-            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
-            raise ValueError(f"state must have shape {tuple(injected.shape)}, not {found}")
-        return state
+        if not isinstance(state, Tensor) or state.shape != injected.shape or not state.is_floating_point():
+            given: Any = state
+            found = f"{state.dtype} of {tuple(state.shape)}" if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"state must have shape {tuple(injected.shape)}, a tensor of floats, not {found}")
+        known = state.dtype in (self.dtype, injected.dtype)  # two types under autocast, where states may be of either
+        return state.to(injected.device, state.dtype if known else injected.dtype)
 
     def thinker(self, injected: Tensor, context: Context) -> Think:
         """One iteration over these tokens as `iterate` takes it: (state, index) -> state."""

@@ -15,7 +15,7 @@ Shapes: B batch, T positions of this call, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,7 +27,7 @@ from mull.models.cache import Cache, Policy
 from mull.models.compiling import TrainingBlocks, compiled_for_decoding
 from mull.models.config import ModelConfig
 from mull.models.layers import Join, RMSNorm, rotation_angles, through
-from mull.models.loop import Iterations, check_iterations
+from mull.models.loop import Iterations, check_count, check_counts, check_iterations
 from mull.models.output import ModelOutput, Reading
 from mull.models.placing import Sight, place
 from mull.models.positions import Context
@@ -203,8 +203,13 @@ class LanguageModel(nn.Module):
 
         With a dtype narrower than the model's (bfloat16) keys and values are rounded to it, and attention computes in
         it: half the bytes to keep and to read, and answers that differ in the third digit.
+
+        Raises:
+            ValueError: a size that is no integer of at least 1, more positions than the model's limit, or an option of
+                the cache that there is not.
         """
         self.check_order()
+        batch_size, max_length = check_count("batch_size", batch_size), check_count("max_length", max_length)
         if max_length > self.config.max_length:
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
@@ -272,20 +277,20 @@ class LanguageModel(nn.Module):
         return torch.cat(halves, dim=-2)
 
 
-def check_read_at(read_at: Sequence[int], iterations: Iterations, cache: Cache | None, why_not: str) -> None:
-    """Raise a ValueError unless answers can be read out on the way at these counts; `why_not` with a cache."""
-    if len(read_at) == 0:
-        return
-    broken = [count for count in read_at if not isinstance(count, int)]
-    if broken:
-        raise ValueError(f"read_at must name integers, not {broken[0]!r}")
-    if cache is not None:
+def check_read_at(
+    read_at: Iterable[Any], iterations: Iterations, cache: Cache | None = None, why_not: str = ""
+) -> tuple[int, ...]:
+    """The counts as ints. Raises ValueError unless answers can be read out on the way at all of them; `why_not` with a
+    cache."""
+    counts = check_counts("read_at", read_at)
+    if counts and cache is not None:
         raise ValueError(f"read_at cannot be used with a cache: {why_not}")
-    if isinstance(iterations, Tensor):
+    if counts and isinstance(iterations, Tensor):
         raise ValueError("read_at needs one iteration count for all rows, not one per row")
-    refused = [count for count in read_at if not 1 <= count <= iterations]
-    if refused:
-        raise ValueError(f"read_at {refused} lies outside 1 .. iterations={iterations}")
+    beyond = [count for count in counts if count > iterations]
+    if beyond:
+        raise ValueError(f"read_at {beyond} lies outside 1 .. iterations={iterations}")
+    return counts
 
 
 def initialize(model: LanguageModel) -> None:

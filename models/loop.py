@@ -18,7 +18,8 @@ Three things it does besides counting:
 
 import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,8 +71,10 @@ def last_state(loop: Iterator[tuple[int, Tensor]]) -> Tensor:
 
 
 def deepest(iterations: Iterations) -> int:
-    """The largest of the counts."""
-    return int(iterations.max()) if isinstance(iterations, Tensor) else iterations
+    """The largest of the counts; 1 where there are none, of a batch without rows."""
+    if not isinstance(iterations, Tensor):
+        return iterations
+    return int(iterations.max()) if len(iterations) else 1
 
 
 def counts_around(mean: int) -> list[int]:
@@ -92,19 +95,31 @@ def check_iterations(iterations: Iterations, batch_size: int) -> Iterations:
             f"iterations must be an integer or one integer per row, shape ({batch_size},); "
             f"got shape {tuple(iterations.shape)} of {iterations.dtype}"
         )
-    check_count("iterations", int(iterations.min()))
+    if len(iterations):
+        check_count("iterations", int(iterations.min()))
     return iterations.to(torch.int64)  # differences of counts would wrap round in a narrower type
 
 
-def check_count(name: str, value: int) -> int:
-    """Return the value as an int if it is an integer of at least 1, of Python's or of numpy's; otherwise raise a
-    ValueError that names both."""
+def check_counts(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Return the counts of a list, a range, an array or a tensor (N,) as ints; otherwise raise a ValueError that names
+    what is no count."""
+    given: Any = values.tolist() if hasattr(values, "tolist") else values  # of torch and of numpy
+    try:
+        each = tuple(given)
+    except TypeError:
+        raise ValueError(f"{name} must be a list of counts, not {given!r}; write one count as [8]") from None
+    return tuple(check_count(name, value) for value in each)
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """Return the value as an int if it is an integer, of Python's or of numpy's, and not below the limit; otherwise
+    raise a ValueError that names both."""
     try:
         if isinstance(value, bool | Tensor):
             raise TypeError
         value = operator.index(value)
     except TypeError:
-        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}") from None
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value}")
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}") from None
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
     return value

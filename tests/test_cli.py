@@ -101,6 +101,39 @@ def test_mistakes_end_with_one_clear_line(
     assert says in fails([words.get(word, word) for word in arguments], capsys)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["train", "--config", "parity", "--output", ""], "--output"),
+        (["train", "--config", "parity", "--from", ""], "the path of the checkpoint folder"),
+        (["sweep", "--config", "parity", "--seeds", "0", "--dry-run", "--output", ""], "--output"),
+        (["evaluate", "FOLDER", "--iterations", "1", "--examples", "8", "--output", ""], "--output"),
+        (["evaluate", ""], "the path of the checkpoint folder"),
+        (["compare", "FOLDER", "--strategies", "direct", "--iterations", "1", "--output", ""], "--output"),
+        (["trace", "FOLDER", "--prompt", "1", "--output", ""], "--output"),
+        (["trace", "FOLDER", "--prompt", "1", "--json", "--output", ""], "--output"),
+        (["lm-eval", "FOLDER", "--tasks", "parity_answer", "--output", ""], "--output"),
+        (["convert", "FOLDER", ""], "the destination"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else " ".join(each),
+)
+def test_an_empty_path_is_not_the_working_directory(
+    arguments: list[str],
+    what: str,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A variable of a shell that nobody has set: nothing is written, neither there nor where the default is."""
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "lm-eval":
+        pytest.importorskip("lm_eval")
+    arguments = [str(folder) if word == "FOLDER" else word for word in arguments]
+    assert f"{what} is empty; name a path, or . for the working directory" in fails(arguments, capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def damaged(folder: Path, tmp_path: Path, kind: str) -> Path:
     """A copy of a checkpoint folder with one thing wrong."""
     copy = tmp_path / kind

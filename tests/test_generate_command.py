@@ -16,6 +16,7 @@ from mull import inference
 from mull.cli import main
 from mull.inference.chat import Chat
 from mull.inference.console import call_of
+from mull.inference.prompts import OWN
 from mull.inference.sampling import Draw
 from mull.training.data import Parity
 from mull.training.data.tokenizer import byte_tokenizer
@@ -161,8 +162,7 @@ def test_each_answer_of_a_file_is_the_answer_alone(
         assert [answer["prompt"] for answer in found] == prompts
         assert [answer["text"] for answer in found] == [result.text for result in alone]
         assert [answer["tokens"] for answer in found] == [result.new_tokens.shape[1] for result in alone]
-        keys = {"line", "prompt", "text", "tokens", "iterations", "settled"}
-        assert all(answer.keys() == keys for answer in found)
+        assert all(answer.keys() == {"prompt", *OWN} for answer in found)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,8 @@ def test_a_bad_line_is_named_and_the_others_are_answered(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "a", "id": 7}\n{"prompt": "' + "long " * 20 + '"}\nnot json\n\n{"prompt": "b"}\n')
+    lines = ['{"prompt": "a", "id": 7}', '{"prompt": "' + "long " * 20 + '"}', "not json", "", '{"prompt": "b"}']
+    file.write_text("\n".join([*lines, '{"prompt": "c", "x": NaN}', '{"prompt": "d", "text": "gold"}']))
     assert main(["generate", str(folder), "--prompts", str(file), *SHORT]) == 2
     captured = capsys.readouterr()
     assert [(each["line"], each["prompt"], each.get("id")) for each in answers(captured.out)] == [
@@ -209,7 +210,8 @@ def test_a_bad_line_is_named_and_the_others_are_answered(
         (5, "b", None),
     ]
     wrong = [line for line in captured.err.splitlines() if line.startswith("mull: error: ")]
-    assert len(wrong) == 2 and "line 2: the prompt has 100 positions" in wrong[0] and "line 3: not JSON" in wrong[1]
+    says = ["2: the prompt has 100 positions", "3: not JSON", "6: NaN is no number", "7: the answer has a field text"]
+    assert [f"{file}, line {say}" in line for say, line in zip(says, wrong, strict=True)] == [True] * 4
 
 
 def test_an_option_that_cannot_be_had_is_the_only_line(

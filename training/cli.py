@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from mull.checkpoints.files import path_of
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.alarms import Alarms
@@ -187,7 +188,8 @@ class TrainingCLI(LightningCLI):
             if check_count("threads", self.config.threads) > MAX_THREADS:
                 raise ValueError(f"threads is {self.config.threads}, above the limit of {MAX_THREADS:,}: give fewer")
             torch.set_num_threads(self.config.threads)
-        self.folder = Path(self.config.output or default_folder(self.config)).expanduser()
+        asked = self.config.output
+        self.folder = default_folder(self.config) if asked is None else path_of(asked, "--output")
         self.states = self.folder / "trainer"
         self.resolved = self.resolve(self.config)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mull.checkpoints import load
-from mull.checkpoints.files import file_in_the_way, made
+from mull.checkpoints.files import made, output_folder
 from mull.inference.arguments import at_least, counts, shares
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
@@ -76,10 +76,7 @@ def measure_folder(options: Any, command: str) -> None:
     check(options)
     if options.record:
         check_keeping(options.folder)
-    output = Path(options.output).expanduser() if options.output else None
-    blocking = None if output is None else file_in_the_way(output)
-    if blocking is not None:
-        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    output = None if options.output is None else output_folder(options.output)
     model = load(options.folder, options.device)
     data = data_of(options.folder, options.paths, trust=options.trust)
     asked = options.difficulty, options.examples, min(options.batch_size, options.examples)

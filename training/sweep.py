@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mull.checkpoints.files import file_in_the_way
+from mull.checkpoints.files import output_folder
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.store import DEPTH
 from mull.inference.measure.inspect import read_depth
@@ -110,11 +110,9 @@ def run(options: Any) -> None:
             or a signal has ended a run.
         SystemExit: a run has failed, with the status and the words of that run; the finished ones stay.
     """
-    folder = Path(options.output or f"checkpoints/{Path(options.config[-1]).stem}-sweep").expanduser()
+    asked = options.output
+    folder = output_folder(f"checkpoints/{Path(options.config[-1]).stem}-sweep" if asked is None else asked)
     runs = planned(options.config, seeds(options.seeds), options.set or [], folder, options.plugin or [])
-    blocking = file_in_the_way(folder)
-    if blocking is not None:
-        raise ValueError(f"{blocking} is a file; name a folder with --output")
     if options.slurm_option and not options.slurm:
         raise ValueError("--slurm-option is for jobs: add --slurm, or leave it out")
     done = finished(runs)

@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from functools import partialmethod
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
-from mull.checkpoints.files import file_in_the_way
+from mull.checkpoints.files import output_folder
 from mull.checkpoints.store import VERSION
 from mull.inference.arguments import add_numbers, at_least, counts, shares
 from mull.inference.harness.report import rows_of, table_of, write_results
@@ -66,10 +65,7 @@ def run(options: Any) -> None:
     """
     if find_spec("lm_eval") is None:
         raise ValueError("mull lm-eval needs lm-evaluation-harness 0.4.13 or later: pip install 'mull[eval]'")
-    output = Path(options.output).expanduser() if options.output else None
-    blocking = None if output is None else file_in_the_way(output)
-    if blocking is not None:
-        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    output = None if options.output is None else output_folder(options.output)
     names = list(dict.fromkeys(name for name in (word.strip() for word in options.tasks.split(",")) if name))
     if not names:
         raise ValueError(f"--tasks {options.tasks!r} names no task; write them as a,b")

@@ -16,6 +16,7 @@ from collections.abc import Generator, Sequence
 
 import torch
 
+from mull.inference.sampling import NO_NUMBER
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.rows import Row, choose
@@ -23,7 +24,6 @@ from mull.inference.serve.thinking import Said, Steps
 from mull.models.cache import Cache
 
 PIECE = 64  # tokens of a prompt that are read together
-NO_NUMBER = "the model's logits are NaN: no token can be chosen; use fewer iterations or other weights"
 
 
 class Turn(ABC):

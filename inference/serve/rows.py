@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from mull.inference.measure.settling import SETTLED
-from mull.inference.sampling import Draw
+from mull.inference.sampling import Draw, broken
 from mull.inference.serve.refusals import Refused
 from mull.inference.serve.served import Served, Sharing
 from mull.inference.text import TextStream
 from mull.models.precision import wide
 
+LEAST = -9999.0  # told of a token that cannot come, as OpenAI's endpoints do: JSON has no infinity
 Reason = Literal["stop", "length"]
 
 
@@ -166,17 +167,17 @@ class Row:
 
 def likely(token: int, logits: Tensor, top: int, offset: int) -> Likely:
     """What is told of a token: by the model's own probabilities, before temperature and filters."""
-    log_p = wide(logits).log_softmax(-1)
+    log_p = wide(logits).log_softmax(-1).clamp(min=LEAST)
     best, ids = log_p.topk(min(top, len(log_p)))
     return Likely(token, float(log_p[token]), list(zip(ids.tolist(), best.tolist(), strict=True)), offset)
 
 
 def choose(rows: Sequence[Row], logits: Tensor) -> list[int]:
-    """The next token of each row by logits (B, V), each as `mull.generate` draws it alone; -1 where they are NaN."""
-    broken = logits.isnan().any(dim=-1).tolist()
+    """The next token of each row by logits (B, V), each as `mull.generate` draws it alone; -1 where there is none."""
+    wrong = broken(logits).tolist()
     tokens = logits.argmax(dim=-1).tolist()
     for place, row in enumerate(rows):
-        if broken[place]:
+        if wrong[place]:
             tokens[place] = -1
         elif row.draw.temperature > 0:
             tokens[place] = int(row.draw.choose(logits[place : place + 1]))

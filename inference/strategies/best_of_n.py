@@ -33,7 +33,7 @@ class Sampling(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, n=self.n)
+        self.within(1, n=self.n)
 
     def drawn(self, problem: Problem, solver: Solver, manner: Manner, key: Key) -> list[Branch]:
         """The N texts."""

@@ -73,7 +73,8 @@ class BudgetForcing(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, waits=self.waits, cap=self.cap, least=self.least, most=self.most)
+        self.within(0, waits=self.waits, least=self.least, most=self.most)
+        self.at_least(0, cap=self.cap)
         if 0 < self.most < self.least:
             raise ValueError(f"strategy {self.name}: least={self.least} is more than most={self.most}")
 

@@ -18,6 +18,8 @@ from mull.inference.written import check_values, filled
 from mull.inference.written import parse as parse_written
 from mull.models.registry import Registry
 
+MOST = 65_536  # texts, steps, rounds: more of them end with nobody waiting
+
 
 class Event(NamedTuple):
     """Something that happened on the way to an answer.
@@ -166,6 +168,13 @@ class Strategy(ABC):
         for name, value in values.items():
             if value < limit:
                 raise ValueError(f"strategy {self.name}: {name} must be at least {limit}, not {value}")
+
+    def within(self, limit: int, /, **values: int) -> None:
+        """Raise a ValueError for an option below a limit, or above `MOST`."""
+        self.at_least(limit, **values)
+        for name, value in values.items():
+            if value > MOST:
+                raise ValueError(f"strategy {self.name}: {name} must be at most {MOST:,}, not {value:,}")
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry("strategy")

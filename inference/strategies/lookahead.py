@@ -26,7 +26,7 @@ class Lookahead(Searching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, k=self.k)
+        self.within(0, k=self.k)
 
     @property
     def ahead(self) -> int:

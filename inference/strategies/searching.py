@@ -80,6 +80,8 @@ class Search:
         solver, manner = self.judged.solver, self.judged.manner
         ahead = list(branches)
         for _ in range(self.lookahead):
+            if all(map(self.is_done, ahead)):
+                break
             with solver.meter.scoring():
                 ahead = solver.write(ahead, manner.greedy(), until=[solver.marks.step])
         paths = [aggregated(scores, self.aggregation) for scores in self.judge.scores(self.judged, ahead)]
@@ -124,7 +126,7 @@ class Searching(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(1, width=self.width, rounds=self.rounds)
+        self.within(1, width=self.width, rounds=self.rounds)
         if self.n % self.width:
             raise ValueError(f"strategy {self.name}: n={self.n} must be a multiple of width={self.width}")
         choose_scorer(self.scorer)

@@ -49,7 +49,7 @@ class SelfBacktracking(Sampling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, rounds=self.rounds)
+        self.within(0, rounds=self.rounds)
 
     def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
         super().check(problem, solver, manner)

@@ -19,6 +19,9 @@ from torch import Tensor
 
 from mull.inference.strategies.contract import Found, Strategy, samples, strategy
 from mull.inference.strategies.solver import Key, Line, Manner, Problem, Solver, Style
+from mull.models.precision import wide
+
+LEAST = torch.finfo(torch.float32).min  # what is less would make the logit of a switch infinite
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Penalty:
     switches: frozenset[int]
 
     def __call__(self, lines: Sequence[Line], logits: Tensor) -> Tensor:
+        logits = wide(logits)
         penalty = torch.zeros_like(logits)
+        alpha = self.alpha if self.alpha <= torch.finfo(logits.dtype).max else math.inf
         for row, line in enumerate(lines):
             if self.since(line) < self.beta:
                 for token in self.switches:
-                    penalty[row, token] = self.alpha
+                    penalty[row, token] = alpha
         return logits - penalty
 
     def since(self, line: Line) -> int:
@@ -53,7 +58,8 @@ class ThoughtSwitching(Strategy):
     """See the head of this file.
 
     Args:
-        alpha: what is taken off the logits of a switch; inf forbids it within the window.
+        alpha: what is taken off the logits of a switch; inf, and what is more than their number type has, forbids it
+            within the window. Less than 0 invites it.
         beta: tokens of each thought that resist.
         style: of the text.
     """
@@ -67,8 +73,11 @@ class ThoughtSwitching(Strategy):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(0, beta=self.beta)
-        if not self.alpha > -math.inf:
-            raise ValueError(f"strategy {self.name}: alpha must be a number, or inf for no switch, not {self.alpha}")
+        if not self.alpha >= LEAST:
+            raise ValueError(
+                f"strategy {self.name}: alpha must be a number of at least {LEAST:.2g}, or inf for no switch, not "
+                f"{self.alpha}"
+            )
 
     def check(self, problem: Problem, solver: Solver, manner: Manner) -> None:
         super().check(problem, solver, manner)

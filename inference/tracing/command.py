@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from mull.checkpoints import load, load_tokenizer
+from mull.checkpoints.files import path_of
 from mull.inference.arguments import MAX_ASKED, add_numbers, at_least, counts, shares
 from mull.inference.console import dtype_of
 from mull.inference.text import encode
@@ -73,8 +74,8 @@ def run(options: Any) -> None:
     Raises:
         FileNotFoundError, ValueError: the folder or an option is wrong; nothing is written then.
     """
-    name = options.output or (None if options.json else "trace.html")
-    target = None if name is None else Path(name).expanduser()
+    name = "trace.html" if options.output is None and not options.json else options.output
+    target = None if name is None else path_of(name, "--output")
     if target is not None and target.is_dir():
         raise ValueError(f"{target} is a folder: name a file, such as {target / 'trace.html'}")
     if target is not None and not target.parent.is_dir():

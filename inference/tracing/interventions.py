@@ -11,9 +11,12 @@ Shapes: B batch, T positions, D model width, n changed positions, m iterations o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +26,9 @@ from mull.models.loop import Think, check_count
 
 if TYPE_CHECKING:
     from mull.inference.tracing.trace import Trace
+
+
+MAX_SEED = 2**40
 
 
 class Intervention(ABC):
@@ -48,17 +54,22 @@ class Intervention(ABC):
     def check(self, shape: torch.Size, iterations: int) -> None:
         """Raise a ValueError if it cannot be made in states of this shape (B, T, D) that see so many iterations."""
         name = type(self).__name__
+        self.check_span()
         if not 0 <= self.iteration <= self.last:
             raise ValueError(f"{name}: iterations {self.iteration} .. {self.last} are none; give 0 or more, in order")
         if self.last > iterations:
             raise ValueError(
                 f"{name} is for the iterations {self.iteration} .. {self.last}, and the run ends at {iterations}"
             )
-        outside = [place for place in self.positions or () if not 0 <= place < shape[1]]
-        if outside:
-            raise ValueError(f"{name}: position {outside[0]} lies outside 0 .. {shape[1] - 1}")
-        if self.positions is not None and (not len(self.positions) or len({*self.positions}) < len(self.positions)):
-            raise ValueError(f"{name}: positions must name one position or more, each once, not {self.positions}")
+        if self.positions is not None:
+            places = places_of(f"{name}: position", self.positions, shape[1])
+            if len({*places}) < max(1, len(places)):
+                raise ValueError(f"{name}: positions must name one position or more, each once, not {places}")
+
+    def check_span(self) -> None:
+        """Raise a ValueError for a count that is no integer."""
+        for word, count in (("iteration", self.iteration), ("last", self.last)):
+            check_count(f"{type(self).__name__}: {word}", count, least=0)
 
     def apply(self, state: Tensor, count: int) -> Tensor:
         """The state (B, T, D) after `count` iterations, with the change where it is due."""
@@ -85,6 +96,10 @@ class Patch(Intervention):
     positions: Sequence[int] | None
     states: Tensor
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.states, Tensor):
+            raise ValueError(f"Patch: states must be a tensor, not {type(self.states).__name__}")
+
     @staticmethod
     def of(trace: Trace, positions: Sequence[int] | None = None, iteration: int = 1, last: int | None = None) -> Patch:
         """The states of another run, which must have been traced with keep_states=True.
@@ -107,12 +122,9 @@ class Patch(Intervention):
         states = trace.states[:, iteration - 1 : end]
         if positions is None:
             return Patch(iteration, None, states)
-        length = states.shape[2]
-        outside = [place for place in positions if not 0 <= place < length]
-        if outside:
-            raise ValueError(f"position {outside[0]} lies outside 0 .. {length - 1} of the trace to patch from")
-        places = torch.tensor(list(positions), dtype=torch.int64, device=states.device)
-        return Patch(iteration, positions, states.index_select(2, places))
+        places = places_of("the trace to patch from: position", positions, states.shape[2])
+        index = torch.tensor(places, dtype=torch.int64, device=states.device)
+        return Patch(iteration, places, states.index_select(2, index))
 
     @property
     def last(self) -> int:
@@ -156,13 +168,31 @@ class Noise(Intervention):
         return self.iteration if self.until is None else self.until
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
-            raise ValueError(f"Noise: scale must be 0 or more, not {self.scale}")
+        self.check_span()
+        if not isinstance(self.scale, Real) or not 0 <= self.scale < math.inf:
+            raise ValueError(f"Noise: scale must be a finite number, 0 or more, not {self.scale!r}")
+        if check_count("Noise: seed", self.seed, least=-MAX_SEED) > MAX_SEED:
+            raise ValueError(f"Noise: seed {self.seed} is above the limit of {MAX_SEED:,}")
 
     def changed(self, states: Tensor, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + count)
         drawn = torch.randn(states.shape, generator=generator).to(states)
         return states + self.scale * states.square().mean(dim=-1, keepdim=True).sqrt() * drawn
+
+
+def places_of(name: str, positions: Sequence[int], length: int) -> list[int]:
+    """Positions of a row of so many as ints. Raises ValueError for one that lies outside, and for what is none."""
+    if not isinstance(positions, Iterable):
+        raise ValueError(f"{name}s must be a list, not {positions!r}; write one as [{positions!r}]")
+    places = []
+    for place in positions:
+        try:
+            places.append(index(place))
+        except TypeError:
+            raise ValueError(f"{name} {place!r} is no integer") from None
+        if not 0 <= places[-1] < length:
+            raise ValueError(f"{name} {place} lies outside 0 .. {length - 1}")
+    return places
 
 
 def intervened(think: Think, changes: Sequence[Intervention]) -> Think:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mull.checkpoints.files import path_of
 from mull.inference.tracing.trace import Trace
 from mull.inference.tracing.view import common_plane, texts, tokens_in, view
 from mull.models import LanguageModel
@@ -48,13 +49,14 @@ def write_page(
         about: lines below the heading.
 
     Raises:
-        ValueError: no run, or more than two.
+        ValueError: an empty path, no run, or more than two.
     """
+    place = path_of(path, "the path of the page")
     if len(runs) not in (1, 2):
         raise ValueError(f"a page shows one run or two, not {len(runs)}")
     plane = common_plane(list(runs.values()))
     views = [view(name, found, model, plane) for name, found in runs.items()]
-    return Path(path).expanduser().write_bytes(page(title, about, views, model.tokenizer).encode())
+    return place.write_bytes(page(title, about, views, model.tokenizer).encode())
 
 
 def page(title: str, about: Sequence[str], views: Sequence[dict[str, Any]], tokenizer: Any) -> str:

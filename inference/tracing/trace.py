@@ -12,7 +12,7 @@ kept of an answer, N thinking layers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
@@ -31,6 +31,7 @@ from mull.inference.tracing.unrolled import Unrolled, run_by_count, unroll
 from mull.models import IteratedModel, LanguageModel
 from mull.models.config import Capacity
 from mull.models.labels import IGNORE
+from mull.models.language_model import check_read_at
 from mull.models.loop import Iterations, check_count
 from mull.models.selection import Selection, check_capacity
 
@@ -85,7 +86,7 @@ class RunOptions(TypedDict, total=False):
     """What may be said of a traced run beside how long it thinks; see the forward of the families.
 
     attention_mask: (B, T), 0 at padding; for ids.
-    state, generator: the initial state, or what draws it, of a model with a core.
+    state, generator: the initial state, taken in the type of the model as by forward, or what draws it; of a core.
     capacity, selection: of routed passes.
     """
 
@@ -107,7 +108,7 @@ def trace(
     read_at: Sequence[int] | None = None,
     lenses: Sequence[Lens] = ("coda",),
     top: int = 3,
-    exits: Sequence[str | Exit] = (),
+    exits: str | Exit | Sequence[str | Exit] = (),
     patch: Intervention | Sequence[Intervention] = (),
     keep_states: bool = False,
     **options: Unpack[RunOptions],
@@ -123,9 +124,9 @@ def trace(
             for each lens; the rest of the trace costs next to nothing beside the iterations.
         lenses: coda, logit or both; see answers.py.
         top: K, tokens kept of each answer.
-        exits: rules, latent:0.03 or objects of mull.inference.exits. Each is followed in a run of its own, since
-            positions that have left change what the others see.
-        patch: changes of the state on the way (interventions.py), made in the order given.
+        exits: a rule, latent:0.03 or an object of mull.inference.exits, or several. Each is followed in a run of its
+            own, since positions that have left change what the others see.
+        patch: changes of the state on the way (interventions.py), one or several, made in the order given.
         keep_states: whether the trace holds all states, R T D numbers a row.
         options: attention_mask, state, generator, capacity, selection; see `RunOptions`.
 
@@ -137,7 +138,7 @@ def trace(
     wanted = counts_to_read(read_at, count)
     check_lenses(lenses, top)
     truth = as_labels(model, labels, ids, mask)
-    changes = (patch,) if isinstance(patch, Intervention) else tuple(patch)
+    changes = changes_of(patch)
     rules = rules_of(model, exits, changes)
     kept = tuple(range(1, count + 1)) if keep_states else wanted
     run = run_of(model, ids, count, kept, changes, mask, options)
@@ -202,15 +203,30 @@ def check_lenses(lenses: Sequence[Lens], top: int) -> None:
 
 
 def rules_of(
-    model: LanguageModel, exits: Sequence[str | Exit], changes: Sequence[Intervention]
+    model: LanguageModel, exits: str | Exit | Sequence[str | Exit], changes: Sequence[Intervention]
 ) -> list[tuple[str, Exit]]:
-    """Each rule beside how it was written."""
+    """Each rule beside how it was written; one may stand by itself. Raises ValueError for what is no rule."""
+    if isinstance(exits, str | Exit):
+        exits = (exits,)
+    elif not isinstance(exits, Iterable):
+        raise ValueError(f"exits must be a list of rules such as latent:0.03, not {exits!r}")
     found = [(rule if isinstance(rule, str) else repr(rule), choose_exit(model, rule)) for rule in exits]
     if found and changes:
         raise ValueError(
             "exit rules are followed in runs of their own, which no patch reaches: leave out exits or patch"
         )
     return [(word, rule) for word, rule in found if rule is not None]
+
+
+def changes_of(patch: Intervention | Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """The changes; one may stand by itself. Raises ValueError for what is none."""
+    if isinstance(patch, Intervention):
+        return (patch,)
+    changes = tuple(patch) if isinstance(patch, Iterable) else (patch,)
+    wrong = [each for each in changes if not isinstance(each, Intervention)]
+    if wrong:
+        raise ValueError(f"patch must be a Patch, a Noise or a list of such, not {type(wrong[0]).__name__}")
+    return changes
 
 
 def depth(model: LanguageModel, iterations: int | None, capacity: Capacity | None) -> int:
@@ -229,11 +245,7 @@ def counts_to_read(read_at: Sequence[int] | None, iterations: int) -> tuple[int,
     """Ascending, the last count among them."""
     if read_at is None:
         return tuple(range(1, iterations + 1))
-    given = {check_count("read_at", count) for count in read_at}
-    beyond = sorted(count for count in given if count > iterations)
-    if beyond:
-        raise ValueError(f"read_at {beyond} lies outside 1 .. iterations={iterations}")
-    return tuple(sorted(given | {iterations}))
+    return tuple(sorted({*check_read_at(read_at, iterations), iterations}))
 
 
 def as_labels(model: LanguageModel, labels: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -244,7 +256,11 @@ def as_labels(model: LanguageModel, labels: Any, ids: Tensor, mask: Tensor | Non
         if mask is not None:  # the last token of a row has no next one, nor has padding
             truth[:, :-1].masked_fill_(~(mask[:, :-1].bool() & mask[:, 1:].bool()), IGNORE)
         return truth
-    truth = torch.as_tensor(labels, device=ids.device)
+    try:
+        truth = torch.as_tensor(labels, device=ids.device)
+    except (TypeError, ValueError, RuntimeError):  # no numbers, or rows that do not fit
+        kind = type(labels).__name__
+        raise ValueError(f"labels must be integers of shape {tuple(ids.shape)}, not this {kind}") from None
     if truth.shape != ids.shape or truth.is_floating_point() or truth.dtype == torch.bool:
         raise ValueError(f"labels must be integers of shape {tuple(ids.shape)}, not {truth.dtype} {tuple(truth.shape)}")
     truth = truth.to(torch.int64)

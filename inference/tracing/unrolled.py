@@ -83,7 +83,7 @@ def unroll(
     cannot be made."""
     context = model.context(input_ids, attention_mask, None, iterations)
     injected = model.enter(input_ids, context)
-    start = model.begin(injected, state, generator).to(injected)
+    start = model.begin(injected, state, generator)
     for change in changes:
         change.check(injected.shape, iterations)
     first = changed(start, 0, changes)

@@ -32,6 +32,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import mull
 from mull.checkpoints import load_tokenizer, store
+from mull.inference.tracing import write_page
 from mull.models import LanguageModel, ModelConfig
 from mull.models.families import FAMILIES
 from mull.models.registry import Registry
@@ -357,6 +358,23 @@ def test_an_argument_that_cannot_be_written_changes_nothing(folder: Path, argume
     with pytest.raises(TypeError, match="not JSON serializable"):
         store.save(build(seed=1), folder, **argument)
     assert contents(folder) == before
+
+
+def test_an_empty_path_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stood for the working directory, which got the files of the checkpoint; `.` says so, and is one."""
+    monkeypatch.chdir(tmp_path)
+    model = build()
+    for call in (
+        lambda: mull.save(model, ""),
+        lambda: mull.load(""),
+        lambda: load_tokenizer(""),
+        lambda: write_page("", model, {}),
+    ):
+        with pytest.raises(ValueError, match=r"is empty; name a path, or \. for the working directory"):
+            call()
+    assert not list(tmp_path.iterdir())
+    mull.save(model, ".")
+    assert mull.load(Path()).config == model.config
 
 
 @pytest.mark.parametrize("inside", ["", "below", "far/below"])

@@ -1,5 +1,6 @@
 """Prompts as people have them: files with their line ends, marks and faults; texts, lists and arrays in Python."""
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from mull.inference.generate import generate, stream
-from mull.inference.prompts import as_prompts, read_prompts
+from mull.inference.prompts import OWN, as_prompts, read_prompts
 from mull.models import LanguageModel
 from mull.training.data.tokenizer import byte_tokenizer
 
@@ -49,6 +50,25 @@ def test_a_bad_line_is_known_by_its_number(tmp_path: Path) -> None:
     for content in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
         with pytest.raises(ValueError, match="holds no prompt; give one a line"):
             lines(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ('"x": NaN', "NaN is no number that the answer could hand on as JSON; give a finite one, or null"),
+        ('"x": [{"y": -Infinity}]', "-Infinity is no number"),
+        ('"x": Infinity', "Infinity is no number"),
+        ('"x": -1e999', "-1e999 is no number"),
+        *((f'"{name}": 1', f"the answer has a field {name} of its own: rename that of the record") for name in OWN),
+    ],
+)
+def test_what_an_answer_could_not_hand_on_is_named(tmp_path: Path, fields: str, says: str) -> None:
+    """The line is refused, not the file, and other fields go through as they are."""
+    good = {"prompt": "b", "id": 7, "Text": [1.5, None, {"text": "é"}]}
+    (tmp_path / "p.jsonl").write_text(f'{{"prompt": "a", {fields}}}\n{json.dumps(good)}')
+    wrong, right = read_prompts(str(tmp_path / "p.jsonl"))
+    assert wrong.number == 1 and wrong.wrong is not None and wrong.wrong.startswith(says) and "\n" not in wrong.wrong
+    assert right.wrong is None and right.record == good
 
 
 def test_a_text_is_a_prompt_and_a_list_of_texts_is_a_batch(model: LanguageModel) -> None:

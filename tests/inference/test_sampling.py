@@ -117,9 +117,26 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, float], message:
     assert "\n" not in str(caught.value)
 
 
-def test_nan_logits_are_refused_instead_of_becoming_token_0() -> None:
-    with pytest.raises(ValueError, match="NaN"):
-        Draw().choose(torch.tensor([[0.0, float("nan")]]))
+INF = float("inf")
+
+
+@pytest.mark.parametrize("logits", [[0.0, float("nan")], [0.0, INF], [INF, -INF], [-INF, -INF]], ids=str)
+@pytest.mark.parametrize(
+    "draw", [Draw(), Draw(seeded(), 1.0), Draw(seeded(), 1.0, top_k=1), Draw(seeded(), 1.0, top_p=0.9)]
+)
+def test_logits_that_choose_no_token_are_refused(draw: Draw, logits: list[float]) -> None:
+    """NaN became token 0 where nothing was drawn, and infinity an error of torch where something was."""
+    for call in (draw.choose, draw.distribution):
+        with pytest.raises(ValueError, match="the model's logits are NaN or infinite: no token can be chosen"):
+            call(torch.tensor([[0.0, 1.0], logits]))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_a_token_at_minus_infinity_cannot_come_and_the_others_can(options: dict[str, float]) -> None:
+    logits = torch.tensor([[-INF, 1.0, -INF, -3e38]])
+    assert Draw().choose(logits).tolist() == [1]
+    assert Draw(seeded(), 1.0, **options).choose(logits).tolist() == [1]  # type: ignore[arg-type]
+    assert Draw(seeded(), 1.0, **options).distribution(logits).tolist() == [[0, 1, 0, 0]]  # type: ignore[arg-type]
 
 
 def test_rows_with_generators_of_their_own_draw_what_they_draw_alone() -> None:

@@ -52,6 +52,16 @@ def test_a_cache_beyond_the_models_limit_is_refused(model: RecurrentDepthTransfo
         model.new_cache(1, 65)
 
 
+@pytest.mark.parametrize("size", [0, -1, True, 1.5, "2", None, torch.tensor(2)], ids=str)
+def test_sizes_that_are_none_are_refused(model: LanguageModel, size: Any) -> None:
+    """A cache of no rows, or of half a position, came back as if it were one."""
+    for name, sizes in (("batch_size", (size, 4)), ("max_length", (2, size))):
+        with pytest.raises(ValueError, match=f"{name} must be (an integer of )?at least 1, not ") as caught:
+            model.new_cache(*sizes)
+        assert "\n" not in str(caught.value)
+    assert model.new_cache(np.int64(2), np.int32(4)).max_length == 4
+
+
 @pytest.mark.parametrize(("first", "second"), [
     (2, 3), (2, torch.tensor([2, 2])), (torch.tensor([1, 2]), 2), (torch.tensor([1, 2]), torch.tensor([2, 1])),
 ], ids=str)  # fmt: skip
@@ -97,7 +107,7 @@ def test_what_is_no_tensor_is_read_or_named(model: LanguageModel, tokens: Tokens
         assert torch.equal(model(ids, attention_mask=mask).logits, masked)
     for given, says in (
         ({"attention_mask": "x"}, "attention_mask must be ones and zeros, not str"),
-        ({"state": [1]}, r"state must have shape \(1, 3, 24\), not list"),
+        ({"state": [1]}, r"state must have shape \(1, 3, 24\), a tensor of floats, not list"),
     ):
         with pytest.raises(ValueError, match=says):
             model(ids, **given)

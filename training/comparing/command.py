@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from mull.checkpoints.files import file_in_the_way, made, printable
+from mull.checkpoints.files import made, output_folder, printable
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import lock_of
 from mull.inference.arguments import Dtype, add_likeliest, at_least, counts
@@ -80,10 +79,7 @@ def run(options: Any, command: str) -> None:
         FileNotFoundError, ValueError: a folder or an option is wrong, or a writer fails. What was finished is kept.
     """
     strategies = listed(options.strategies)
-    output = Path(options.output).expanduser()
-    blocking = file_in_the_way(output)
-    if blocking is not None:
-        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    output = output_folder(options.output)
     if options.exit is not None:
         parse_exit(options.exit)
     marks = marks_asked(options.marks)

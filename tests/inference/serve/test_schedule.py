@@ -1,6 +1,7 @@
 """Whose turn it is, counted in turns: by a clock of which every turn takes a second, whatever the machine."""
 
 import itertools
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from mull.inference.serve.lanes import Turn
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.metrics import Metrics
 from mull.inference.serve.refusals import Refused
-from mull.inference.serve.rows import Ended, Failed, Piece, Row, Wish
+from mull.inference.serve.rows import Ended, Failed, Piece, Row, Wish, likely
 from mull.inference.serve.schedule import Schedule
 from mull.inference.serve.served import Served
 from mull.inference.serve.thinking import AtOnce, ByRule
@@ -198,6 +199,37 @@ def test_what_breaks_ends_its_own_batch_only(served: Served, monkeypatch: pytest
     nan = bench.row(8, 4)
     bench.until_done([nan])
     assert "NaN" in str(bench.said[2][0].refusal)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_row_without_a_next_token_ends_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capfd: Any, value: float
+) -> None:
+    """One of three rows of a lane, all of whose logits are no numbers from its third token on."""
+    bench = Bench(served)
+    rows = [bench.row(8, 6, temperature=1.0), bench.row(8, 6), bench.row(8, 6, temperature=1.0)]
+    logits = type(served.model).logits
+
+    def broken(self: Any, x: torch.Tensor) -> torch.Tensor:
+        found = logits(self, x)
+        if len(rows[0].tokens) == 2 and len(found) == 3:
+            found[0] = value
+        return found
+
+    monkeypatch.setattr(type(served.model), "logits", broken)
+    bench.until_done(rows)
+    said = bench.said[0][-1]
+    assert isinstance(said, Failed) and said.refusal.status == 500
+    assert str(said.refusal).startswith("the model's logits are NaN or infinite: no token can be chosen")
+    assert rows[1].tokens == bench.expected(rows[1]) and [len(row.tokens) for row in rows] == [2, 6, 6]
+    assert all(isinstance(bench.said[number][-1], Ended) for number in (1, 2)) and not capfd.readouterr().err
+
+
+def test_what_is_told_of_a_token_that_cannot_come_is_a_number() -> None:
+    """-inf in an answer would be no JSON."""
+    told = likely(1, torch.tensor([-torch.inf, 0.0, -torch.inf]), 3, 0)
+    assert [log_p for _, log_p in told.top] == [0.0, -9999.0, -9999.0] and told.log_p == 0.0
+    assert json.loads(json.dumps(told, allow_nan=False))
 
 
 def test_the_end_is_told_to_everybody(served: Served) -> None:

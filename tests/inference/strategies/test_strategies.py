@@ -2,6 +2,7 @@
 one that can be worked out by hand."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -284,6 +285,18 @@ def test_lookahead_scores_where_a_step_leads(scripted: Any, monkeypatch: pytest.
     model_free = scripted(tree)
     found = mull.solve(model_free, "?", "lookahead:2,width=2,k=1,scorer=table")
     assert [event.text for event in found.trace if event.what == "step"][:2] == ["1 <step>", "2 <step>"]
+    asked = 0
+
+    def counted(self: Any, *args: Any, **options: Any) -> list[Branch]:
+        nonlocal asked
+        asked += 1
+        assert asked < 99, "all that is ahead has ended"
+        return scripted.write(self, *args, **options)
+
+    writer = type("Counted", (scripted,), {"write": counted})(tree)
+    far = mull.solve(writer, "?", "lookahead:2,width=2,k=65536,scorer=table")
+    near = mull.solve(scripted(tree), "?", "lookahead:2,width=2,k=2,scorer=table")
+    assert (far.answer, far.cost.tokens, far.cost.calls) == (near.answer, near.cost.tokens, near.cost.calls)
 
 
 # ------------------------------------------------------------------------------------------------------- budget forcing
@@ -445,6 +458,19 @@ def test_the_penalty_holds_in_its_window_and_nowhere_else() -> None:
         assert torch.equal(Penalty(2.5, beta, frozenset({5}))([line, line], logits), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("alpha", "same"), [(1e300, math.inf), (10**400, math.inf), (1e5, 1e5)], ids=["1e300", "10^400", "1e5"]
+)
+def test_a_penalty_beyond_the_number_type_is_no_switch(alpha: float, same: float, dtype: torch.dtype) -> None:
+    """1e39 is more than fp32 has, and 1e5 more than fp16: what is more than all logits forbids the switch, as inf."""
+    logits = torch.arange(7.0, dtype=dtype)[None]
+    lines = [Line(Branch(""))]
+    found, expected = (Penalty(each, 4, frozenset({5}))(lines, logits) for each in (alpha, same))
+    assert torch.equal(found.softmax(-1), expected.softmax(-1)) and found[0, 5] < -9e4
+    assert not found[0, [0, 1, 2, 3, 4, 6]].isinf().any()
+
+
 def test_a_large_penalty_keeps_every_thought_as_long_as_its_window(make_writer: Make) -> None:
     """Guards the hook in the loop: no thought of fewer than beta tokens, and without a penalty there are some."""
     model = make_writer(n_core=3, n_coda=2)  # it switches soon
@@ -453,7 +479,7 @@ def test_a_large_penalty_keeps_every_thought_as_long_as_its_window(make_writer: 
         text = mull.solve(model, "1 + 2", strategy, generator=seed, temperature=1.0, max_new_tokens=40).text
         return min(map(len, (thought.split() for thought in text.split("<switch>")[:-1])), default=99)
 
-    for never in ("1000", "inf"):
+    for never in ("1000", "1e39", "inf"):
         assert min(shortest(f"thought_switching:{never}:4", seed) for seed in range(6)) >= 4
     assert min(shortest("thought_switching:0:4", seed) for seed in range(6)) < 4
     assert mull.solve(model, "1", "thought_switching:0:4", max_new_tokens=9).text == FolderSolver(model).write(
@@ -507,6 +533,14 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
     [
         ("dream:4", "strategy 'dream' is not known; known are best_of_n, beam"),
         ("majority:0", "strategy majority: n must be at least 1, not 0"),
+        ("majority:1000000000", "strategy majority: n must be at most 65,536, not 1,000,000,000"),
+        ("best_of_n:65537", "n must be at most 65,536, not 65,537"),
+        ("beam:65536,width=131072", "width must be at most 65,536, not 131,072"),
+        ("dvts:4,width=4,rounds=65537", "rounds must be at most 65,536"),
+        ("lookahead:4,k=100000000", "k must be at most 65,536, not 100,000,000"),
+        ("self_backtracking:4,rounds=65537", "rounds must be at most 65,536"),
+        ("budget_forcing:65537", "waits must be at most 65,536"),
+        ("budget_forcing:1,most=65537", "most must be at most 65,536"),
         ("majority:many", "strategy majority: n 'many' is not an integer; write majority:16"),
         ("majority:4,scorer=oracle", "strategy majority: option 'scorer=oracle' is not known"),
         ("majority:4,style=verse", "style must be one of direct, chain, draft, correct, attempts, search, not 'verse'"),
@@ -518,13 +552,14 @@ def test_what_is_taken_back_costs_no_prompt(make_writer: Make) -> None:
         ("budget_forcing:1,least=4,most=2", "least=4 is more than most=2"),
         ("budget_forcing:1,cap=30", "cap=30 leaves no room for an answer within 20 new tokens; allow 33 or more"),
         ("thought_switching:nan:16", "alpha 'nan' is not a number; write thought_switching:3:16"),
-        ("thought_switching:-inf", "alpha must be a number, or inf for no switch, not -inf"),
+        ("thought_switching:-inf", "alpha must be a number of at least -3.4e+38, or inf for no switch, not -inf"),
+        ("thought_switching:-1e39:16", "alpha must be a number of at least -3.4e+38, or inf for no switch, not -1e+39"),
         ("best_of_n:4,scorer=process", "scorer process: no process reward: the model has no reward head"),
         ("compute_optimal", "strategy compute_optimal lacks its table, which mull compare writes"),
     ],
 )
 def test_a_mistake_is_one_line_with_a_way_out(make_writer: Make, strategy: str, says: str) -> None:
-    with pytest.raises(ValueError, match=says.replace("(", r"\(")) as error:
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
         mull.solve(make_writer(), "1 + 2", strategy, max_new_tokens=20)
     assert "\n" not in str(error.value)
 

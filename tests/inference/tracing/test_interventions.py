@@ -120,7 +120,12 @@ def test_a_prefix_of_other_bits_turns_every_later_parity() -> None:
     [
         (Patch(7, [0], torch.zeros(2, 1, 24)), "ends at 6"),
         (Patch(5, [0], torch.zeros(2, 3, 1, 24)), "iterations 5 .. 7, and the run ends at 6"),
-        (Patch(-1, [0], torch.zeros(2, 1, 24)), "give 0 or more"),
+        (Patch(-1, [0], torch.zeros(2, 1, 24)), "Patch: iteration must be at least 0, not -1"),
+        (Patch(1.5, [0], torch.zeros(2, 1, 24)), "iteration must be an integer of at least 0, not 1.5"),  # type: ignore
+        (Patch(1, [0.5], torch.zeros(2, 1, 24)), "position 0.5 is no integer"),  # type: ignore[list-item]
+        (Patch(1, 3, torch.zeros(2, 1, 24)), r"positions must be a list, not 3; write one as \[3\]"),  # type: ignore
+        ([Noise(1, 0.1), "noise"], "patch must be a Patch, a Noise or a list of such, not str"),
+        (3, "patch must be a Patch, a Noise or a list of such, not int"),
         (Patch(1, [7], torch.zeros(2, 1, 24)), "position 7 lies outside 0 .. 6"),
         (Patch(1, [], torch.zeros(2, 0, 24)), "one position or more"),
         (Patch(1, [2, 2], torch.zeros(2, 2, 24)), "each once"),
@@ -133,6 +138,19 @@ def test_changes_that_cannot_be_made(make_model: Make, patch: Patch, message: st
     """Guards one clear line before anything is computed."""
     with pytest.raises(ValueError, match=message):
         trace(make_model("recurrent"), some_ids(0), 6, patch=patch)
+
+
+NO_NOISE: list[tuple[dict[str, Any], str]] = [
+    ({"scale": -1}, "scale must be a finite number, 0 or more, not -1"),
+    ({"scale": float("inf")}, "scale must be a finite number, 0 or more, not inf"),
+    ({"scale": float("nan")}, "not nan"),
+    ({"scale": "1"}, "not '1'"),
+    ({"iteration": 1.5}, "Noise: iteration must be an integer of at least 0, not 1.5"),
+    ({"iteration": "1"}, "Noise: iteration must be an integer of at least 0, not '1'"),
+    ({"until": 2.5}, "Noise: last must be an integer of at least 0, not 2.5"),
+    ({"seed": 0.5}, "Noise: seed must be an integer"),
+    ({"seed": 10**30}, "Noise: seed 1000000000000000000000000000000 is above the limit of 1,099,511,627,776"),
+]
 
 
 def test_other_refusals(make_model: Make) -> None:
@@ -152,8 +170,11 @@ def test_other_refusals(make_model: Make) -> None:
         Patch.of(full, iteration=3, last=1)
     with pytest.raises(ValueError, match=r"position 9 lies outside 0 .. 6"):
         Patch.of(full, [9])
-    with pytest.raises(ValueError, match="scale must be 0 or more, not -1"):
-        Noise(1, -1)
+    for given, says in NO_NOISE:
+        with pytest.raises(ValueError, match=says):
+            Noise(**{"iteration": 1, "scale": 0.1, **given})
+    with pytest.raises(ValueError, match="states must be a tensor, not list"):
+        Patch(1, None, [0.5])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="do not match"):
         difference(bare, trace(model, some_ids(0), 3))
     with pytest.raises(ValueError, match="no answers through the lens 'logit'"):

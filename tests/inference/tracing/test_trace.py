@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -278,6 +279,12 @@ REFUSED: Sequence[tuple[str, dict[str, Any], str]] = [
     ("recurrent", {"top": 0}, "top must be at least 1"),
     ("recurrent", {"labels": [[1, 2]]}, r"labels must be integers of shape \(2, 7\)"),
     ("recurrent", {"labels": torch.full((2, 7), 11)}, "label 11 lies outside the vocabulary of 11"),
+    ("recurrent", {"labels": "odd even"}, r"labels must be integers of shape \(2, 7\), not this str"),
+    ("recurrent", {"labels": [[1, 2], [3]]}, r"labels must be integers of shape \(2, 7\), not this list"),
+    ("recurrent", {"exits": 0.03}, "exits must be a list of rules such as latent:0.03, not 0.03"),
+    ("recurrent", {"read_at": 2}, r"read_at must be a list of counts, not 2; write one count as \[8\]"),
+    ("recurrent", {"read_at": [True]}, "read_at must be an integer of at least 1, not True"),
+    ("recurrent", {"state": np.zeros((2, 7, 24))}, "state must have shape .* a tensor of floats, not ndarray"),
     ("recurrent", {"exits": ["later:1"]}, "exit 'later' is not known"),
     ("recurrent", {"capacity": 0.5}, "has no routed passes"),
     ("recurrent", {"state": torch.zeros(1, 1, 1)}, r"state must have shape \(2, 7, 24\)"),
@@ -295,6 +302,14 @@ def test_refusals_name_what_is_wrong(make_model: Make, family: str, options: dic
     """Guards one clear line for each mistake, before anything is computed."""
     with pytest.raises(ValueError, match=message):
         trace(make_model(family), **{"input_ids": some_ids(), **options})
+
+
+def test_one_rule_may_stand_by_itself(make_model: Make) -> None:
+    """A text was read letter by letter."""
+    model, rule = make_model("recurrent"), "latent:0.5"
+    [(word, left)] = trace(model, some_ids(), 4, exits=rule).exits.items()
+    assert word == rule and torch.equal(left, trace(model, some_ids(), 4, exits=[rule]).exits[rule])
+    assert torch.equal(left, *trace(model, some_ids(), 4, exits=parse(rule)).exits.values())
 
 
 def test_few_logits_are_alive_at_once(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
