@@ -189,9 +189,11 @@ def read_line(number: int, line: bytes, records: bool) -> Line:
 
 
 def finite(word: str) -> float:
+    """The number of a record that is written with a point or an exponent; raises `Endless` for one that overflows."""
     value = float(word)
     return value if math.isfinite(value) else endless(word)
 
 
 def endless(word: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python reads and writes as JSON, and nobody else does."""
     raise Endless(f"{word[:20]} is no number that the answer could hand on as JSON; give a finite one, or null")

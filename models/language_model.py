@@ -118,7 +118,8 @@ class LanguageModel(nn.Module):
 
     def executed_flops_per_token(self, output: ModelOutput, length: int | None = None) -> float:
         """Forward FLOPs per token of the call that gave this output: with the iterations that its positions used, and
-        the answers that an exit rule read out on the way. Behind a cache, `length` is that of what it holds now."""
+        the answers that an exit rule read out on the way. Behind a cache, `length` is that of what it holds now. A
+        family that writes this anew writes `executed_flops` anew, too."""
         one_by_one = length is not None and output.iterations.shape[1] == 1
         length = output.iterations.shape[1] if length is None else length
         used = output.iterations.double().mean().item()
@@ -129,8 +130,9 @@ class LanguageModel(nn.Module):
     def executed_flops(
         self, output: ModelOutput, lengths: Sequence[int], new: Sequence[int] | None = None
     ) -> list[float]:
-        """The same of a call behind a cache, by row, of all its tokens together. `lengths` are those of what the cache
-        holds now; `new` says how many tokens of each row, the last ones, are no padding: None means all."""
+        """Forward FLOPs of each row of the call behind a cache that gave this output, of all its new tokens together.
+        `lengths` are those of what the cache holds now; `new` says how many tokens of each row, the last ones, are no
+        padding: None means all."""
         config, width = self.config, output.iterations.shape[1]
         spent, looks = output.iterations.tolist(), None if output.looks is None else output.looks.tolist()
         found = []

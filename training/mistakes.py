@@ -35,9 +35,13 @@ DEEPEST = 100  # mappings and lists inside each other; the parser goes down by c
 LINKED = {  # fields that others fill in -> from where
     "data.init_args.seed": "that of the whole run: leave it out, and set seed_everything",
     "data.seed": "that of the whole run: leave it out, and set seed_everything",
+    "model.seed": "that of the whole run: leave it out, and set seed_everything",
     "model.network.init_args.config.vocab_size": "that of the data: leave it out",
     "model.network.init_args.config.stop_tokens": "those of the data: leave it out",
+    "model.network.config.vocab_size": "that of the data: leave it out",
+    "model.network.config.stop_tokens": "those of the data: leave it out",
 }
+MERGE = "tag:yaml.org,2002:merge"  # the key <<
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
 
@@ -140,9 +144,10 @@ def mistakes(text: str) -> Iterator[tuple[int, str]]:
     """The line of each key of a YAML text that stands there twice, or has nothing behind it though something is meant,
     and what is wrong."""
     for mapping in mappings(text):
-        names = [key.value for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
+        names = [(key.tag, key.value) for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
         for key, _ in mapping.value:
-            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+            twice = isinstance(key, yaml.ScalarNode) and names.count((key.tag, key.value)) > 1
+            if twice and key.tag != MERGE:  # several of those are merged one after the other
                 yield key.start_mark.line + 1, f"{shown(key.value)} stands here twice: leave one of them out"
         for key, held in mapping.value:
             if not mapping.flow_style:

@@ -78,12 +78,6 @@ class Saving(Checkpoint):
             found: dict[int, Any] = {number: signal.signal(number, self.receive) for number in SIGNALS}
             self.handlers = self.handlers or found
 
-    def take_signals_back(self, trainer: pl.Trainer) -> None:
-        """Take the signals over again from Lightning, which has taken them while training starts. One that came since
-        then is ours as well: Lightning would end the run behind its first step with an exit status of 0."""
-        self.take_signals()
-        trainer._signal_connector.received_sigterm = False
-
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: remember the first, end at once with the second."""
         if self.signal is not None:
@@ -114,11 +108,8 @@ class Saving(Checkpoint):
 
     # steps ----------------------------------------------------------------------------------------------------------
 
-    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.take_signals_back(trainer)
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.take_signals_back(trainer)
+        self.take_signals()
         self.before = self.saved = trainer.global_step
 
     def on_train_batch_start(
@@ -206,7 +197,12 @@ class Saving(Checkpoint):
         """Where all steps are taken and only the last validation is missing, keep the trainer from ending at once.
 
         A run that is measured in epochs has no end of steps, and its trainer ends an epoch after its validation.
+
+        From here to its first step Lightning takes SIGTERM itself, beside us. Its part is silenced: it would end the
+        run behind that step with an exit status of 0, and of several processes speak with the others in the middle of
+        whatever they do.
         """
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
         self.extended = self.making_up and trainer.max_steps != -1
         trainer.fit_loop.epoch_loop.max_steps += self.extended
 

@@ -325,9 +325,9 @@ class Solver(ABC):
             raise ValueError(f"the branch has {len(branch.tokens)} tokens and cannot be cut to {tokens}")
         return branch if tokens == len(branch.tokens) else self.shortened(branch, tokens)
 
-    @abstractmethod
     def shortened(self, branch: Branch, tokens: int) -> Branch:
-        """What `cut` gives where some tokens go."""
+        """What `cut` gives where some tokens go: for a solver to write, unless it writes `cut` itself."""
+        raise NotImplementedError
 
     def cut_text(self, branch: Branch, length: int) -> Branch:
         """The branch with the first `length` characters of what is written, for marks that are of several tokens or of

@@ -103,8 +103,8 @@ class Turn(Solver):
     def append(self, branches: Sequence[Branch], text: str) -> list[Branch]:
         return self.inner.append(branches, text)
 
-    def shortened(self, branch: Branch, tokens: int) -> Branch:
-        return self.inner.shortened(branch, tokens)
+    def cut(self, branch: Branch, tokens: int) -> Branch:
+        return self.inner.cut(branch, tokens)
 
     def cut_text(self, branch: Branch, length: int) -> Branch:
         return self.inner.cut_text(branch, length)

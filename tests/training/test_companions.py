@@ -11,6 +11,7 @@ import pytest
 from mull.training import run as run_module
 from mull.training.callbacks import Throughput
 from mull.training.companions import FIRST, end_with_first
+from mull.training.data import TaskData
 from mull.training.run import train
 from mull.training.states import LAST, read_state
 
@@ -71,16 +72,23 @@ def test_a_run_that_is_over_has_no_companions(reliability, tmp_path, monkeypatch
     assert told == [str(os.getpid())] and FIRST not in os.environ
 
 
-def test_a_signal_to_one_ends_both(reliability, tmp_path):
-    """Guards SIGTERM to the second process alone: both stop after the same step, whose state is saved."""
+@pytest.mark.parametrize(("rank", "step"), [(1, 3), (0, 1)])
+def test_a_signal_to_one_ends_both(reliability, tmp_path, rank, step):
+    """Guards SIGTERM to one process alone, in a step of the second and while training starts in the first: both stop
+    after the same step, whose state is saved."""
     args = reliability.arguments(tmp_path, reliability.VARIANTS["two processes"])
     folder = tmp_path / "out"
-    real = Throughput.on_train_batch_end
+    ends, loads = Throughput.on_train_batch_end, TaskData.train_dataloader
 
     def acting(self, trainer, *rest):
-        real(self, trainer, *rest)
-        if trainer.global_rank == 1 and trainer.global_step == 3:
+        ends(self, trainer, *rest)
+        if rank == trainer.global_rank == 1 and trainer.global_step == step:
             signal.raise_signal(signal.SIGTERM)
+
+    def loading(self):
+        if rank == self.trainer.global_rank == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return loads(self)
 
     def work():
         with (
@@ -89,10 +97,11 @@ def test_a_signal_to_one_ends_both(reliability, tmp_path):
         ):
             patch.setattr(sys, "stdout", said)
             patch.setattr(Throughput, "on_train_batch_end", acting)
+            patch.setattr(TaskData, "train_dataloader", loading)
             train([*args, str(folder)])
 
     reliability.adopt_orphans()
     assert reliability.in_child(work, folder, several=True) == 128 + signal.SIGTERM
     told = [(tmp_path / f"said-{rank}").read_text().splitlines() for rank in (None, 1)]
-    assert told[0][-1] == f"SIGTERM: {folder} stopped, step 3 is saved; the same line goes on" and told[1] == []
-    assert read_state(folder / "trainer" / LAST)["global_step"] == 3
+    assert told[0][-1] == f"SIGTERM: {folder} stopped, step {step} is saved; the same line goes on" and told[1] == []
+    assert read_state(folder / "trainer" / LAST)["global_step"] == step

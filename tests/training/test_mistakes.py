@@ -112,6 +112,8 @@ MEANT = [
     "{epoch:02d}",
     "'{epoch:02d}'",
     "&a {b: &c 1, d: *c}",
+    '{1: 2, "1": 3}',
+    "{<<: {b: 1}, <<: {c: 2}}",
     "12:30",
     "\n  http://h:8",
     "\n  1:30:00",
@@ -158,9 +160,15 @@ def test_what_the_data_say_is_said_by_nobody_else(
     """Guards against a field that is read, and then is another one without a word; on a line and in a file."""
     told = f"model.network.init_args.config.{field} is"
     (tmp_path / "mine.yaml").write_text(f"model: {{network: {{init_args: {{config: {{{field}: {value}}}}}}}}}\n")
-    for more in ([f"--model.network.init_args.config.{field}", value], ["--config", str(tmp_path / "mine.yaml")]):
+    short = told.replace("init_args.", "").removesuffix(" is")
+    for more in (["--model.network.init_args.config." + field, value], ["--config", str(tmp_path / "mine.yaml")]):
         assert main(["train", "--config", "parity", *more, "--output", str(tmp_path / "out")]) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith(f"mull: error: {told} th")
+    assert main(["train", "--config", "parity", f"--{short}", value, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"mull: error: {short} is th")
+    (tmp_path / "mine.yaml").write_text("model: {seed: 3}\n")
+    assert main(["train", "--config", "parity", "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert "model.seed is that of the whole run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
