@@ -127,15 +127,6 @@ def path_of(given: str | Path, what: str) -> Path:
     return Path(given).expanduser()
 
 
-def output_folder(given: str) -> Path:
-    """The folder of --output. Raises a ValueError for an empty path, and where a file stands in the way."""
-    folder = path_of(given, "--output")
-    blocking = file_in_the_way(folder)
-    if blocking is not None:
-        raise ValueError(f"{blocking} is a file; name a folder with --output")
-    return folder
-
-
 def file_in_the_way(folder: Path) -> Path | None:
     """The file that stands where a folder is to be, or one of its parents; None where a folder can be."""
     return next((place for place in (folder, *folder.parents) if place.exists() and not place.is_dir()), None)

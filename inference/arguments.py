@@ -5,7 +5,10 @@ A kind of value is a function of the text that was typed; its ValueError names t
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
+
+from mull.checkpoints.files import file_in_the_way, path_of
 
 CacheDtype = Literal["same", "float32", "bfloat16"]
 Dtype = Literal["same", "float64", "float32", "bfloat16", "float16"]
@@ -72,7 +75,16 @@ def add_likeliest(parser: Any) -> None:
     parser.add_argument("--min-p", type=float | None, help="sample among those at least so many times the likeliest")
 
 
-def add_numbers(parser: Any) -> None:
-    """Options that say where to compute, and in which number type."""
+def add_device(parser: Any) -> None:
+    """Options that say on which device to compute, and in which number type."""
     parser.add_argument("--dtype", type=Dtype, default="same", help="of the weights; same: as they are stored")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+
+
+def output_folder(given: str) -> Path:
+    """The folder of --output. Raises a ValueError for an empty path, and where a file stands in the way."""
+    folder = path_of(given, "--output")
+    blocking = file_in_the_way(folder)
+    if blocking is not None:
+        raise ValueError(f"{blocking} is a file; name a folder with --output")
+    return folder

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mull.checkpoints import load, load_tokenizer
-from mull.inference.arguments import MAX_ASKED, CacheDtype, add_likeliest, add_numbers, at_least, shares
+from mull.inference.arguments import MAX_ASKED, CacheDtype, add_device, add_likeliest, at_least, shares
 from mull.inference.chat import converse
 from mull.inference.console import call_of, dtype_of, write_answer, write_answers
 from mull.inference.prompts import read_prompts
@@ -50,7 +50,7 @@ def add_writing(parser: Any) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     add_likeliest(parser)
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
-    add_numbers(parser)
+    add_device(parser)
 
 
 def generate(options: Any) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mull.checkpoints import load
-from mull.checkpoints.files import made, output_folder
-from mull.inference.arguments import at_least, counts, shares
+from mull.checkpoints.files import made
+from mull.inference.arguments import at_least, counts, output_folder, shares
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
 from mull.inference.measure.evaluate import evaluate

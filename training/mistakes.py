@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from argparse import ArgumentParser
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -74,12 +75,12 @@ def check_mappings(args: Iterable[str]) -> None:
             which file); the message names the option, or the file and the line.
     """
     for option, value in given(args):
-        for _, mistake in chain(endless(value), mistakes(value)):  # in turn: what is too deep ends the parser
+        for _, mistake in chain(too_deep(value), mistakes(value)):  # in turn: what is too deep ends the parser
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
             text = text_of(value)
             broken = unreadable(text) if option in ("config", "c") else ()
-            for line, mistake in chain(endless(text), broken, mistakes(text)):
+            for line, mistake in chain(too_deep(text), broken, mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
 
 
@@ -111,7 +112,7 @@ def holds(value: str, field: str) -> bool:
     return False
 
 
-def endless(text: str) -> Iterator[tuple[int, str]]:
+def too_deep(text: str) -> Iterator[tuple[int, str]]:
     """The line at which a YAML text goes deeper than `DEEPEST` or names something inside itself, and what to do."""
     around: list[str | None] = []  # the anchors of the mappings and lists that are open
     with suppress(yaml.YAMLError, ValueError, OverflowError):  # told by `unreadable`, or by the parser
@@ -144,10 +145,10 @@ def mistakes(text: str) -> Iterator[tuple[int, str]]:
     """The line of each key of a YAML text that stands there twice, or has nothing behind it though something is meant,
     and what is wrong."""
     for mapping in mappings(text):
-        names = [(key.tag, key.value) for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in mapping.value:
-            twice = isinstance(key, yaml.ScalarNode) and names.count((key.tag, key.value)) > 1
-            if twice and key.tag != MERGE:  # several of those are merged one after the other
+        keys = [key for key, _ in mapping.value if isinstance(key, yaml.ScalarNode)]
+        times = Counter((key.tag, key.value) for key in keys)
+        for key in keys:
+            if times[key.tag, key.value] > 1 and key.tag != MERGE:  # several of those are merged one after the other
                 yield key.start_mark.line + 1, f"{shown(key.value)} stands here twice: leave one of them out"
         for key, held in mapping.value:
             if not mapping.flow_style:

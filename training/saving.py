@@ -78,6 +78,12 @@ class Saving(Checkpoint):
             found: dict[int, Any] = {number: signal.signal(number, self.receive) for number in SIGNALS}
             self.handlers = self.handlers or found
 
+    def silence(self, trainer: pl.Trainer) -> None:
+        """Keep Lightning from acting on SIGTERM, which it takes beside us from the start of a fit to its first step: it
+        would end the run behind that step with an exit status of 0, and one of several processes would speak with the
+        others in the middle of whatever they do."""
+        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: remember the first, end at once with the second."""
         if self.signal is not None:
@@ -197,12 +203,8 @@ class Saving(Checkpoint):
         """Where all steps are taken and only the last validation is missing, keep the trainer from ending at once.
 
         A run that is measured in epochs has no end of steps, and its trainer ends an epoch after its validation.
-
-        From here to its first step Lightning takes SIGTERM itself, beside us. Its part is silenced: it would end the
-        run behind that step with an exit status of 0, and of several processes speak with the others in the middle of
-        whatever they do.
         """
-        trainer._signal_connector._sigterm_notifier_fn = lambda *_: None  # type: ignore[method-assign]
+        self.silence(trainer)
         self.extended = self.making_up and trainer.max_steps != -1
         trainer.fit_loop.epoch_loop.max_steps += self.extended
 

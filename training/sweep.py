@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mull.checkpoints.files import output_folder
 from mull.checkpoints.replacing import replace_all
 from mull.checkpoints.store import DEPTH
+from mull.inference.arguments import output_folder
 from mull.inference.measure.inspect import read_depth
 from mull.inference.measure.table import standard_output
 from mull.training.progress import say

@@ -19,9 +19,8 @@ from importlib.util import find_spec
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
-from mull.checkpoints.files import output_folder
 from mull.checkpoints.store import VERSION
-from mull.inference.arguments import add_numbers, at_least, counts, shares
+from mull.inference.arguments import add_device, at_least, counts, output_folder, shares
 from mull.inference.harness.report import rows_of, table_of, write_results
 from mull.inference.measure.table import standard_output
 
@@ -54,7 +53,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--output", type=str, help="folder for lm-eval's own results_COUNT.json, and summary.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of worked examples, and of answers that are drawn")
-    add_numbers(parser)
+    add_device(parser)
 
 
 def run(options: Any) -> None:

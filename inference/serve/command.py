@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mull.inference.arguments import add_numbers, at_least
+from mull.inference.arguments import add_device, at_least
 from mull.inference.console import dtype_of
 from mull.inference.serve.limits import Limits
 from mull.inference.serve.served import Served
@@ -46,7 +46,7 @@ def add_options(parser: Any) -> None:
         help="of keys and values, all answers together",
     )
     parser.add_argument("--threads", type=at_least(1, 1024), help="of the processor (default: torch's own number)")
-    add_numbers(parser)
+    add_device(parser)
 
 
 def run(options: Any) -> None:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from mull.checkpoints.quantities import si
-from mull.inference.arguments import MAX_ASKED, add_likeliest, add_numbers, at_least
+from mull.inference.arguments import MAX_ASKED, add_device, add_likeliest, at_least
 from mull.inference.console import dtype_of
 from mull.inference.strategies.contract import Event, Solution, choose_strategy
 from mull.inference.strategies.loading import OURS, marks_asked, solver_from
@@ -39,7 +39,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the sampling")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_writers(parser)
-    add_numbers(parser)
+    add_device(parser)
 
 
 def add_writers(parser: Any) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from mull.checkpoints import load, load_tokenizer
 from mull.checkpoints.files import path_of
-from mull.inference.arguments import MAX_ASKED, add_numbers, at_least, counts, shares
+from mull.inference.arguments import MAX_ASKED, add_device, at_least, counts, shares
 from mull.inference.console import dtype_of
 from mull.inference.text import encode
 from mull.inference.tracing.answers import LENSES
@@ -65,7 +65,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the noise")
     parser.add_argument("--output", type=str, help="page to write (trace.html; with --json none)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_numbers(parser)
+    add_device(parser)
 
 
 def run(options: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mull.checkpoints.files import made, output_folder, printable
+from mull.checkpoints.files import made, printable
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import lock_of
-from mull.inference.arguments import Dtype, add_likeliest, at_least, counts
+from mull.inference.arguments import Dtype, add_likeliest, at_least, counts, output_folder
 from mull.inference.console import dtype_of
 from mull.inference.exits import parse as parse_exit
 from mull.inference.strategies import Strategy, choose_strategy

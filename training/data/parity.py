@@ -2,8 +2,8 @@
 
 A chain as long as the row: T bits are T flips one after the other, or log2 T rounds of pairing (Saunshi et al., arXiv
 2502.17416, section 4, composition in a group). A layer that looks k places back carries the count that far, so that a
-fixed number of such layers answers rows up to a fixed length. (Threshold circuits of constant depth do count ones;
-learning them is what fails.) Prefix sums of Schwarzschild et al. (arXiv 2106.04537) are the same task.
+fixed number of such layers answers rows up to a fixed length. (Threshold circuits of constant depth do count
+ones.) Prefix sums of Schwarzschild et al. (arXiv 2106.04537) are the same task.
 
 A start symbol stands before the bits, unscored. Without it the task cannot be learned exactly: in a row of ones all
 values are equal, so attention returns the same vector at every position whatever its weights, and "1" and "1 1" get
