@@ -63,6 +63,8 @@ def small(config: Path, tmp_path: Path) -> list[str]:
         sizes = {"d_model": 16, "d_ff": 24, "n_heads": 2}
         overrides |= {f"model.network.init_args.config.{name}": size for name, size in sizes.items()}
     base = yaml.safe_load(Path(command(config)[command(config).index("--config") + 1]).read_text())
+    if base["model"].get("network", {}).get("class_path") == "mull.Transformer":  # a tower's layers are all alike
+        overrides["model.network.init_args.config.n_layers"] = 2
     if base["trainer"].get("accelerator") == "auto":  # for a GPU, of which the easiest items are enough here
         easiest = base["data"]["init_args"]["difficulty"][0]
         overrides |= {"trainer.accelerator": "cpu", "data.init_args.difficulty": easiest}

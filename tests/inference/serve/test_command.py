@@ -75,7 +75,10 @@ def path() -> dict[str, str]:
 @pytest.fixture
 def process() -> Iterator[tuple[Any, tuple[str, int]]]:
     """`mull serve` in a process of its own, with its address."""
-    args = [sys.executable, "-m", "mull", "serve", "text", "--port", "0", "--threads", "1"]
+    code = "from mull import cli\nfrom mull.inference.serve import running\n"
+    code += "running.GRACE = 0.6\n"  # seconds; nobody waits for three
+    code += "raise SystemExit(cli.main(['serve', 'text', '--port', '0', '--threads', '1']))"
+    args = [sys.executable, "-c", code]
     environment = {name: value for name, value in os.environ.items() if name != "MULL_API_KEY"} | path()
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as running:
         assert running.stderr is not None
