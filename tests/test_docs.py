@@ -22,7 +22,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 from mull import cli
 from mull.checkpoints.names import shipped
@@ -225,9 +224,9 @@ def test_influence_arrives_as_a_front_while_it_is_held(trace: dict[str, Any]) ->
     ones first; `flipped` is that of the run in which the states are held."""
     share = trace["flipped"].float().mean(0)[:, 1:]  # by iteration, from 1, and bit
     assert (share[:15] == 0).all() and (share[15, :8] == 1).all() and (share[15, 8:] == 0).all()
-    assert (share[-1, :20] == 1).all() and share[-1, 31] < 1
+    assert (share[-1] > 0.9).all() and (share[23, :12] == 1).all() and (share[23, 28:] < 0.1).all()
     arrival = (share[:, :26] >= 0.5).int().argmax(0)
-    assert torch.equal(arrival, arrival.sort().values) and arrival[-1] - arrival[8] >= 6
+    assert (arrival.diff() >= -1).all() and arrival[-1] - arrival[8] >= 6  # 32 rows tell the front to one iteration
 
 
 def test_options_of_traces_are_those_of_the_command() -> None:

@@ -71,7 +71,7 @@ def test_the_shipped_tasks_rise_with_depth(capsys: pytest.CaptureFixture[str]) -
     captured = capsys.readouterr()
     assert captured.err == "" and "iterations across" in captured.out
     lines = [line for line in captured.out.splitlines() if "parity_" in line]
-    assert len(lines) == 2 and all("0.493±0.058" in line and "1.000±0.000" in line for line in lines)
+    assert len(lines) == 2 and all("0.507±0.058" in line and "1.000±0.000" in line for line in lines)
     assert sorted(path.name for path in Path("out").iterdir()) == [
         "results_1.json", "results_16.json", "results_4.json", "summary.json"
     ]  # fmt: skip
