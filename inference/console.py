@@ -167,8 +167,8 @@ def write_batch(model: LanguageModel, batch: Sequence[tuple[Line, list[int]]], c
 
 
 class Written:
-    """What tokens took that were written: the iterations of each, and how far the last of them moved its state, NaN
-    where nobody knows."""
+    """What tokens took that were written: the iterations of each, and the most that the last of them moved a state
+    that the token depends on, NaN where nobody knows."""
 
     def __init__(self) -> None:
         self.used: list[int] = []
@@ -185,8 +185,8 @@ class Written:
 
     @property
     def settled(self) -> float | None:
-        """The share of the tokens whose state had settled (measure/settling.py); None where that is not known of
-        all."""
+        """The share of the tokens that had settled, with all before them (measure/settling.py); None where that is not
+        known of all."""
         if not self.moved or any(map(math.isnan, self.moved)):
             return None
         return settling(self.moved, None).settled

@@ -46,8 +46,9 @@ class Generation:
             `(iterations > 0).sum(dim=1)` is the length of each answer, the token that ended it included.
         text: the answers as text, without their prompts: one for a prompt that was one text, otherwise a list of B;
             None for a model without a tokenizer.
-        residuals: (B, N), with `residuals=True`: how far the last iteration moved the state behind each new token; NaN
-            where a row is only filled up, and where nobody knows.
+        residuals: (B, N), with `residuals=True`: the most that the last iteration moved a state from the prompt to the
+            one behind each new token, all that the token depends on; NaN where a row is only filled up, and where
+            nobody knows.
     """
 
     tokens: Tensor

@@ -21,8 +21,8 @@ class NewTokens(tuple[Tensor, Tensor]):
     Attributes:
         tokens: (B,) int64, the first of the pair.
         iterations: (B,) int64 spent on choosing them, the second.
-        residuals: (B,), how far the last of these moved each state; NaN where a row is only filled up. None where
-            nobody asked (`SessionOptions`), or the way of writing does not know.
+        residuals: (B,), the most that the last of these moved a state of the row, from its prompt on; NaN where a row
+            is only filled up. None where nobody asked (`SessionOptions`), or the way of writing does not know.
     """
 
     residuals: Tensor | None
@@ -47,7 +47,8 @@ class Round(NamedTuple):
     Attributes:
         tokens, iterations: (B', k) int64.
         counts: (B',) int64.
-        residuals: (B', k), how far the last iteration moved the state behind each; None where nobody asked or knows.
+        residuals: (B', k), the most that the last iteration moved a state from the prompt to the one behind each; None
+            where nobody asked or knows.
     """
 
     tokens: Tensor

@@ -50,7 +50,7 @@ class SessionOptions(TypedDict, total=False):
     cache_dtype: of keys and values; None is the model's. bfloat16 under fp32 halves what long contexts cost, and may
         change what is written.
     capacity: share of the positions that a routed pass takes, one for all or one for each; None is the config's.
-    residuals (False): keep how far the last iteration moved each new state, for `Session.residual` and what is written.
+    residuals (False): keep how far the last iteration moved the states, for `Session.residual` and what is written.
     """
 
     warm_start: bool
@@ -101,7 +101,8 @@ class Session:
         if self.routing:
             check_capacity(self.routing["capacity"], deepest(self.iterations) - 1)
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
-        # (B,), how far the last iteration moved it, |s_R - s_{R-1}| / |s_R|; None where nobody asked, or nobody knows
+        # (B,), the most that the last iteration moved a state that the row holds, |s_R - s_{R-1}| / |s_R|: a position
+        # that waits for others rests while they move. None where nobody asked, or nobody knows
         self.residual: Tensor | None = None
         self.residuals = options.get("residuals", False)
 
@@ -137,8 +138,15 @@ class Session:
             places = torch.where(mask.bool(), torch.arange(tokens.shape[1], device=tokens.device), -1)
             last = (torch.arange(len(tokens), device=tokens.device), places.amax(dim=1))
         answer = Answer(out.logits[last], out.iterations[last], out.state[last])
+        if moved is not None:  # padding moves nothing that is read
+            moved = self.so_far(moved if mask is None else moved.masked_fill(~mask.bool().to(moved.device), 0))
         self.state, self.residual = answer.state, None if moved is None else moved[last]
         return answer
+
+    def so_far(self, moved: Tensor) -> Tensor:
+        """The largest of `moved`, (B, T), at each position or before it, what the rows hold already included."""
+        largest = moved.cummax(dim=1).values
+        return largest if self.residual is None else torch.maximum(largest, self.residual[:, None])
 
     @torch.inference_mode()
     def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:

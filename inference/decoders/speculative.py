@@ -69,7 +69,9 @@ class Speculative(Decoder):
             session.cut([length - k + int(n) for length, n in zip(session.lengths, accepted, strict=True)])
             tokens = torch.cat([inputs[:, 1:], then[:, None]], dim=1)
             tokens.scatter_(1, accepted[:, None], then[:, None])
-            moved = relative_change(*states) if session.residuals else None
+            moved = session.so_far(relative_change(*states)) if session.residuals else None
+            if moved is not None:
+                session.residual = moved.gather(1, accepted[:, None])[:, 0]
             keep = yield Round(tokens, accepted + 1, torch.full_like(tokens, full), moved)
             last = then
             if keep is not None:

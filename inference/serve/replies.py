@@ -4,8 +4,8 @@ usage   prompt and completion tokens; reasoning_tokens is 0: thinking longer wri
 mull    iterations        that were asked for, under an exit rule the most of a token; null without a loop
         mean_iterations   spent on each new token, on average
         flops             forward, of the prompt and of the new tokens as they were executed
-        settled           whether the last step of each answer moved the state by less than 0.03; null where nobody
-                          can say (mull/inference/measure/settling.py)
+        settled           whether the last iteration moved each state of each answer, those of the prompt included, by
+                          less than 0.03; null where nobody can say (mull/inference/measure/settling.py)
 
 In a stream, chunks with text have in `mull` its `tokens` and the `iterations` of each; the last has what is above.
 """

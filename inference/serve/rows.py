@@ -117,6 +117,7 @@ class Row:
         self.text = TextStream(served.tokenizer, self.prompt, wish.stop)
         self.tokens: list[int] = []
         self.spent, self.flops = 0, 0.0
+        self.settled: bool | None = True  # of all that it holds; None once nobody can say
         self.held: list[Likely] = []  # told when their text is
         self.used: list[tuple[int, int]] = []  # tokens whose text is still to come, with their iterations
         self.ended = self.cancelled = False
@@ -131,12 +132,13 @@ class Row:
         return self.ended or self.cancelled
 
     def take(self, token: int, logits: Tensor, used: int, flops: float, residual: float | None) -> None:
-        """Take the next token, chosen by `logits` (V,), with what was spent on it; say what can be said, and end where
-        it is time."""
+        """Take the next token, chosen by `logits` (V,), with what was spent on it and the most that the last iteration
+        moved a state on the way to it; say what can be said, and end where it is time."""
         before = len(self.text.certain()) if self.wish.top is not None else 0
         self.tokens.append(token)
         self.used.append((token, used))
         self.spent, self.flops = self.spent + used, self.flops + flops
+        self.settled = None if residual is None or self.settled is None else self.settled and residual < SETTLED
         text = self.text.add(token)
         if self.wish.top is not None:
             self.held.append(likely(token, logits, self.wish.top, before))
@@ -146,8 +148,7 @@ class Row:
             text += self.text.rest()
         self.tell(text)
         if self.ended:
-            settled = None if residual is None else residual < SETTLED
-            spent = Spent(len(self.tokens), self.spent, self.flops, settled)
+            spent = Spent(len(self.tokens), self.spent, self.flops, self.settled)
             self.say(Ended(self.number, "stop" if over else "length", spent, self.text.met))
 
     def tell(self, text: str) -> None:

@@ -37,7 +37,7 @@ class Said:
         logits: (B, V).
         used: iterations of the last token, by row.
         flops: what all tokens of a row cost, by row.
-        residual: how far the last iteration moved the last state, by row; None where nobody can say.
+        residual: the most that the last iteration moved a state of these tokens, by row; None where nobody can say.
     """
 
     logits: Tensor
@@ -90,7 +90,7 @@ class ByCount(Way):
             yield
         logits = model.read(state, context).logits[:, -1]
         context.commit(None)
-        moved = relative_change(state[:, -1], before[:, -1]).tolist()
+        moved = relative_change(state, before).amax(dim=1).tolist()
         length = tokens.shape[1]
         return Said(
             logits=logits,
@@ -113,9 +113,9 @@ class ByRule(Way):
     def call(self, model: LanguageModel, tokens: Tensor, cache: Cache, counts: Sequence[int]) -> Steps:
         lengths = lengths_after(cache, tokens)
         out, residual = yield from step_by_step(model, tokens, counts[0], self.rule, None, cache)
-        moved, last = residual[:, -1].tolist(), out.iterations[:, -1].tolist()
-        known = [None if count == 1 else move for count, move in zip(last, moved, strict=True)]
-        return Said(out.logits[:, -1], last, model.executed_flops(out, lengths), known)
+        moved, fewest = residual.amax(dim=1).tolist(), out.iterations.amin(dim=1).tolist()
+        known = [None if count == 1 else move for count, move in zip(fewest, moved, strict=True)]
+        return Said(out.logits[:, -1], out.iterations[:, -1].tolist(), model.executed_flops(out, lengths), known)
 
     @property
     def in_pieces(self) -> bool:

@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import mull
+from mull.inference.early_exit import run_until
+from mull.inference.exits import as_exit
+from mull.inference.measure.settling import SETTLED
 
 PROMPT = "Tom has 3 apples and"
 
@@ -199,11 +202,38 @@ def test_rows_of_all_kinds_at_once(running: Any, client: Any) -> None:
     assert running.service.metrics.steps - steps < written / 1.5  # rows shared batches
 
 
-def test_settled_is_the_last_residual(running: Any, client: Any) -> None:
-    """Told as `measure/settling.py` has it, of the last token's last iteration; nobody can say after one iteration."""
-    model = running.model("parity")
-    for count, prompt in ((40, "1 0 1 1"), (2, "1 0 1 1 0 1 1 1"), (1, "1 0")):
-        said = client.completions.create(model=f"parity({count})", prompt=prompt, max_tokens=1)
-        ids = torch.tensor([model.tokenizer.encode(prompt).ids])
-        residual = model(ids, count).residual
-        assert said.mull["settled"] is (None if residual is None else bool(residual[0, -1] < 0.03))
+@pytest.mark.parametrize(
+    ("name", "prompt", "iterations", "tokens", "rule", "settled"),
+    [
+        ("parity", "1 0 1 1", 40, 1, None, True),
+        ("parity", "1 0 1 1 0 1 1 1 0 0 1 0 1 1 0 1", 6, 1, None, False),  # the last bit rests, and waits
+        ("parity", " ".join("1011011" * 14), 32, 1, None, False),  # in pieces, of which the last rests
+        ("text", PROMPT, 16, 3, None, True),
+        ("text", PROMPT, 8, 5, None, False),  # a token of the prompt moves still, the last new one does not
+        ("text", PROMPT, 32, 3, "latent:0.02", True),
+        ("text", PROMPT, 32, 3, "latent:0.2", False),
+        ("text", PROMPT, 8, 5, "latent:0.001", False),  # all at the limit, as above
+    ],
+)
+def test_settled_is_of_all_that_an_answer_depends_on(
+    running: Any, client: Any, name: str, prompt: str, iterations: int, tokens: int, rule: str | None, settled: bool
+) -> None:
+    """Told as `mull.generate` has it, of the last iteration of every state, prompt and answer."""
+    found = mull.generate(
+        running.model(name), prompt, iterations, exit=rule, max_new_tokens=tokens, stop_tokens=(), residuals=True
+    )
+    asked = {"iterations": iterations, **({"exit": rule} if rule else {})}
+    said = client.completions.create(model=name, prompt=prompt, max_tokens=tokens, extra_body=asked)
+    assert said.mull["settled"] is settled is bool(found.residuals[0, -1] < SETTLED)
+
+
+def test_nobody_can_say_of_one_iteration(running: Any, client: Any) -> None:
+    """Neither of an answer of one, nor of one that has a token in its prompt that left after one."""
+    assert client.completions.create(model="parity(1)", prompt="1 0", max_tokens=1).mull["settled"] is None
+    model, rule, prompt = running.model("text"), "confidence:0.5", "Natali"
+    ids = torch.tensor([model.tokenizer.encode(prompt).ids])
+    used = run_until(model, ids, 16, as_exit(rule))[0].iterations
+    assert used.min() == 1 < used[0, -1]
+    asked = {"exit": rule, "iterations": 16}
+    said = client.completions.create(model="text", prompt=prompt, max_tokens=1, extra_body=asked)
+    assert said.mull["settled"] is None
