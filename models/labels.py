@@ -5,6 +5,7 @@ Labels are aligned with positions, nothing is shifted: labels[t] is the token to
 Shapes: B batch, T positions, V vocabulary.
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,6 +18,12 @@ IGNORE = -100  # label of a position that is not scored; the default ignore_inde
 def scored(labels: Tensor) -> Tensor:
     """(B, T) bool: the positions that count."""
     return labels != IGNORE
+
+
+def depended_on(asked: Tensor, causal: bool) -> Tensor:
+    """(B, T) bool: what the answers at the positions `asked`, (B, T) bool, depend on: where a model is causal those up
+    to the last of them, else all."""
+    return asked.flip(1).cumsum(dim=1).flip(1) > 0 if causal else torch.ones_like(asked)
 
 
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from mull.inference.measure.settling import settling
 from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
-from mull.models.labels import IGNORE, scored, token_losses
+from mull.models.labels import IGNORE, depended_on, scored, token_losses
 from mull.models.selection import Selection, check_capacity
 
 Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
@@ -41,7 +41,7 @@ class Tally:
     scored: list[int] = field(default_factory=list)  # scored tokens
     correct: list[int] = field(default_factory=list)  # of these, right ones
     nats: list[float] = field(default_factory=list)  # summed loss
-    residuals: list[float] = field(default_factory=list)  # the largest of its scored positions, where there are any
+    residuals: list[float] = field(default_factory=list)  # the largest that its answer depends on, where there is one
     positions: int = 0  # all positions, scored or not
     flops: float = 0.0
     used: int = 0  # iterations of all positions, with an exit rule
@@ -262,7 +262,8 @@ def sweep(
         tally.correct += [int(correct[i]) for i in kept]
         tally.nats += [float(nats[i]) for i in kept]
         if reading.residual is not None:
-            largest = reading.residual.masked_fill(~scored(labels), 0).amax(dim=1).tolist()
+            moot = ~depended_on(scored(labels), model.config.causal)
+            largest = reading.residual.masked_fill(moot, 0).amax(dim=1).tolist()
             tally.residuals += [largest[i] for i in kept]
         tally.positions += input_ids.numel()
         flops = times * model.config.flops_per_token(count, input_ids.shape[1])

@@ -1,6 +1,6 @@
 """Restarts: solve from N random initial states, and keep one answer.
 
-    s_0^(n) ~ start(generator),  n = 1 .. N;     r_n = max_t |s_R^(n) - s_{R-1}^(n)| / |s_R^(n)|   over asked positions
+    s_0^(n) ~ start(generator),  n = 1 .. N;     r_n = max_t |s_R^(n) - s_{R-1}^(n)| / |s_R^(n)|     (settling.py)
     calmest     n* = argmin_n r_n                                                the run that moved least in the end
     majority    n* = argmin_n r_n among the runs whose answer most runs gave     an answer is that to the whole row;
                      two that agree beat any that do not, and where all differ it is the calmest
@@ -24,6 +24,7 @@ from torch import Tensor
 from mull.checkpoints.files import shown
 from mull.models import LanguageModel, Reading
 from mull.models.iterated import IteratedModel
+from mull.models.labels import depended_on
 
 Choose = Literal["calmest", "majority"]
 AT_ONCE = 4096  # runs; those of further rows come after them
@@ -65,7 +66,8 @@ def restarted(
         counts: ascending.
         restarts: N, runs of each row.
         generator: draws the initial states.
-        asked: (B, T) bool, the positions whose answers are wanted: only their residuals and answers count.
+        asked: (B, T) bool, the positions whose answers are wanted: these and the residuals of what they depend on
+            count, and nothing else.
         choose: see the head of this file. After one iteration there are no residuals: the first run is the calmest.
     """
     rows = max(1, AT_ONCE // restarts)
@@ -97,11 +99,12 @@ def at_once(
     """`restarted`, with all runs at once."""
     first = torch.arange(len(input_ids), device=input_ids.device) * restarts
     moot = ~asked.repeat_interleave(restarts, dim=0)
+    idle = ~depended_on(~moot, model.config.causal)
     for count, reading in model.sweep(input_ids.repeat_interleave(restarts, dim=0), counts, generator=generator):
         residual = reading.residual if reading.last_two is not None else torch.zeros_like(moot, dtype=torch.float32)
         assert residual is not None
         most = torch.finfo(residual.dtype).max
-        moved = residual.masked_fill(moot, 0).amax(dim=1).view(-1, restarts).clamp(max=most)
+        moved = residual.masked_fill(idle, 0).amax(dim=1).view(-1, restarts).clamp(max=most)
         lost = reading.logits.isnan().any(dim=-1).masked_fill(moot, False).any(dim=1).view(-1, restarts)
         votes = (~(lost | moved.isnan())).long()
         if choose == "majority":

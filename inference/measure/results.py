@@ -33,8 +33,9 @@ class Result:
             is paired by example, and far narrower than those of the two.
         guess: what the best answer that ignores the input reaches, in the unit of the headline: accuracy of always
             giving the most frequent answer, or for text the bits per byte of how often each token occurs here.
-        residual: how far the last iteration moved the state, |s_R - s_{R-1}| / |s_R|: the largest of an example's
-            scored positions, on average over examples; None without a loop, at one iteration, under an exit rule.
+        residual: how far the last iteration moved the state, |s_R - s_{R-1}| / |s_R|: the largest of the positions that
+            an example's answer depends on (settling.py), on average over examples; None without a loop, at one
+            iteration, under an exit rule.
         settled: share of the examples whose residual is below settling.SETTLED: the model has finished thinking.
         auc: how well the residual tells examples that are right throughout from others, 0.5 for not at all; None for
             text, and where all examples are alike.

@@ -1,7 +1,8 @@
 """Had the model finished thinking, and does that tell right answers from wrong ones?
 
     residual   r = |s_R - s_{R-1}| / |s_R|              how far the last iteration moved the state of a position
-    settled    the largest r of an example's scored positions is below a threshold
+    settled    the largest r of the positions that an example's answer depends on is below a threshold: in a causal
+               model all up to its last scored one, since a position that waits for those before it rests
     AUC        the chance that a right example has a smaller largest r than a wrong one, ties counting half
 
 The area under the curve (AUC) is the Mann-Whitney statistic; its interval is that of DeLong et al. (Biometrics 44,

@@ -175,7 +175,8 @@ def test_settling_of_all_counts_takes_an_example_as_one(make_model: MakeModel) -
     for count in counts[1:]:
         with torch.no_grad():
             out = model(ids, count)
-        residuals += out.residual.masked_fill(labels == -100, 0).amax(1).tolist()
+        last = (labels != -100).int().argmax(dim=1).tolist()
+        residuals += [moved[: end + 1].max().item() for moved, end in zip(out.residual, last, strict=True)]
         right += ((out.logits.argmax(-1) == labels) | (labels == -100)).all(1).tolist()
         example += range(12)
     expected, alone = settling(residuals, right, example), settling(residuals, right)
@@ -184,6 +185,21 @@ def test_settling_of_all_counts_takes_an_example_as_one(make_model: MakeModel) -
     for result in results[1:]:
         found = (result.auc_of_all, result.auc_of_all_low, result.auc_of_all_high)
         assert found == pytest.approx((expected.auc, expected.auc_low, expected.auc_high), rel=1e-6)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_an_answer_depends_on_must_rest(make_model: MakeModel, causal: bool) -> None:
+    """In a causal model all up to the last scored position, and nothing behind it; on a board all of it."""
+    model = make_model("recurrent", causal=causal)
+    ids = torch.randint(model.config.vocab_size, (6, 9), generator=torch.Generator().manual_seed(0))
+    labels = torch.full((6, 9), -100)
+    labels[:, 4] = labels[:, 6] = 1
+    moved = model(ids, 3).residual
+    assert moved is not None
+    found = evaluate(model, {9: [(ids, labels)]}, [3])[0].residual
+    assert found == pytest.approx(moved[:, : 7 if causal else 9].amax(dim=1).mean().item())
+    for other in (slice(0, 9 if causal else 7), slice(4, 7, 2)):
+        assert found != pytest.approx(moved[:, other].amax(dim=1).mean().item())
 
 
 def test_text_is_compared_in_bits_per_byte(make_model: MakeModel) -> None:

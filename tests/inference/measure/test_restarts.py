@@ -19,28 +19,31 @@ Make = Callable[..., LanguageModel]
 def batch(rows: int = 5, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     labels = torch.randint(11, (rows, length), generator=generator)
-    labels[:, :2] = IGNORE
+    labels[:, :2] = labels[:, -1] = IGNORE
     return torch.randint(11, (rows, length), generator=generator), labels
 
 
 def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
-    """Every run alone from its own state, by hand: the one whose scored positions moved least answers."""
-    model, (ids, labels) = make_model("recurrent"), batch()
+    """Every run alone from its own state, by hand: the one that moved least up to the position that is asked answers."""
+    model, (ids, _) = make_model("recurrent"), batch()
+    asked = torch.zeros(5, 6, dtype=torch.bool)
+    asked[:, 3] = True
     assert isinstance(model, IteratedModel)
-    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), labels != IGNORE))
+    found = dict(restarted(model, ids, [1, 3], 4, torch.Generator().manual_seed(9), asked))
     shape = torch.empty(20, 6, 24, dtype=torch.float64)
     starts = model.start(shape, torch.Generator().manual_seed(9)).view(5, 4, 6, 24)
-    different = set()
+    different, elsewhere = set(), 0
     for row in range(5):
         runs = [model(ids[row : row + 1], 3, state=starts[row, n][None]) for n in range(4)]
-        worst = [run.residual[0, 2:].max().item() for run in runs]
+        worst = [run.residual[0, :4].max().item() for run in runs]
         best = worst.index(min(worst))
         different.add(best)
+        elsewhere += best != min(range(4), key=lambda n: runs[n].residual[0, 3].item())
         torch.testing.assert_close(found[3].logits[row], runs[best].logits[0])
         torch.testing.assert_close(found[3].last_two[0][row], runs[best].state[0])
         first = model(ids[row : row + 1], 1, state=starts[row, 0][None])
         torch.testing.assert_close(found[1].logits[row], first.logits[0])
-    assert len(different) > 1  # the choice is one
+    assert len(different) > 1 and elsewhere  # the choice is one, and not that of the answer alone
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -55,10 +58,10 @@ def test_the_majority_answers_with_its_calmest_run(make_model: Make, count: int)
     against = 0
     for row in range(9):
         runs = [model(ids[row, None], count, state=start[None]) for start in starts.view(9, 6, 6, 24)[row]]
-        answers = [tuple(run.logits[0, 2:].argmax(-1).tolist()) for run in runs]
+        answers = [tuple(run.logits[0, 2:-1].argmax(-1).tolist()) for run in runs]
         most = max(map(answers.count, answers))
         among = [n for n in range(6) if answers.count(answers[n]) == most]
-        best = among[0] if count == 1 else min(among, key=lambda n: runs[n].residual[0, 2:].max().item())
+        best = among[0] if count == 1 else min(among, key=lambda n: runs[n].residual[0, :-1].max().item())
         torch.testing.assert_close(found[count].logits[row], runs[best].logits[0])
         against += most > 1 and not torch.equal(found[count].logits[row], calm[count].logits[row])
     assert against  # the vote is not the residual's choice
@@ -101,11 +104,12 @@ def test_many_runs_go_group_by_group(make_model: Make, monkeypatch: pytest.Monke
 
 
 def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_model: Make) -> None:
-    """The residual is that of forward, the largest scored one; N runs cost N times; one run is no restart."""
+    """The residual is that of forward, the largest up to the last scored position; N runs cost N times; one run is no
+    restart."""
     model, (ids, labels) = make_model("recurrent"), batch()
     one = evaluate(model, {None: [(ids, labels)]}, [1, 3])
-    residual = model(ids, 3).residual[:, 2:].amax(dim=1)
-    right = (model(ids, 3).logits.argmax(-1) == labels)[:, 2:].all(dim=1)
+    residual = model(ids, 3).residual[:, :-1].amax(dim=1)
+    right = (model(ids, 3).logits.argmax(-1) == labels)[:, 2:-1].all(dim=1)
     told = settling(residual.tolist(), right.tolist())
     assert (one[0].residual, one[0].auc_of_all) == (None, None)
     assert one[1].residual == pytest.approx(told.residual) and one[1].settled == told.settled
