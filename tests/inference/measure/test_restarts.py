@@ -24,7 +24,7 @@ def batch(rows: int = 5, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_each_row_has_the_answer_of_its_calmest_run(make_model: Make) -> None:
-    """Every run alone from its own state, by hand: the one that moved least up to the position that is asked answers."""
+    """Every run alone from its own state, by hand: the one that moved least up to the asked position answers."""
     model, (ids, _) = make_model("recurrent"), batch()
     asked = torch.zeros(5, 6, dtype=torch.bool)
     asked[:, 3] = True
