@@ -102,7 +102,7 @@ class Session:
             check_capacity(self.routing["capacity"], deepest(self.iterations) - 1)
         self.state: Tensor | None = None  # (B, D), of each row's last position; None before the first
         # (B,), the most that the last iteration moved a state that the row holds, |s_R - s_{R-1}| / |s_R|: a position
-        # that waits for others rests while they move. None where nobody asked, or nobody knows
+        # that waits for others rests while they move. NaN where nobody knows; None where nobody asked, or of none
         self.residual: Tensor | None = None
         self.residuals = options.get("residuals", False)
 
@@ -132,21 +132,14 @@ class Session:
         empty = [] if mask is None else (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
-        out, moved = self.thought(tokens, mask)
+        out, _ = self.thought(tokens, mask)
         last: Any = (slice(None), -1)
         if mask is not None:
             places = torch.where(mask.bool(), torch.arange(tokens.shape[1], device=tokens.device), -1)
             last = (torch.arange(len(tokens), device=tokens.device), places.amax(dim=1))
         answer = Answer(out.logits[last], out.iterations[last], out.state[last])
-        if moved is not None:  # padding moves nothing that is read
-            moved = self.so_far(moved if mask is None else moved.masked_fill(~mask.bool().to(moved.device), 0))
-        self.state, self.residual = answer.state, None if moved is None else moved[last]
+        self.state = answer.state
         return answer
-
-    def so_far(self, moved: Tensor) -> Tensor:
-        """The largest of `moved`, (B, T), at each position or before it, what the rows hold already included."""
-        largest = moved.cummax(dim=1).values
-        return largest if self.residual is None else torch.maximum(largest, self.residual[:, None])
 
     @torch.inference_mode()
     def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:
@@ -156,15 +149,28 @@ class Session:
     def thought(self, tokens: Tensor, mask: Tensor | None) -> tuple[ModelOutput, Tensor | None]:
         """The model's answers, and how far the last iteration moved the states, (B, T), where that is asked for."""
         start = None
+        moved: Tensor | None
         if self.warm_start and self.state is not None:
             start = self.state[:, None].expand(-1, tokens.shape[1], -1)
         if self.exit is not None:
             out, moved = run_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
-            return out, moved if self.residuals else None
-        options: dict[str, Any] = self.routing if start is None else {"state": start}
-        with in_eval(self.model):
-            out = self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
-        return out, out.residual if self.residuals else None
+        else:
+            options: dict[str, Any] = self.routing if start is None else {"state": start}
+            with in_eval(self.model):
+                out = self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
+            moved = out.residual if self.residuals else None
+        if not self.residuals or moved is None:
+            return out, None
+        known = moved.masked_fill(out.iterations == 1, torch.nan)  # which has no iteration before it
+        if mask is not None:
+            known = known.masked_fill(~mask.bool().to(moved.device), 0)  # padding moves nothing that is read
+        self.residual = self.so_far(known)[:, -1]
+        return out, moved
+
+    def so_far(self, moved: Tensor) -> Tensor:
+        """The largest of `moved`, (B, T), at each position or before it, what the rows hold already included."""
+        largest = moved.cummax(dim=1).values
+        return largest if self.residual is None else torch.maximum(largest, self.residual[:, None])
 
     def fork(self, rows: Sequence[int] | Tensor) -> Session:
         """A session of its own with copies of these rows, in this order; a row may be named more than once. Raises
@@ -204,6 +210,8 @@ class Session:
         new = copy(first)
         new.cache = Cache.gathered([(session.cache, row) for session, row in rows])
         new.state = None  # of a warm start only
+        moved = [None if session.residual is None else session.residual[row] for session, row in rows]
+        new.residual = None if any(each is None for each in moved) else torch.stack(moved)  # type: ignore[arg-type]
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:
@@ -217,3 +225,5 @@ class Session:
         if self.warm_start:
             raise ValueError("a session with warm_start cannot be cut: the states before its last are not kept")
         self.cache.rollback(kept)
+        if self.residual is not None:  # what is left may have moved less
+            self.residual = torch.full_like(self.residual, torch.nan)

@@ -66,10 +66,10 @@ class Speculative(Decoder):
             logits, states = self.verify(model, inputs, injected, state, cache, full)
             p = draw.distribution(logits)
             accepted, then = accept(inputs[:, 1:], drafted, p, draw.token, draw.uniform)
+            moved = session.so_far(relative_change(*states)) if session.residuals else None
             session.cut([length - k + int(n) for length, n in zip(session.lengths, accepted, strict=True)])
             tokens = torch.cat([inputs[:, 1:], then[:, None]], dim=1)
             tokens.scatter_(1, accepted[:, None], then[:, None])
-            moved = session.so_far(relative_change(*states)) if session.residuals else None
             if moved is not None:
                 session.residual = moved.gather(1, accepted[:, None])[:, 0]
             keep = yield Round(tokens, accepted + 1, torch.full_like(tokens, full), moved)

@@ -250,6 +250,7 @@ def sweep(
     from `runs`, answers that cost so many `times` one unroll."""
     start = time.perf_counter()
     counted = scored(labels).sum(dim=1).tolist()
+    moot = ~depended_on(scored(labels), model.config.causal)
     answers = model.sweep(input_ids, list(tallies), **options) if runs is None else runs
     if exit is not None:
         answers = ((count, think_until(model, input_ids, count, exit)) for count in tallies)
@@ -262,7 +263,6 @@ def sweep(
         tally.correct += [int(correct[i]) for i in kept]
         tally.nats += [float(nats[i]) for i in kept]
         if reading.residual is not None:
-            moot = ~depended_on(scored(labels), model.config.causal)
             largest = reading.residual.masked_fill(moot, 0).amax(dim=1).tolist()
             tally.residuals += [largest[i] for i in kept]
         tally.positions += input_ids.numel()

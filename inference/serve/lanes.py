@@ -165,18 +165,19 @@ class Reading(Turn):
         model, way = one.served.model, one.sharing.way
         ids = torch.tensor([one.prompt], device=model.device)
         cache = model.new_cache(1, len(one.prompt), way.policy)
-        flops, moved = 0.0, list[float | None]()
+        flops = 0.0
         for piece in ids.split(PIECE if way.in_pieces else len(one.prompt), dim=1):
             said = yield from way.call(model, piece, cache, [one.wish.iterations])
             flops += said.flops[0]
-            moved += said.residual
+            for row in rows:
+                row.watch(said.residual[0])
         self.metrics.prompt_tokens += len(one.prompt)
         self.metrics.flops += flops
         for number, row in enumerate(rows):
             if not row.done:
                 token = choose([row], said.logits)[0]
                 shared = flops if number == 0 else 0.0  # it was read once for all of them
-                own = Said(said.logits, said.used, [shared], [largest(moved)])
+                own = Said(said.logits, said.used, [shared], said.residual)
                 give(row, token, 0, own, self.metrics, counted=False)
             if not row.done:
                 self.writing.joining.append((row, cache))
@@ -194,12 +195,6 @@ class Reading(Turn):
             if not row.done:
                 row.fail(refusal)
         self.now = None
-
-
-def largest(moved: Sequence[float | None]) -> float | None:
-    """The largest movement; NaN where one is no number, None where one is not known."""
-    known = [move for move in moved if move is not None]
-    return float(torch.tensor(known).amax()) if len(known) == len(moved) else None
 
 
 def give(row: Row, token: int, place: int, said: Said, metrics: Metrics, counted: bool = True) -> None:

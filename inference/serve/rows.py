@@ -138,7 +138,7 @@ class Row:
         self.tokens.append(token)
         self.used.append((token, used))
         self.spent, self.flops = self.spent + used, self.flops + flops
-        self.settled = None if residual is None or self.settled is None else self.settled and residual < SETTLED
+        self.watch(residual)
         text = self.text.add(token)
         if self.wish.top is not None:
             self.held.append(likely(token, logits, self.wish.top, before))
@@ -150,6 +150,10 @@ class Row:
         if self.ended:
             spent = Spent(len(self.tokens), self.spent, self.flops, self.settled)
             self.say(Ended(self.number, "stop" if over else "length", spent, self.text.met))
+
+    def watch(self, residual: float | None) -> None:
+        """Note the most that the last iteration moved a state that the answer depends on."""
+        self.settled = None if residual is None or self.settled is None else self.settled and residual < SETTLED
 
     def tell(self, text: str) -> None:
         """Say a text, and what is held of its tokens: of a stop string nothing is told, not even what it was likely."""

@@ -234,6 +234,8 @@ def test_nobody_can_say_of_one_iteration(running: Any, client: Any) -> None:
     ids = torch.tensor([model.tokenizer.encode(prompt).ids])
     used = run_until(model, ids, 16, as_exit(rule))[0].iterations
     assert used.min() == 1 < used[0, -1]
+    found = mull.generate(model, prompt, 16, exit=rule, max_new_tokens=1, residuals=True)
+    assert found.residuals is not None and found.residuals.isnan().all()
     asked = {"exit": rule, "iterations": 16}
     said = client.completions.create(model="text", prompt=prompt, max_tokens=1, extra_body=asked)
     assert said.mull["settled"] is None
