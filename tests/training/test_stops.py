@@ -132,12 +132,11 @@ def test_a_signal_saves_the_state_of_its_step(whole, reliability, tmp_path, numb
     assert reliability.outcome(folder) == expected
 
 
-@pytest.mark.parametrize(("loader", "tried"), [
-    ("train_dataloader", []),
-    ("val_dataloader", []),
-    ("val_dataloader", ["--trainer.num_sanity_val_steps", "2"]),
+@pytest.mark.parametrize(("loader", "tried", "number"), [
+    ("train_dataloader", [], signal.SIGTERM),
+    ("val_dataloader", [], signal.SIGINT),
+    ("val_dataloader", ["--trainer.num_sanity_val_steps", "2"], signal.SIGTERM),
 ])  # fmt: skip
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_while_training_starts_is_not_lost(whole, reliability, tmp_path, loader, tried, number):
     """Guards the time in which the trainer has taken the signals for itself: data are made, which can take long, and
     the first validation is tried. A scheduler that saw a status of 0 would take the run for finished."""
