@@ -37,6 +37,12 @@ def folder_of(path: str | Path) -> Path:
     )
 
 
+def called(folder: str | Path) -> str:
+    """What a folder is called in a title: one that ships with mull by its name, any other by its path."""
+    place = Path(folder)
+    return place.name if place.parent == SHIPPED else str(folder)
+
+
 def shipped_instead(asked: Path) -> str:
     """What there is in place of a folder that is missing, for messages."""
     names = shipped()

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from mull.checkpoints import load
 from mull.checkpoints.files import made
+from mull.checkpoints.names import called
 from mull.inference.arguments import at_least, counts, output_folder, shares
 from mull.inference.early_exit import choose_exit
 from mull.inference.measure.alignment import aligned, check_aligning
@@ -121,7 +122,7 @@ def measure_folder(options: Any, command: str) -> None:
             if options.json:
                 print(to_json(results))
             else:
-                print_table(results, title=options.folder, settling=options.settling)
+                print_table(results, title=called(options.folder), settling=options.settling)
 
 
 def check(options: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 import mull
 from mull.checkpoints import load_tokenizer
-from mull.checkpoints.names import SHIPPED, folder_of, shipped
+from mull.checkpoints.names import SHIPPED, called, folder_of, shipped
 from mull.checkpoints.store import verify
 from mull.training.start import read_start
 
@@ -22,6 +22,14 @@ def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     Path("parity").mkdir()
     assert folder_of("parity") == Path("parity")
     assert folder_of(Path("checkpoints/../parity")) == Path("checkpoints/../parity")
+
+
+def test_a_title_names_what_ships_and_says_where_the_rest_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards tables against the long path of an installation above them."""
+    monkeypatch.chdir(tmp_path)
+    assert called(folder_of("parity")) == called(str(folder_of("parity"))) == "parity"
+    Path("checkpoints/parity").mkdir(parents=True)
+    assert called(folder_of("parity")) == "checkpoints/parity" and called("../parity") == "../parity"
 
 
 @pytest.mark.parametrize("asked", ["nowhere", "checkpoints/parity", "./parity", "files.py", "__pycache__", "..parity"])
