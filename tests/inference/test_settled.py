@@ -27,6 +27,15 @@ def model() -> LanguageModel:
     return mull.RecurrentDepthTransformer(config).double().eval()
 
 
+@pytest.fixture
+def restless(model: LanguageModel) -> LanguageModel:
+    """The same with large weights: what moves most comes anywhere in a text, in drafts that are refused too."""
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(6 if weights.dim() == 2 else 1)
+    return model
+
+
 def expected(model: LanguageModel, tokens: Tensor, iterations: int, new: int) -> Tensor:
     """The most that the last iteration moves a state before each new token of whole rows, out of one call without a
     cache."""
@@ -35,41 +44,27 @@ def expected(model: LanguageModel, tokens: Tensor, iterations: int, new: int) ->
     return torch.stack([moved[:, :end].amax(dim=1) for end in range(tokens.shape[1] - new, tokens.shape[1])], dim=1)
 
 
-@pytest.mark.parametrize("options", [{}, {"policy": "deepest"}, {"decode": "speculate:2:3"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"policy": "deepest"}, {"decode": "speculate:1:5"}], ids=str)
 @torch.no_grad()
-def test_residuals_are_those_of_whole_rows(model: LanguageModel, options: dict[str, str]) -> None:
-    """By cache and by drafts; they cost nothing where nobody asks."""
-    found = mull.generate(model, PROMPTS, 6, max_new_tokens=7, stop_tokens=(), residuals=True, **options)
-    assert found.residuals is not None
-    torch.testing.assert_close(found.residuals.double(), expected(model, found.tokens, 6, 7), rtol=1e-5, atol=0)
-    assert mull.generate(model, PROMPTS, 6, max_new_tokens=7, stop_tokens=(), **options).residuals is None
-
-
-@pytest.mark.parametrize("decode", ["plain", "speculate:3:4"])
-def test_what_moved_once_is_not_forgotten(decode: str) -> None:
-    """In texts where a token in the middle moves most, which drafts come to in one round and go on from in the next."""
-    text = mull.load("text")
-    found = mull.generate(text, "How many", 6, max_new_tokens=24, stop_tokens=(), residuals=True, decode=decode)
-    ids = torch.tensor(text.tokenizer.encode("How many").ids + found.new_tokens[0].tolist())[None]
-    moved = text(ids[:, :-1], 6).residual
-    assert (
-        moved is not None
-        and found.residuals is not None
-        and moved[0].argmax() == moved.shape[1] - 24 + moved[:, -24:].argmax()
-    )
-    assert 5 < moved[:, -24:].argmax() < 12
-    torch.testing.assert_close(found.residuals, moved.cummax(dim=1).values[:, -24:], rtol=1e-3, atol=1e-4)
+def test_residuals_are_those_of_whole_rows(restless: LanguageModel, options: dict[str, str]) -> None:
+    """By cache and by drafts, of which many are refused and forgotten; they cost nothing where nobody asks."""
+    given: dict[str, Any] = {"max_new_tokens": 14, "stop_tokens": (), **options}
+    found = mull.generate(restless, PROMPTS, 6, residuals=True, **given)
+    assert found.residuals is not None and (found.residuals[:, -1] > found.residuals[:, 0]).all()
+    torch.testing.assert_close(found.residuals.double(), expected(restless, found.tokens, 6, 14), rtol=1e-5, atol=0)
+    assert mull.generate(restless, PROMPTS, 6, **given).residuals is None
 
 
 @pytest.mark.parametrize("options", [{}, {"decode": "speculate:2:3"}, {"exit": "latent:0.2"}], ids=str)
-def test_padding_and_other_rows_move_nothing(model: LanguageModel, options: dict[str, str]) -> None:
+def test_padding_and_other_rows_move_nothing(restless: LanguageModel, options: dict[str, str]) -> None:
     """Rows of other lengths, padded on either side: what is said of each is what is said of it alone."""
     ids, mask = torch.tensor([[3, 0, 1, 1, 0, 7], [8, 7, 6, 3, 1, 0], [8, 7, 6, 3, 1, 5]]), torch.ones(3, 6)
     mask[1, :3] = mask[2, 2:] = mask[2, :1] = 0
     more: dict[str, Any] = {"max_new_tokens": 5, "stop_tokens": (), "residuals": True, **options}
-    together = mull.generate(model, ids, 6, attention_mask=mask, **more).residuals
+    together = mull.generate(restless, ids, 6, attention_mask=mask, **more).residuals
     alone = [
-        mull.generate(model, row[there.bool()][None], 6, **more).residuals for row, there in zip(ids, mask, strict=True)
+        mull.generate(restless, row[there.bool()][None], 6, **more).residuals
+        for row, there in zip(ids, mask, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone))  # type: ignore[arg-type]
 
