@@ -29,7 +29,7 @@ from mull.training.callbacks import Calibration, DepthValidation, Throughput
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
 from mull.training.identity import decisive
-from mull.training.mistakes import check_linked, check_mappings, in_words
+from mull.training.mistakes import check_linked, check_mappings, check_nulls, in_words
 from mull.training.mistakes import plain as plain_words
 from mull.training.module import TrainingModule
 from mull.training.progress import make_progress
@@ -192,6 +192,7 @@ class TrainingCLI(LightningCLI):
         self.folder = default_folder(self.config) if asked is None else path_of(asked, "--output")
         self.states = self.folder / "trainer"
         self.resolved = self.resolve(self.config)
+        check_nulls(self.resolved)
 
     def instantiate_classes(self) -> None:
         try:

@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
 from itertools import chain
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentError
@@ -110,6 +111,32 @@ def holds(value: str, field: str) -> bool:
             found = found.get(name) if isinstance(found, dict) else None
         return found is not None
     return False
+
+
+def check_nulls(held: Any, where: str = "") -> None:
+    """Raise a ValueError for a null in an argument of a class that takes none: the parser would hand it on unsaid.
+
+    Args:
+        held: a configuration with all its fields, or a part of it.
+        where: the field that the part stands in.
+    """
+    if isinstance(held, dict) and "class_path" in held:
+        for name, value in (held.get("init_args") or {}).items():
+            field = f"{where}.init_args.{name}"
+            if value is None and field not in LINKED and not may_be_null(held["class_path"], name):
+                raise ValueError(f"{field} is null: give a value, or leave it out for what it is by itself")
+    if isinstance(held, dict | list):
+        for name, value in held.items() if isinstance(held, dict) else enumerate(held):
+            check_nulls(value, f"{where}.{name}".lstrip("."))
+
+
+def may_be_null(class_path: str, argument: str) -> bool:
+    """Whether an argument of a class says that it may be None; one that says nothing may."""
+    with suppress(NameError, TypeError, KeyError):  # hints of somebody's own may name what is not there
+        given = signature(class_of(class_path), eval_str=True).parameters[argument]
+        anything = given.annotation in (Any, Parameter.empty)
+        return anything or given.default is None or type(None) in get_args(given.annotation)
+    return True
 
 
 def too_deep(text: str) -> Iterator[tuple[int, str]]:
@@ -235,10 +262,15 @@ def takes(said: str, asked: str) -> str:
 
 def arguments_of(class_path: str) -> Iterable[str]:
     """The names of the arguments of a class that the parser has looked up; of a family, the fields of its config."""
-    module, _, name = class_path.rpartition(".")
-    found = getattr(import_module(module), name)
+    found = class_of(class_path)
     config = getattr(found, "config_class", None)
     return (f.name for f in fields(config)) if is_dataclass(config) else signature(found).parameters
+
+
+def class_of(class_path: str) -> Any:
+    """A class that the parser has looked up; it may be a function that makes one."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def plain(said: str) -> str:

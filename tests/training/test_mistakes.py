@@ -1,11 +1,13 @@
 """Wrong fields of a run are one line in a person's words, which names the field, the value and what would be right."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from mull.cli import main
-from mull.training.mistakes import check_mappings
+from mull.training.data.batches import check_workers
+from mull.training.mistakes import check_mappings, check_nulls
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,16 @@ from mull.training.mistakes import check_mappings
         ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
         ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
         (
+            "data.init_args.batch_size",
+            f"{2**31}",
+            "batch_size is 2147483648, above the limit of 2,147,483,647: give less",
+        ),
+        (
+            "data.init_args.repeat",
+            "null",
+            "data.init_args.repeat is null: give a value, or leave it out for what it is by itself",
+        ),
+        (
             "data.length",
             "3",
             "data: mull.training.data.TaskData has no option 'length'; it takes task, difficulty, curriculum, advance, "
@@ -69,6 +81,35 @@ def test_a_wrong_field_in_a_persons_words(
     """The parser's own message names unions, subtypes and class objects, and not what would be right."""
     assert main(["train", "--config", "parity", "--output", "nowhere", f"--{field}", value]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
+
+
+def test_null_is_for_arguments_that_say_so() -> None:
+    """The parser hands a null on to any argument of a class; inside, and of a callback in a list, it is found too."""
+
+    def trains(task: dict[str, object] | None = None, **data: object) -> None:
+        task = {"class_path": "mull.training.data.Parity", "init_args": {"length": 4}} if task is None else task
+        said = {"class_path": "mull.training.data.TaskData", "init_args": {"task": task, **data}}
+        stops = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"stopping_threshold": None}}
+        check_nulls({"data": said, "trainer": {"callbacks": [stops], "precision": None}})
+
+    trains(difficulty=None, curriculum=None)
+    trains(seed=None)  # that of the whole run, linked in later
+    for name in ("batch_size", "workers"):
+        with pytest.raises(ValueError, match=rf"^data\.init_args\.{name} is null: "):
+            trains(**{name: None})
+    with pytest.raises(ValueError, match=r"^data\.init_args\.task\.init_args\.length is null: "):
+        trains(task={"class_path": "mull.training.data.Parity", "init_args": {"length": None}})
+    stops = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"patience": None}}
+    with pytest.raises(ValueError, match=r"^trainer\.callbacks\.0\.init_args\.patience is null: "):
+        check_nulls({"trainer": {"callbacks": [stops]}})
+
+
+def test_more_workers_than_any_machine_has_a_use_for_are_none() -> None:
+    """Each is a process: a slip of the finger, as 100000, would take all memory of a machine, and of all who use it."""
+    check_workers(16, advances=False)
+    most = max(32, os.cpu_count() or 1)
+    with pytest.raises(ValueError, match=f"^workers is {most + 1}, above the limit of {most} processes: give fewer"):
+        check_workers(most + 1, advances=False)
 
 
 @pytest.mark.parametrize("value", ["{50:4}", "{b: {50:4}}", "{b: {c: 1}, 50:4}", "[{50:4}]"])

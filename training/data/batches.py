@@ -1,6 +1,7 @@
 """Batches: what one is, and an endless row of them."""
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -12,6 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 # input_ids and labels, each (B, T) int64; with traces also values (B, T) float32: whether the answer can still be
 # reached, 1 or 0, where a step ends, and -1 elsewhere
 Batch: TypeAlias = dict[str, Tensor]
+
+MAX_SIZE = 2**31 - 1  # rows of a batch, tokens of a row, held-out examples: 32 bits
+MAX_WORKERS = 32  # on any machine: each is a whole process, and those beyond its cores only wait
 
 
 class EndlessBatches(IterableDataset[Batch]):
@@ -44,6 +48,9 @@ def check_workers(workers: int, advances: bool) -> None:
     answers to those before them."""
     if workers < 0:
         raise ValueError(f"workers is {workers}: it must be 0, for none, or more")
+    most = max(MAX_WORKERS, os.cpu_count() or 1)
+    if workers > most:
+        raise ValueError(f"workers is {workers}, above the limit of {most} processes: give fewer")
     if workers and advances:
         raise ValueError(f"workers is {workers}, and none of them would know what advance has let in: leave it out")
     if workers and "fork" not in multiprocessing.get_all_start_methods():
@@ -62,7 +69,9 @@ def next_token_batch(windows: np.ndarray) -> Batch:
 
 
 def require_positive(**values: int) -> None:
-    """Raises ValueError that names the first value below 1."""
+    """Raises ValueError that names the first value below 1, or too large for any batch."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be 1 or more")
+        if value > MAX_SIZE:
+            raise ValueError(f"{name} is {value}, above the limit of {MAX_SIZE:,}: give less")
