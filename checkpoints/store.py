@@ -50,6 +50,7 @@ from mull.checkpoints.names import folder_of
 from mull.checkpoints.replacing import complete, replace_all
 from mull.checkpoints.tensors import Stored, check_floating_point, read_tensors, stored_in, stream
 from mull.models import LanguageModel, ModelConfig
+from mull.models.arguments import is_precise
 from mull.models.config import too_large
 from mull.models.families import FAMILIES, family_of
 
@@ -166,8 +167,8 @@ def load(
             the device or dtype cannot be had.
     """
     place = usable(device)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype must be a floating-point type such as torch.bfloat16, not {dtype!r}")
+    if dtype is not None and not is_precise(dtype):
+        raise ValueError(f"dtype must be a floating-point type of 16 bits or more, as torch.bfloat16, not {dtype!r}")
     folder = existing(path)
     model, tensors = prepared(folder)
     model.load_state_dict(read_tensors(tensors, place, dtype, mapped), assign=True)

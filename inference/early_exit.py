@@ -19,6 +19,7 @@ from torch import Tensor
 from mull.inference.exits import Exit, Memory, Thought, as_exit
 from mull.inference.mode import evaluating
 from mull.models import Cache, IteratedModel, LanguageModel, ModelOutput
+from mull.models.arguments import as_ids, as_valid
 from mull.models.loop import Iterations
 from mull.models.output import relative_change
 from mull.models.positions import Context
@@ -67,6 +68,8 @@ def run_until(
     state: Tensor | None = None,
 ) -> tuple[ModelOutput, Tensor]:
     """`think_until`, and how far the last iteration of each position moved its state, (B, T)."""
+    input_ids = as_ids(input_ids, model.device)
+    attention_mask = None if attention_mask is None else as_valid(attention_mask).to(model.device)
     thinking = step_by_step(model, input_ids, iterations, exit, attention_mask, cache, state)
     while True:
         try:
@@ -99,7 +102,8 @@ def step_by_step(
             )
         # One set of keys suffices: positions that still think overwrite theirs in every iteration, and those that left
         # keep their last keys in it.
-        cache = model.new_cache(len(input_ids), input_ids.shape[1], policy="shared")
+        longest = input_ids.shape[1] if attention_mask is None else int(attention_mask.sum(dim=1).max())
+        cache = model.new_cache(len(input_ids), max(longest, 1), policy="shared")
     context = model.context(input_ids, attention_mask, cache, limit)
     injected = model.enter(input_ids, context)
     state = model.begin(injected, state)

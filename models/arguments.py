@@ -30,6 +30,11 @@ def as_ids(input_ids: Any, device: torch.device) -> Tensor:
     return input_ids.to(torch.int64)
 
 
+def is_precise(dtype: Any) -> bool:
+    """Whether something is a floating-point type of 16 bits or more: with smaller ones torch cannot calculate."""
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+
+
 def outside(ids: Tensor, vocab_size: int, what: str = "token id") -> str:
     """What is wrong with ids that are not all in the vocabulary, `what` they are; empty where nothing is."""
     wrong = ids[(ids < 0) | (ids >= vocab_size)]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mull.models.arguments import as_ids, as_valid, outside
+from mull.models.arguments import as_ids, as_valid, is_precise, outside
 from mull.models.cache import Cache, Policy
 from mull.models.compiling import TrainingBlocks, compiled_for_decoding
 from mull.models.config import ModelConfig
@@ -216,8 +216,8 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"max_length {max_length} is more than the model's limit of {self.config.max_length} positions"
             )
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"a cache keeps floating-point numbers, such as torch.bfloat16, not {dtype}")
+        if dtype is not None and not is_precise(dtype):
+            raise ValueError(f"a cache keeps floating-point numbers of 16 bits or more, as torch.bfloat16, not {dtype}")
         c = self.config
         return Cache(batch_size, c.kv_heads, max_length, c.head_dim, self.device, dtype or self.dtype, policy, ring)
 
@@ -244,9 +244,12 @@ class LanguageModel(nn.Module):
         shape, c = (len(input_ids), input_ids.shape[1]), self.config
         sight = Sight(c.window or None, c.reach, c.causal, c.board)
         context = place(shape, input_ids.device, valid, cache, self.rotation, sight)
-        if context.end > self.config.max_length:
+        end = context.end
+        if end > self.config.max_length and cache is None and valid is not None:  # padding has no position
+            end = int(valid.sum(dim=1).max())
+        if end > self.config.max_length:
             raise ValueError(
-                f"{context.end} positions are more than the model's limit of {self.config.max_length}; "
+                f"{end} positions are more than the model's limit of {self.config.max_length}; "
                 "shorten the input, or train with a larger max_length"
             )
         if cache is not None:

@@ -111,7 +111,7 @@ def on_board(positions: Tensor, counts: Tensor | int) -> Tensor:
     if isinstance(counts, int):  # no tensor, which would have to be sent to the device of the others
         side: Tensor | int = math.isqrt(counts - 1) + 1
     else:
-        side = counts.to(torch.float64).sqrt().ceil().to(torch.int64)
+        side = counts.to(torch.float64).sqrt().ceil().to(torch.int64).clamp(min=1)  # of a row of padding alone too
     return torch.stack([positions // side, positions % side], dim=-1)
 
 

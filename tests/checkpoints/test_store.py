@@ -587,7 +587,7 @@ def test_wrong_device_or_dtype(folder: Path) -> None:
     """Guards the two arguments that torch itself answers with a RuntimeError."""
     assert "device 'gpu' cannot be used here" in refusal(folder, ValueError, device="gpu")
     assert "device 'cuda:99' cannot be used here" in refusal(folder, ValueError, device="cuda:99")
-    for dtype in (torch.int64, torch.complex64, "float32"):
+    for dtype in (torch.int64, torch.complex64, torch.float8_e5m2, "float32"):
         with pytest.raises(ValueError, match=f"dtype must be a floating-point type .* not '?{dtype}"):
             mull.load(folder, dtype=dtype)
 

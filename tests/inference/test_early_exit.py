@@ -171,6 +171,19 @@ def test_evaluation_under_a_rule(make_model: MakeModel) -> None:
     assert soon.flops_per_token == pytest.approx(low + per_iteration * (soon.mean_iterations - 2))
 
 
+def test_ids_and_masks_are_taken_as_the_model_takes_them(make_model: MakeModel) -> None:
+    """Lists, small integers, padding beyond the model's limit: as in a plain call."""
+    model, ids = make_model("recurrent", max_length=8), ids_of(2, 10)
+    mask = torch.tensor([[0] * 4 + [1] * 6, [1] * 3 + [0] * 7])
+    found = think_until(model, ids, LIMIT, parse("latent:0.3"), mask)
+    for row, there in enumerate(mask.bool()):
+        alone = think_until(model, ids[row : row + 1, there], LIMIT, parse("latent:0.3"))
+        torch.testing.assert_close(found.logits[row : row + 1, there], alone.logits, rtol=1e-10, atol=1e-10)
+    for asked, where in ((ids.tolist(), mask.tolist()), (ids.to(torch.uint8), mask.bool())):
+        again = think_until(model, asked, LIMIT, parse("latent:0.3"), where)  # type: ignore[arg-type]
+        assert torch.equal(again.logits, found.logits) and torch.equal(again.iterations, found.iterations)
+
+
 def test_models_that_cannot_follow_a_rule_say_so(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="needs a model with a core that is iterated, not a Transformer"):
         generate(make_model("transformer"), ids_of(1, 3), exit="latent:0.1")

@@ -229,6 +229,19 @@ def test_input_of_the_wrong_shape_or_length_is_refused(build: Build, small: Smal
         model(tokens(model.config, 1, 9), 1)
 
 
+def test_padding_takes_no_room(build: Build, small: Small, tokens: Tokens) -> None:
+    """Guards the limit of positions against padding, which has none: as behind a cache, the longest row counts."""
+    model = build(small(max_length=8))
+    ids, mask = tokens(model.config, 2, 12), torch.zeros(2, 12, dtype=torch.int64)
+    mask[0, 4:], mask[1, :3] = 1, 1
+    whole = model(ids, 2, attention_mask=mask).logits
+    torch.testing.assert_close(whole[:1, 4:], model(ids[:1, 4:], 2).logits, **LOOSE)
+    torch.testing.assert_close(whole[1:, :3], model(ids[1:, :3], 2).logits, **LOOSE)
+    mask[0, 3] = 1
+    with pytest.raises(ValueError, match="9 positions are more than the model's limit of 8"):
+        model(ids, 2, attention_mask=mask)
+
+
 def test_a_transformer_refuses_iterations(build: Build, tokens: Tokens) -> None:
     model = build(TransformerConfig(vocab_size=5, d_model=8, n_heads=2, n_layers=1))
     with pytest.raises(ValueError, match="iterations=4 is refused"):
