@@ -29,7 +29,7 @@ from mull.models import IteratedModel, LanguageModel, ModelOutput
 from mull.models.cache import Cache, Policy
 from mull.models.config import Capacity
 from mull.models.loop import Iterations, deepest
-from mull.models.selection import check_capacity
+from mull.models.selection import check_capacity, first_passes
 
 
 class Answer(NamedTuple):
@@ -129,29 +129,24 @@ class Session:
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Answer:
         """Read tokens (B, T) behind what the rows hold. mask: (B, T), 0 at padding, on either side; every row needs a
         token. Raises ValueError for a row without one, and where there is no room."""
-        empty = [] if mask is None else (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
+        check_rows(mask)
         out, _ = self.thought(tokens, mask)
-        last: Any = (slice(None), -1)
-        if mask is not None:
-            places = torch.where(mask.bool(), torch.arange(tokens.shape[1], device=tokens.device), -1)
-            last = (torch.arange(len(tokens), device=tokens.device), places.amax(dim=1))
-        answer = Answer(out.logits[last], out.iterations[last], out.state[last])
-        self.state = answer.state
-        return answer
+        last = last_of(mask)
+        return Answer(out.logits[last], out.iterations[last], out.state[last])
 
     @torch.inference_mode()
     def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:
-        """The model's answers at all of these tokens."""
+        """The model's answers at all of these tokens. Rows may have none, but where the session starts warm."""
         return self.thought(tokens, mask)[0]
 
     def thought(self, tokens: Tensor, mask: Tensor | None) -> tuple[ModelOutput, Tensor | None]:
-        """The model's answers, and how far the last iteration moved the states, (B, T), where that is asked for."""
+        """The model's answers, and how far the last iteration moved the states, (B, T), where that is asked for: NaN
+        where it was the only one, 0 at padding."""
         start = None
         moved: Tensor | None
-        if self.warm_start and self.state is not None:
-            start = self.state[:, None].expand(-1, tokens.shape[1], -1)
+        if self.warm_start:
+            check_rows(mask)
+            start = None if self.state is None else self.state[:, None].expand(-1, tokens.shape[1], -1)
         if self.exit is not None:
             out, moved = run_until(self.model, tokens, self.iterations, self.exit, mask, self.cache, start)
         else:
@@ -159,13 +154,15 @@ class Session:
             with in_eval(self.model):
                 out = self.model(tokens, self.iterations, attention_mask=mask, cache=self.cache, **options)
             moved = out.residual if self.residuals else None
+        if self.warm_start:
+            self.state = out.state[last_of(mask)]
         if not self.residuals or moved is None:
             return out, None
         known = moved.masked_fill(out.iterations == 1, torch.nan)  # which has no iteration before it
         if mask is not None:
             known = known.masked_fill(~mask.bool().to(moved.device), 0)  # padding moves nothing that is read
         self.residual = self.so_far(known)[:, -1]
-        return out, moved
+        return out, known
 
     def so_far(self, moved: Tensor) -> Tensor:
         """The largest of `moved`, (B, T), at each position or before it, what the rows hold already included."""
@@ -197,10 +194,14 @@ class Session:
     @staticmethod
     def gathered(rows: Sequence[tuple[Session, int]]) -> Session:
         """A session of its own with copies of rows of several sessions, (session, row) each, in this order; a row may
-        be named more than once. They must hold something. Raises ValueError where they differ in model, depth or exit
-        rule, where they start warm, and where their caches cannot be joined (models/cache.py)."""
-        first = rows[0][0]
-        ways = {(id(session.model), str(session.iterations), session.exit) for session, _ in rows}
+        be named more than once. They must hold something. Raises ValueError where they differ in model, depth (but for
+        a count of each row's own) or exit rule, where they start warm, and where their caches cannot be joined
+        (models/cache.py)."""
+        first, by_row = rows[0][0], object()
+        ways = {
+            (id(each.model), by_row if isinstance(each.iterations, Tensor) else each.iterations, each.exit)
+            for each, _ in rows
+        }
         if len(ways) > 1:
             raise ValueError("rows of sessions that differ in model, depth or exit rule cannot be joined")
         if any(session.warm_start for session, _ in rows):
@@ -210,8 +211,15 @@ class Session:
         new = copy(first)
         new.cache = Cache.gathered([(session.cache, row) for session, row in rows])
         new.state = None  # of a warm start only
-        moved = [None if session.residual is None else session.residual[row] for session, row in rows]
-        new.residual = None if any(each is None for each in moved) else torch.stack(moved)  # type: ignore[arg-type]
+        if isinstance(first.iterations, Tensor):
+            new.iterations = torch.stack([each.iterations[row] for each, row in rows])
+        new.residuals = any(each.residuals for each, _ in rows)
+        moved = [None if each.residual is None else each.residual[row] for each, row in rows]
+        known = [each for each in moved if each is not None]
+        new.residual = None
+        if known:
+            unknown = torch.full_like(known[0], torch.nan)
+            new.residual = torch.stack([unknown if each is None else each for each in moved])
         return new
 
     def cut(self, lengths: Sequence[int]) -> None:
@@ -224,6 +232,26 @@ class Session:
             return
         if self.warm_start:
             raise ValueError("a session with warm_start cannot be cut: the states before its last are not kept")
+        held = self.lengths
         self.cache.rollback(kept)
-        if self.residual is not None:  # what is left may have moved less
-            self.residual = torch.full_like(self.residual, torch.nan)
+        if self.residual is not None:  # what is left of a row may have moved less, and nothing has not moved
+            rows = zip(kept, held, self.residual.tolist(), strict=True)
+            left = [moved if length == before else torch.nan if length else 0 for length, before, moved in rows]
+            self.residual = self.residual.new_tensor(left) if any(kept) else None
+        if self.routing and not any(kept):  # the cache has forgotten the passes of rows that are left behind, too
+            self.routing = {"capacity": first_passes(self.routing["capacity"], deepest(self.iterations))}
+
+
+def check_rows(mask: Tensor | None) -> None:
+    """Raise a ValueError for the first row without a token."""
+    empty = [] if mask is None else (~mask.bool().any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"row {empty[0]} is empty: the mask hides all of its tokens; fork the other rows")
+
+
+def last_of(mask: Tensor | None) -> Any:
+    """Where the last token of each row stands in (B, T, ...), as an index; mask: that of `Session.read`."""
+    if mask is None:
+        return (slice(None), -1)
+    places = torch.where(mask.bool(), torch.arange(mask.shape[1], device=mask.device), -1)
+    return (torch.arange(len(mask), device=mask.device), places.amax(dim=1))

@@ -275,12 +275,15 @@ class Cache:
         """A cache of its own with copies of rows of several caches, (cache, row) each, in this order.
 
         It holds what one call would have stored that had all of these rows from the start: under `full` rows of
-        different counts in the loop of an `IteratedModel` end together. Passes of inner thinking begin together: rows
-        of these must have one count. The caches must be alike in policy, number type and capacity, and hold something.
+        different counts in the loop of an `IteratedModel` end together. The caches must hold something.
 
         Args:
             rows: at least one; a row may be named more than once.
             max_length: most positions of a row; None means that of the caches.
+
+        Raises:
+            ValueError: the caches differ in policy, number type or capacity, or are `shared`; or they hold routed
+                passes, which begin together and do not end so, of rows of different counts.
         """
         like = rows[0][0]
         caches = list({id(cache): cache for cache, _ in rows}.values())
@@ -293,6 +296,8 @@ class Cache:
         depths = [cache.depth_of(row) for cache, row in rows]
         new.total = max(cache.total for cache in caches) if like.policy == "deepest" else max(depths)
         alike = all(isinstance(cache.depth, int | None) and cache.depth == like.depth for cache in caches)
+        if like.capacity is not None and like.policy == "full" and not alike:
+            raise ValueError("rows of caches of inner thinking cannot be joined where their counts differ")
         new.depth = like.depth if alike else torch.tensor(depths, dtype=torch.int64, device=like.device)
         new.max_length = max(cache.max_length for cache in caches) if max_length is None else max_length
         width = 1 + min(new.max_length, new.length + FIRST_COLUMNS)

@@ -46,6 +46,11 @@ def check_capacity(capacity: Capacity, n_passes: int) -> tuple[float, ...]:
     return tuple(float(share) for share in shares)
 
 
+def first_passes(capacity: Capacity, count: int) -> Capacity:
+    """The capacity of the routed passes of a run of so many passes, of which there may be fewer than are named."""
+    return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
+
+
 def top_k(logits: Tensor, eligible: Tensor | None, capacity: float, _: Tensor) -> Tensor:
     """(B, T) logits -> (B, T) bool: the largest of each row; at least one token, and the earlier of two equals."""
     if eligible is not None:

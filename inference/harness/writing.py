@@ -16,8 +16,8 @@ import torch
 from mull.inference.generate import generate
 from mull.inference.harness.encoding import Encoder
 from mull.inference.harness.scoring import Scorer
-from mull.inference.measure.evaluate import first_passes
 from mull.inference.sampling import seed_from
+from mull.models.selection import first_passes
 
 TASKS_OWN = ("until", "do_sample", "max_gen_toks", "temperature", "top_k", "top_p", "min_p")
 

@@ -29,7 +29,7 @@ from mull.inference.mode import evaluating
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.config import Capacity
 from mull.models.labels import IGNORE, depended_on, scored, token_losses
-from mull.models.selection import Selection, check_capacity
+from mull.models.selection import Selection, check_capacity, first_passes
 
 Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
 
@@ -227,11 +227,6 @@ def best_guess(frequencies: Tensor, bytes_per_token: float | None) -> float:
     if bytes_per_token is None:
         return float(p.max())
     return float(torch.special.entr(p).sum()) / math.log(2) / bytes_per_token
-
-
-def first_passes(capacity: Capacity, count: int) -> Capacity:
-    """The capacity of the routed passes of a run of so many passes, of which there may be fewer than are named."""
-    return capacity[: count - 1] if isinstance(capacity, Sequence) else capacity
 
 
 @evaluating

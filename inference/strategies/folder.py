@@ -18,7 +18,7 @@ from mull.inference.early_exit import choose_exit
 from mull.inference.generate import stop_ids
 from mull.inference.prompts import integers
 from mull.inference.strategies.meter import Meter, Shared
-from mull.inference.strategies.reading import Depth, Held, Memory, Reader, gathered, rewards_of
+from mull.inference.strategies.reading import Depth, Held, Memory, Reader, gathered, last_moves, rewards_of
 from mull.inference.strategies.solver import (
     After,
     Before,
@@ -196,7 +196,7 @@ class FolderSolver(Solver, Shared):
             last = torch.tensor([[rows[place].ids[-1]] for place in writing])
             out, residual = self.reader.think(session, last, [memories[place] for place in writing])
             logits, used = out.logits[:, -1], out.iterations[:, -1].tolist()
-            moved = [None] * len(writing) if residual is None else residual[:, -1].tolist()
+            moved = last_moves(residual, len(writing))
             for place, reward in zip(writing, rewards_of(out) or [], strict=False):
                 rows[place].rewards += reward
 

@@ -112,20 +112,19 @@ class Reader:
         tokens, mask = padded([list(memory.ids[start:]) for memory, start in zip(memories, starts, strict=True)])
         whole = mask is None or bool(mask.all())
         out, residual = self.think(session, tokens, memories, None if whole else mask)
-        used, rewards = out.iterations[:, -1].tolist(), rewards_of(out)
+        used, moved, rewards = out.iterations[:, -1].tolist(), last_moves(residual, len(memories)), rewards_of(out)
         for row, (memory, start) in enumerate(zip(memories, starts, strict=True)):
-            moved = None if residual is None else float(residual[row, -1])
             known: tuple[float, ...] = ()
             if rewards is not None:
                 before = memory.held[depth].rewards[:start] if start else ()
                 known = (*before, *rewards[row][tokens.shape[1] - (len(memory.ids) - start) :])
-            memory.held[depth] = Held(session, row, len(memory.ids), out.logits[row, -1], used[row], moved, known)
+            memory.held[depth] = Held(session, row, len(memory.ids), out.logits[row, -1], used[row], moved[row], known)
 
     def think(
         self, session: Session, tokens: Tensor, memories: Sequence[Memory], mask: Tensor | None = None
     ) -> tuple[ModelOutput, Tensor | None]:
         """The model's answers at these tokens (B, T), padded on the left, and how far the last iteration moved each,
-        (B, T), where that is known. The memories are of the rows: they say who is billed."""
+        (B, T), where that is asked for. The memories are of the rows: they say who is billed."""
         before, tokens = session.lengths, tokens.to(self.model.device)
         out, residual = session.thought(tokens, None if mask is None else mask.to(self.model.device))
         self.count(out, before, session.lengths, memories)
@@ -146,6 +145,13 @@ def gathered(memories: Sequence[Memory], depth: Depth) -> Session:
     session = Session.gathered([(each.session, each.row) for each in held])
     session.cut([each.length for each in held])
     return session
+
+
+def last_moves(residual: Tensor | None, rows: int) -> list[float | None]:
+    """How far the last iteration moved the last state of each row, from residuals (B, T); None where nobody knows."""
+    if residual is None:
+        return [None] * rows
+    return [None if moved != moved else moved for moved in residual[:, -1].tolist()]
 
 
 def rewards_of(out: ModelOutput) -> list[list[float]] | None:

@@ -159,20 +159,18 @@ class Process(Scorer):
         return judged.solver.score(parts, self.manner(judged))
 
 
-NO_RESIDUALS = "scorer settled: this writer has no residuals, which models with a loop have"
-
-
 @scorer
 @dataclass(frozen=True)
 class Settled(Scorer):
-    """How far thinking had come when each token was chosen: small last steps of the state."""
+    """How far thinking had come when each token was chosen: small last steps of the state. Tokens that an exit rule let
+    go after one iteration tell nothing; where no token tells anything, nothing has settled, which is 0."""
 
     name = example = "settled"
 
     def check(self, judged: Judged) -> None:
         most = judged.solver.most_iterations(judged.manner)
         if most is None:
-            raise ValueError(NO_RESIDUALS)
+            raise ValueError("scorer settled: this writer has no residuals, which models with a loop have")
         if most == 1:
             raise ValueError(
                 "scorer settled: at 1 iteration there is no change from one to the next to go by; give 2 iterations or "
@@ -183,9 +181,7 @@ class Settled(Scorer):
         found = []
         for length in lengths:
             moved = [token.residual for token in drawn(branch, length) if token.residual is not None]
-            if not moved:
-                raise ValueError(NO_RESIDUALS)
-            found.append(1 / (1 + sum(moved) / len(moved)))
+            found.append(1 / (1 + sum(moved) / len(moved)) if moved else 0.0)
         return found
 
 

@@ -157,6 +157,25 @@ def test_a_warm_start_begins_where_the_last_position_came_to(model: LanguageMode
     assert not torch.allclose(answer.logits, anew(model, prompt, more).logits)
 
 
+def test_a_warm_start_goes_on_behind_what_think_has_read(model: LanguageModel) -> None:
+    """As behind a read, of rows of their own lengths; a row without a token would have no state to go on from."""
+    prompt, more, mask = ids_of(2, 4), ids_of(2, 1, seed=1), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    read, thought = (Session(model, 2, 32, LIMIT, warm_start=True) for _ in range(2))
+    read.read(prompt, mask)
+    thought.think(prompt, mask)
+    same(thought.read(more), read.read(more))
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        thought.think(more, torch.tensor([[1], [0]]))
+
+
+def test_rows_that_think_reads_may_have_no_token(model: LanguageModel) -> None:
+    prompt, more = ids_of(2, 4), ids_of(2, 2, seed=1)
+    session = Session(model, 2, 32, LIMIT)
+    session.read(prompt)
+    session.think(more, torch.tensor([[1, 1], [0, 0]]))
+    assert session.lengths == [6, 4]
+
+
 @pytest.mark.parametrize("text", ["latent:0.3", "acceleration:0.4", "fixed:2", "kl:0.05"])
 def test_an_exit_session_thinks_until_the_rule_says_so(model: LanguageModel, text: str) -> None:
     """As `think_until` does in one call, and positions do leave at different counts."""
@@ -233,7 +252,8 @@ def test_every_family_can_be_forked_and_cut(make_model: MakeModel, family: str) 
         ("recurrent", {"capacity": 0.5}, "has no routed passes: capacity=0.5 is refused, leave it out"),
         ("recurrent", {"policy": "some"}, "policy must be one of full, deepest, shared, not 'some'"),
         ("recurrent", {"ring": 0}, "ring must be at least 1, not 0"),
-        ("recurrent", {"cache_dtype": torch.int64}, "a cache keeps floating-point numbers"),
+        ("recurrent", {"cache_dtype": torch.int64}, "a cache keeps floating-point numbers of 16 bits or more"),
+        ("recurrent", {"cache_dtype": torch.float8_e4m3fn}, "not torch.float8_e4m3fn"),
         ("recurrent", {"max_length": 33}, "max_length 33 is more than the model's limit of 32 positions"),
     ],
 )
@@ -313,12 +333,55 @@ def test_rows_of_several_sessions_go_on_as_each_would(model: LanguageModel, how:
     same(first.read(more[:2]), anew(model, long, more[:2], **how))
 
 
+def test_rows_of_their_own_counts_are_joined(model: LanguageModel) -> None:
+    """Each keeps its count, also where it stood elsewhere, and where the deepest row of its session stays behind."""
+    prompts, more = ids_of(4, 5), ids_of(3, 2, seed=1)
+    one, other = Session(model, 2, 32, torch.tensor([2, 5])), Session(model, 2, 32, torch.tensor([6, 1]))
+    one.read(prompts[:2])
+    other.read(prompts[2:])
+    joined = Session.gathered([(other, 1), (one, 0), (one, 1)])
+    answer = joined.read(more)
+    for place, (row, count) in enumerate([(3, 1), (0, 2), (1, 5)]):
+        alone = anew(model, prompts[row : row + 1], more[place : place + 1], iterations=count)
+        same(Answer(*(part[place : place + 1] for part in answer)), alone)
+
+
+def test_passes_of_inner_thinking_are_joined_where_their_counts_are_one(make_model: MakeModel) -> None:
+    """They begin together: rows of other counts would read the keys of other passes."""
+    model = make_model("inner_thinking")
+    prompts, more = ids_of(2, 5), ids_of(2, 1, seed=1)
+
+    def begun(counts: Any) -> list[Session]:
+        sessions = [Session(model, 2, 32, counts) for _ in range(2)]
+        for session in sessions:
+            session.read(prompts)
+        return sessions
+
+    one, other = begun(3)
+    same(Session.gathered([(other, 0), (one, 1)]).read(more), anew(model, prompts, more, iterations=3))
+    one, other = begun(torch.tensor([2, 4]))
+    with pytest.raises(ValueError, match="inner thinking cannot be joined where their counts differ"):
+        Session.gathered([(one, 0), (other, 1)])
+
+
+def test_rows_that_are_begun_anew_take_as_many_passes_as_they_ask_for(make_model: MakeModel) -> None:
+    """The deepest row of a session stays behind, and its passes with it, once nothing is held."""
+    model = make_model("inner_thinking")
+    session = Session(model, 2, 32, torch.tensor([2, 4]), capacity=(0.5, 0.5, 0.5))
+    session.read(ids_of(2, 5))
+    fork = session.fork([0])
+    same(fork.read(ids_of(1, 1)), session.fork([0]).read(ids_of(1, 1)))
+    fork.cut([0])
+    same(fork.read(ids_of(1, 5)), anew(model, ids_of(1, 5), iterations=2, capacity=0.5))
+
+
 def test_rows_of_sessions_that_differ_are_not_joined(model: LanguageModel) -> None:
     """Guards against keys of one depth that would answer for another."""
     sessions = [
         Session(model, 1, 32, LIMIT),
         Session(model, 1, 32, LIMIT + 1),
         Session(model, 1, 32, LIMIT, "latent:0.3"),
+        Session(model, 1, 32, torch.tensor([LIMIT])),
     ]
     sessions.append(Session(model, 1, 32, LIMIT, warm_start=True))
     for session in sessions:

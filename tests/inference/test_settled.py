@@ -124,9 +124,22 @@ def test_a_session_tells_of_all_that_it_holds(model: LanguageModel) -> None:
     assert holds(joined, moved[[0, 2, 1]].amax(dim=1))
     whole.cut([8, 8, 8])
     assert holds(whole, moved[:, :8].amax(dim=1))
-    whole.cut([5, 5, 5])
+    asked, silent = Session(model, 1, 64, 5, residuals=True), Session(model, 1, 64, 5)
+    asked.read(ids[:1, :5])
+    silent.read(ids[1:2, :5])
+    for order in ([0, 1], [1, 0]):
+        mixed = Session.gathered([((asked, silent)[row], 0) for row in order])
+        mixed.read(ids[order, 5:6])
+        assert mixed.residual is not None and mixed.residual[order.index(1)].isnan()  # of the one that was not asked
+        assert torch.allclose(mixed.residual[order.index(0)], moved[0, :6].amax(), rtol=1e-6)
+    whole.cut([5, 8, 0])
+    assert whole.residual is not None and whole.residual[0].isnan() and not whole.residual[2]
+    assert torch.allclose(whole.residual[1], moved[1, :8].amax(), rtol=1e-6)
     whole.read(ids[:, 5:6])
-    assert whole.residual is not None and whole.residual.isnan().all()
+    assert whole.residual[0].isnan() and whole.residual[1:].isfinite().all()
+    whole.cut([0, 0, 0])
+    whole.read(ids[:, :5])
+    assert holds(whole, moved[:, :5].amax(dim=1))
 
 
 def test_nobody_knows_of_one_iteration_nor_without_a_loop(model: LanguageModel) -> None:

@@ -144,6 +144,12 @@ def test_scores_are_their_formulas(make_writer: Make) -> None:
     [settled] = choose_scorer("settled").scores(judged, [branch])
     residuals = [[t.residual for t in part if t.residual is not None] for part in drawn]
     assert settled == pytest.approx([1 / (1 + sum(part) / len(part)) for part in residuals])
+    manner = Manner(exit="fixed:1", limit=4)  # what one iteration moves, from where it begins, tells nothing
+    [hasty] = solver.write([solver.begin("1 <chain>", (1,))], manner)
+    assert [token.iterations for token in hasty.tokens] == [1] * len(hasty.tokens)
+    assert all(token.residual is None for token in hasty.tokens)
+    [settled] = choose_scorer("settled").scores(replace(judged, manner=manner), [hasty])
+    assert settled and set(settled) == {0}
     chance = [score for copy in range(400) for score in choose_scorer("random").scores(judged, [branch.again(copy)])[0]]
     assert 0 <= min(chance) < 0.02 and 0.98 < max(chance) < 1 and 0.45 < sum(chance) / len(chance) < 0.55
 
