@@ -114,5 +114,5 @@ def test_what_is_no_tensor_is_read_or_named(model: LanguageModel, tokens: Tokens
     for number in (5, torch.tensor(1)):
         with pytest.raises(ValueError, match="not a single number"):
             model(number)
-    with pytest.raises(ValueError, match=r"such as torch.bfloat16, not bfloat16"):
+    with pytest.raises(ValueError, match=r", as torch.bfloat16, not bfloat16"):
         model.new_cache(1, 4, dtype="bfloat16")
