@@ -50,7 +50,7 @@ def aligned(
         model: begins at random states; left in the mode it is in.
         results: of `evaluate`, of which counts and difficulties are taken.
         batches: those that were evaluated.
-        generator: draws the starts; None is one of seed 0.
+        generator: draws the starts, batch by batch, for each difficulty from where it stands; None is one of seed 0.
 
     Raises:
         ValueError: the model has no random starts.
@@ -62,11 +62,12 @@ def aligned(
     for difficulty, pairs in batches.items():
         sums: dict[int, list[float]] = {count: [] for count in counts}
         sizes: list[int] = []
+        own = draws.clone_state()
         for input_ids, labels in pairs:
             counted = scored(labels).to(model.device)
             kept = counted.any(dim=1)
             sizes += counted[kept].sum(dim=1).tolist()
-            for count, cosine in cosines(iterated, input_ids.to(model.device), counts, draws):
+            for count, cosine in cosines(iterated, input_ids.to(model.device), counts, own):
                 sums[count] += (cosine * counted)[kept].sum(dim=1).tolist()
         for count in counts:
             low, high = clustered_mean(sums[count], sizes) or (None, None)

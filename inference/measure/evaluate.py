@@ -135,7 +135,7 @@ def evaluate(
         exit: a rule that ends thinking early (exits.py); each count is then a run of its own, and a position's limit.
         restarts: runs of each example, from random initial states, of which one answers; FLOPs are those of all runs.
         choose: which: the calmest, that moved least in the end, or that of the majority (restarts.py).
-        generator: draws those states; None is one of seed 0.
+        generator: draws those states, for each difficulty from where it stands; None is one of seed 0.
 
     Returns:
         A result per difficulty, in the order of `batches`, and count, ascending. Examples without a scored token are
@@ -162,13 +162,13 @@ def evaluate(
     draws = torch.Generator(model.device).manual_seed(0) if generator is None else generator
     results = []
     for difficulty, pairs in batches.items():
-        tallies = {count: Tally() for count in counts}
+        tallies, own = {count: Tally() for count in counts}, draws.clone_state()
         frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
             check_batch(model, input_ids, labels)
             frequencies += torch.bincount(labels[scored(labels)].cpu(), minlength=len(frequencies))
             ids, told = input_ids.to(model.device), labels.to(model.device)
-            runs = None if many is None else restarted(many, ids, counts, restarts, draws, scored(told), choose)
+            runs = None if many is None else restarted(many, ids, counts, restarts, own, scored(told), choose)
             sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"

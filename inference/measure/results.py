@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from mull.checkpoints.quantities import Row, bounds_of_bits
 
@@ -114,9 +114,11 @@ def headline(result: Result) -> Headline:
 
 def to_json(results: Sequence[Result]) -> str:
     """`{"rows": [...]}` with the fields of Result as keys; null where a column does not apply or is not finite."""
-    rows = [finite(result) for result in results]
-    told = [{k: v for k, v in row.items() if row["alignment"] is not None or k not in ON_REQUEST} for row in rows]
-    return json.dumps({"rows": told}, indent=2, allow_nan=False)
+    rows = []
+    for result in results:
+        left_out = ON_REQUEST if result.alignment is None else ()
+        rows.append({name: value for name, value in finite(result).items() if name not in left_out})
+    return json.dumps({"rows": rows}, indent=2, allow_nan=False)
 
 
 def from_json(text: str) -> list[Result]:
@@ -127,10 +129,15 @@ def from_json(text: str) -> list[Result]:
         raise ValueError('an evaluation is one JSON object with a list "rows"; this is something else')
     results = []
     required = [field.name for field in fields(Result) if field.default is MISSING]
+    always = [field.name for field in fields(Result) if type(None) not in get_args(field.type)]
+    always.remove("loss")  # null is NaN
     for values in found["rows"]:
         lacking = [name for name in required if name not in values]
         if lacking:
             raise ValueError(f"a result of the evaluation lacks {', '.join(lacking)}; evaluate the model again")
+        unsaid = [name for name in always if values[name] is None]
+        if unsaid:
+            raise ValueError(f"a result of the evaluation has null for {', '.join(unsaid)}; evaluate the model again")
         known = {field.name: values[field.name] for field in fields(Result) if field.name in values}
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         results.append(Result(**{**known, "loss": math.nan if known["loss"] is None else known["loss"]}))

@@ -1,7 +1,9 @@
 """Alignment against states by hand, and that it is there only where it was asked for."""
 
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,6 +44,9 @@ def test_it_is_the_cosine_of_states_from_two_starts(make_model: Make) -> None:
     for result, count in zip(found, (1, 3), strict=True):
         assert result.alignment == pytest.approx(float(torch.cat(cosines[count]).mean()), rel=1e-5)
         assert result.alignment_low < result.alignment < result.alignment_high <= 1
+    both = {4: pairs[1:], 8: pairs}  # what else is asked for has draws of its own
+    beside = aligned(model, evaluate(model, both, [1, 3]), both, torch.Generator().manual_seed(5))
+    assert [result.alignment for result in beside[2:]] == [result.alignment for result in found]
 
 
 def test_a_model_that_forgets_its_start_is_aligned(make_model: Make) -> None:
@@ -64,6 +69,8 @@ def test_it_is_there_only_on_request(make_model: Make) -> None:
     assert all("alignment" not in row for row in json.loads(to_json(plain))["rows"])
     assert alignment_table(plain) is None
     assert from_json(to_json(asked)) == asked
+    lost = [replace(result, alignment=math.nan) for result in asked]  # of a state that has left the numbers
+    assert [row["alignment"] for row in json.loads(to_json(lost))["rows"]] == [None, None]
     table = alignment_table(asked)
     assert table is not None and [column.header for column in table.columns] == ["iterations", "at 8"]
 

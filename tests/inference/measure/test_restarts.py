@@ -117,8 +117,8 @@ def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_mod
     several = evaluate(model, {None: [(ids, labels)]}, [1, 3], restarts=4)
     assert [result.flops_per_token for result in several] == [4 * result.flops_per_token for result in one]
     assert several[1].residual < one[1].residual
-    again = evaluate(model, {None: [(ids, labels)]}, [1, 3], restarts=4)
-    assert [result.loss for result in again] == [result.loss for result in several]
+    again = evaluate(model, {8: [(ids, labels)], 9: [(ids, labels)]}, [1, 3], restarts=4)  # none draws for another
+    assert [result.loss for result in again] == 2 * [result.loss for result in several]
 
 
 def test_runs_that_are_lost_have_no_vote() -> None:

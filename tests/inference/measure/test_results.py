@@ -52,6 +52,16 @@ def test_json_of_something_else_is_refused(text: str, message: str) -> None:
         from_json(text)
 
 
+def test_null_is_no_number_that_every_result_has() -> None:
+    """Guards pictures and cards of a file that somebody changed; what may be unknown may be null."""
+    row = json.loads(to_json([TASK]))["rows"][0]
+    for name in ("flops_per_token", "accuracy", "examples"):
+        with pytest.raises(ValueError, match=f"^a result of the evaluation has null for {name}; evaluate"):
+            from_json(json.dumps({"rows": [{**row, name: None}]}))
+    unknown = dict.fromkeys(("iterations", "difficulty", "loss", "exact_match", "loss_low"))
+    assert from_json(json.dumps({"rows": [{**row, **unknown}]}))[0].iterations is None
+
+
 def test_csv_holds_every_value() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv([TASK, TEXT]))))
     assert [float(line["accuracy_low"]) for line in lines] == [0.962, 0.962]
