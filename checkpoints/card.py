@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mull.checkpoints.files import printable
 from mull.checkpoints.quantities import (
     ABOUT_SETTLING,
     Row,
@@ -93,7 +94,7 @@ def model_card(
     lines += ["## Licence", "", f"- weights: {weights[1] if weights else UNSTATED}"]
     lines += [f"- data: {'unknown' if about is None else about.data}"]
     if depth is not None:
-        lines += ["", "## By iteration count", "", f"`{depth['command']}`", "", *depth_table(depth["rows"])]
+        lines += ["", "## By iteration count", "", code(depth["command"]), "", *depth_table(depth["rows"])]
         lines += settling_table(depth["rows"])
     lines += ["", "## Shape", "", "| field | value |", "|---|---|"]
     lines += [f"| {field} | {value} |" for field, value in asdict(config).items()]
@@ -172,6 +173,13 @@ def settling_table(rows: Sequence[Row]) -> list[str]:
     body = ["| " + " | ".join(row[column] for column in used) + " |" for row in shown]
     head = ["| " + " | ".join(used) + " |", "|" + "---|" * len(used)]
     return ["", "## Had it finished thinking?", "", *head, *body, "", f"{ABOUT_SETTLING}."]
+
+
+def code(text: str) -> str:
+    """Somebody's text as code in one line of Markdown, which it cannot leave: no run of its own ends it."""
+    said = printable(" ".join(text.split()))
+    marks = "`" * (1 + max(map(len, re.findall("`+", said)), default=0))
+    return f"{marks}{said}{marks}" if len(marks) == 1 else f"{marks} {said} {marks}"
 
 
 def cell(value: Any) -> str:

@@ -39,12 +39,12 @@ def number(value: float | None, unit: Unit) -> str:
 
 def with_interval(value: float | None, low: float | None, high: float | None, unit: Unit, signed: bool = False) -> str:
     """A number and its 95 % interval, as the head of this file says; without bounds the number alone."""
-    if value is None:
-        return ""
+    if value is None or value != value:
+        return "" if value is None else "nan"
     text = f"{unit.scale * value:{'+' if signed else ''}.{unit.digits}f}"
     if signed and not float(text):
         text = text[1:]  # a zero has no sign
-    if low is None or high is None:
+    if low is None or high is None or not low <= high:  # nobody knows, or NaN
         return text
     above, below = (f"{max(0.0, unit.scale * side):.{unit.digits}f}" for side in (high - value, value - low))
     if abs(float(above) - float(below)) < 1.5 * 10**-unit.digits:

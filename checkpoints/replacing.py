@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -45,9 +45,7 @@ def replace_all(folder: Path, contents: Mapping[str, bytes], removed: Sequence[s
         if (folder / COMMITTED).exists():
             put_in_place(folder)
         sweep(folder, locked)
-        for name in (*contents, *removed):
-            if (folder / name).is_dir():
-                raise IsADirectoryError(f"{folder / name} is a folder, where a file is to be written; move it away")
+        check_no_folders(folder, (*contents, *removed))
         beside = Path(tempfile.mkdtemp(dir=folder, prefix=WRITING))
         try:
             order = {"place": list(contents), "remove": list(removed)}
@@ -59,6 +57,13 @@ def replace_all(folder: Path, contents: Mapping[str, bytes], removed: Sequence[s
             shutil.rmtree(beside, ignore_errors=True)
             raise
         put_in_place(folder)
+
+
+def check_no_folders(folder: Path, names: Iterable[str]) -> None:
+    """Raise an IsADirectoryError where a folder has the name of a file that is to be written."""
+    for name in names:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(f"{folder / name} is a folder, where a file is to be written; move it away")
 
 
 def complete(folder: Path) -> None:

@@ -172,8 +172,8 @@ def load(
     folder = existing(path)
     model, tensors = prepared(folder)
     model.load_state_dict(read_tensors(tensors, place, dtype, mapped), assign=True)
-    if is_there(folder / TOKENIZER):
-        model.tokenizer = load_tokenizer(folder)
+    if is_there(folder / TOKENIZER) or read_fields(folder).get(TOKENIZER_SUM) is not None:
+        model.tokenizer = load_tokenizer(folder)  # one that is vouched for and not there is missing
     return model.eval()
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from mull.checkpoints.card import About, model_card
 from mull.checkpoints.files import is_there
-from mull.checkpoints.replacing import replace_all
+from mull.checkpoints.replacing import check_no_folders, replace_all
 from mull.checkpoints.store import CARD, CONFIG, DEPTH, PICTURE, load, present_card, save, verify
 from mull.inference.generate import generate
 from mull.inference.measure.evaluate import evaluate
@@ -122,9 +122,11 @@ def keep_results(folder: str | Path, data: Any, model: LanguageModel, results: S
 
 
 def check_keeping(folder: str | Path) -> None:
-    """Raise ValueError where results could not be kept in a checkpoint folder; nothing is left of the trial."""
+    """Raise ValueError or OSError where results could not be kept in a checkpoint folder; nothing is left of the
+    trial."""
     folder = Path(folder).expanduser()
     present_card(folder)  # whose words are to be kept
+    check_no_folders(folder, (DEPTH, PICTURE, CARD))
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass

@@ -63,6 +63,13 @@ def test_card_equals_the_depth_table(tmp_path: Path) -> None:
     ]
 
 
+def test_a_command_is_one_line_of_code_whatever_it_holds() -> None:
+    """Guards the page against what a stranger's depth.json has in place of a command: headings, fences, HTML."""
+    card = model_card("tiny", MODELS[0].config, {**DEPTH, "command": "```\n<script>\n# x\n``"})
+    assert "\n```` ``` <script> # x `` ````\n" in card
+    assert "# x" not in card.splitlines()
+
+
 def test_card_without_a_depth_table_claims_nothing() -> None:
     """Guards silence: no measurement, no section and no number of one."""
     card = model_card("x", MODELS[0].config, None)

@@ -1,5 +1,7 @@
 """How numbers are written: one way for each, and no interval that reaches where nothing can lie."""
 
+import math
+
 import pytest
 
 from mull.checkpoints.quantities import BITS, PERCENT, shares, with_interval
@@ -15,6 +17,8 @@ from mull.checkpoints.quantities import BITS, PERCENT, shares, with_interval
         (0.747, 0.71, 0.769, "74.7 +2.2 -3.7"),
         (0.5, None, None, "50.0"),
         (None, None, None, ""),
+        (math.nan, math.nan, math.nan, "nan"),  # a width of 0 would say that it is known
+        (0.5, math.nan, 0.6, "50.0"),
     ],
 )
 def test_intervals_in_percent(value: float | None, low: float | None, high: float | None, text: str) -> None:
@@ -27,6 +31,7 @@ def test_intervals_in_percent(value: float | None, low: float | None, high: floa
 )
 def test_differences_have_a_sign_unless_they_are_nothing(value: float, text: str) -> None:
     assert with_interval(value, value - 0.004, value + 0.004, BITS, signed=True) == text
+    assert with_interval(math.nan, math.nan, math.nan, BITS, signed=True) == "nan"
 
 
 def test_shares_of_the_passes() -> None:

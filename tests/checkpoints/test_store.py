@@ -598,6 +598,10 @@ def test_missing_and_damaged_tokenizer(folder: Path) -> None:
         load_tokenizer(folder)
     store.save(build(), folder, word_tokenizer("<unk>", "a"))
     sound = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").unlink()  # config.json vouches for it: the folder is not whole, for nobody
+    for read in (load_tokenizer, store.load, store.verify):
+        with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing; save the model again"):
+            read(folder)
     for damaged in (b"", sound[: len(sound) // 2], b"{}", b"\xff"):
         (folder / "tokenizer.json").write_bytes(damaged)
         rewrite_config(folder, lambda c: c.update(tokenizer_sha256=None))

@@ -159,6 +159,14 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_evaluation(
     assert f"{exported} cannot be written (Read-only file system): leave --record out" in said
     check_keeping(exported)
     assert sorted(exported.iterdir()) == files
+    for name in ("depth.json", "depth.png", "README.md"):  # a folder in the place of a file
+        aside = (exported / name).read_bytes()
+        (exported / name).unlink()
+        (exported / name).mkdir()
+        assert main(["evaluate", str(exported), "--examples", "4", "--record"]) == 2
+        assert f"{name} is " in capsys.readouterr().err
+        (exported / name).rmdir()
+        (exported / name).write_bytes(aside)
 
 
 def test_training_anew_keeps_own_words(exported: Path) -> None:
