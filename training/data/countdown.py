@@ -132,7 +132,7 @@ class Countdown(TracedTask):
     def judge(self, question: str, answer: str) -> bool:
         numbers, target = self.asked(question)
         left, result = Counter(numbers), None
-        for step in answer.removesuffix(END).split(" , "):
+        for step in " ".join(answer.removesuffix(END).split()).split(" , "):  # any white space is one blank
             result = self.take(left, step.split())
             if result is None:
                 return False

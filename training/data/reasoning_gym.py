@@ -6,8 +6,9 @@ words with answers that a program checks: arithmetic, logic, puzzles, graphs, co
     question, line end, answer, <end>            bytes by default; the answer and <end> are scored
 
 Item i of a generator is drawn with the seed s + i, so that items of neighbouring seeds are the same; here an address
-(split, seed, index) names a place among 2^31 items by a stream of its own (streams.py). A hash of the question decides
-its split, and items of validation and of test are different from each other, as in every task of mull (task.py).
+(split, seed, index) names a place among 2^31 items (FEWER of some) by a stream of its own (streams.py). A hash of the
+question decides its split, and items of validation and of test are different from each other, as in every task of mull
+(task.py).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,10 @@ from mull.training.data.task import IGNORE, MAX_DRAWS, Question, Split
 from mull.training.data.tokenizer import load_tokenizer, stop_tokens_of
 
 PLACES = 2**31 - 1  # items of a generator
+FEWER = {  # of those that make something of each place at the start, or refuse more
+    "acre": 2_000, "gsm_symbolic": 2**20, "list_functions": 2**20, "word_ladder": 20_000
+}  # fmt: skip
+TRIED = 8  # entries, of which one must have an answer in words
 BEHIND = "\n"  # stands between question and answer
 MAX_NEW_DRAWS = 4096  # draws of a held-out item that is not among those before it, until there seem to be no more
 
@@ -53,7 +58,8 @@ class ReasoningGym(StreamData):
         seed: Names the streams of items; the splits are the same for every seed.
 
     Raises:
-        ValueError: the package is missing, it has no such generator, or a generator refuses its options.
+        ValueError: the package is missing, it has no such generator, or one that gives no answers, or a generator
+            refuses its options.
     """
 
     answers_ahead = True
@@ -133,7 +139,7 @@ class ReasoningGym(StreamData):
 
     def _draw(self, rng: np.random.Generator, split: Split, level: int | None, known: set[str]) -> Item | None:
         for _ in range(MAX_NEW_DRAWS if known else MAX_DRAWS):
-            entry = self.datasets[level][int(rng.integers(PLACES))]
+            entry = self.datasets[level][int(rng.integers(len(self.datasets[level])))]
             question, answer = entry["question"], entry["answer"]
             if not isinstance(answer, str) or not answer or question in known or split_of(question) != split:
                 continue
@@ -251,9 +257,11 @@ def dataset(generator: str, options: dict[str, Any]) -> Any:
     if taken:
         raise ValueError(f"{taken[0]} of {generator} is set by mull: leave it out of options")
     try:
-        found = create_dataset(generator, **options, seed=0, size=PLACES)
-        _ = found[0]  # some check their options no sooner than they draw
+        found = create_dataset(generator, **options, seed=0, size=FEWER.get(generator, PLACES))
+        told = any(isinstance(found[place]["answer"], str) for place in range(TRIED))  # some check no sooner than here
     except (TypeError, ValueError, AssertionError, LookupError, ArithmeticError) as error:
         why = str(error) or type(error).__name__
         raise ValueError(f"reasoning_gym's {generator} refuses the options {options}: {why}") from error
+    if not told:
+        raise ValueError(f"{generator} gives no answer in words, which is what is trained on and scored: take another")
     return found

@@ -28,6 +28,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
+from mull.checkpoints.files import shown
 from mull.models.labels import IGNORE
 from mull.training.data.streams import Stream
 
@@ -208,6 +209,8 @@ class Task(ABC):
         """The items at `indices` of a stream, (B, ...). Raises what `batch` does."""
         if split not in get_args(Split):
             raise ValueError(f"unknown split {split!r}: use one of {', '.join(get_args(Split))}")
+        if not len(indices) or min(indices) < 0:
+            raise ValueError(f"items are counted from 0, and at least one is asked for, not {shown(list(indices))}")
         if split == "train":
             return self.training_items(seed, indices, difficulty)
         held_out = self._held_out(split, seed, difficulty, max(indices) + 1)

@@ -76,6 +76,7 @@ def test_order_and_derivation_make_no_other_item() -> None:
         ("8 * 3 = 24 , 24 + 25 = 49 , 49 - 2 = 47", True),
         ("25 - 2 = 23 , 8 * 3 = 24 , 23 + 24 = 47", True),  # in another order, the smaller number first
         ("8 * 3 = 24 , 25 - 2 = 23 , 24 + 23 = 47 <end>", True),
+        ("8 * 3 = 24 ,\n24 +\t25 = 49 ,\n\n49 - 2 = 47\n", True),  # a step a line
         ("8 * 3 = 24 , 25 - 2 = 23", False),  # not there yet
         ("8 * 3 = 24 , 24 + 25 = 49", False),
         ("25 + 25 = 50 , 50 - 3 = 47", False),  # one number twice

@@ -105,6 +105,7 @@ def test_the_verifier_takes_every_right_answer_and_no_other() -> None:
         ({"generator": "chain_sum", "options": {"min_terms": -1}}, "chain_sum refuses the options"),
         ({"generator": "chain_sum", "options": {"seed": 3}}, "seed of chain_sum is set by mull: leave it out"),
         ({"generator": "chain_sum", "levels": {}}, "levels is empty"),
+        ({"generator": "graph_color"}, "graph_color gives no answer in words"),
         ({"generator": "chain_sum", "batch_size": 0}, "batch_size is 0"),
     ],
 )
@@ -112,6 +113,15 @@ def test_what_cannot_be_drawn_is_said_in_one_line(arguments: dict[str, Any], say
     with pytest.raises(ValueError) as caught:
         ReasoningGym(**arguments)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("generator", ["acre", "gsm_symbolic", "list_functions", "word_ladder"])
+def test_generators_that_make_something_of_each_place_have_fewer(generator: str) -> None:
+    """Guards the memory of a machine: of 2^31 places they would fill it before the first item, or they refuse."""
+    data = ReasoningGym(generator, length=10_000)
+    (question, judge), *_ = data.questions(examples=2)[None]
+    (item, *_) = data.items("test", 0, [0, 1], None)
+    assert question.startswith(item.question) and judge(item.answer) and not judge("?")
 
 
 def test_options_that_show_with_the_first_item_are_named() -> None:

@@ -376,6 +376,10 @@ def test_bad_addresses_are_refused(task: Task) -> None:
     assert type(task.resolve(np.int64(task.default_difficulty))) is int  # type: ignore[arg-type]  # streams go by its name
     with pytest.raises(ValueError, match="unknown split 'dev': use one of train, validation, test"):
         task.batch("dev", 0, [0])  # type: ignore[arg-type]
+    for split in ("train", "test"):
+        for none in ([], [0, -1]):
+            with pytest.raises(ValueError, match="items are counted from 0, and at least one is asked for, not "):
+                task.batch(split, 0, none)
 
 
 def test_a_space_too_small_for_splits_says_so() -> None:
