@@ -44,7 +44,7 @@ class Refused(ValueError):
 
 def wrong(param: str, value: object, wanted: str) -> Refused:
     """The refusal of a field's value."""
-    return Refused(f"{param} must be {wanted}, not {shown(value, 60)}", param=param)
+    return Refused(f"{param} must be {wanted}, not {shown(repr(value), 60)}", param=param)  # "5" is no 5
 
 
 def unforeseen(where: str, error: Exception) -> Refused:

@@ -143,7 +143,7 @@ class Reply:
         return {
             "tokens": [self.token(each.token) for each in told],
             "token_logprobs": [each.log_p for each in told],
-            "top_logprobs": [{self.token(token): log_p for token, log_p in each.top} for each in told],
+            "top_logprobs": [self.named(each.top) for each in told],
             "text_offset": [each.offset for each in told],
         }
 
@@ -153,11 +153,20 @@ class Reply:
             "top_logprobs": [self.spelled(token, log_p) for token, log_p in told.top],
         }
 
+    def named(self, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        """Log probabilities, the largest first, by token; of tokens that look alike, that of the likeliest."""
+        found: dict[str, float] = {}
+        for token, log_p in top:
+            found.setdefault(self.token(token), log_p)
+        return found
+
     def spelled(self, token: int, log_p: float) -> dict[str, Any]:
-        text = self.token(token)
-        return {"token": text, "logprob": log_p, "bytes": None if UNDECIDED in text else list(text.encode())}
+        text = decode(self.asked.served.tokenizer, [token])
+        spelling = None if UNDECIDED in text else list((text or self.token(token)).encode())
+        return {"token": self.token(token), "logprob": log_p, "bytes": spelling}
 
     def token(self, token: int) -> str:
-        """A token as text; one that stands for no text by its name."""
+        """A token as text; one that is no whole character, or stands for no text, by its name."""
         tokenizer = self.asked.served.tokenizer
-        return decode(tokenizer, [token]) or tokenizer.id_to_token(token) or f"<{token}>"
+        text = decode(tokenizer, [token])
+        return text if text and UNDECIDED not in text else tokenizer.id_to_token(token) or text or f"<{token}>"

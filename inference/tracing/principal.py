@@ -26,9 +26,13 @@ class Plane(NamedTuple):
         return (states.float() - self.mean) @ self.axes
 
 
-def plane_of(states: Tensor) -> Plane:
-    """The plane of states (N, D). Directions without any variance are shown as zero."""
+def plane_of(states: Tensor) -> Plane | None:
+    """The plane of states (N, D), without those that have left the numbers; None if there are no others. Directions
+    without any variance are shown as zero."""
     x = states.float()
+    x = x[x.isfinite().all(dim=1)]
+    if not len(x):
+        return None
     mean = x.mean(dim=0)
     x = x - mean
     width = min(2 + SPARE, *x.shape)

@@ -168,6 +168,18 @@ def test_probabilities(running: Any, client: Any) -> None:
     assert plain.choices[0].logprobs.text_offset == [0, 1, 2, 3, 4]
 
 
+def test_bytes_that_are_no_character_have_names(client: Any, running: Any) -> None:
+    """Guards log probabilities against bytes that look alike, of which the least likely overwrote the others."""
+    model, start = running.model("text"), list("é".encode())[:1]
+    said = client.completions.create(model="text(5)", prompt=start, max_tokens=1, logprobs=20).choices[0].logprobs
+    with torch.no_grad():
+        best = model(torch.tensor([start]), 5).logits[0, -1].log_softmax(-1).topk(20)
+    assert list(said.top_logprobs[0].values()) == pytest.approx(best.values.tolist(), abs=1e-5)
+    names = [model.tokenizer.decode([token]) for token in best.indices.tolist()]
+    assert names.count("\ufffd") > 1 and "\ufffd" not in said.top_logprobs[0]
+    assert said.tokens[0] == next(iter(said.top_logprobs[0]))
+
+
 def test_rows_of_all_kinds_at_once(running: Any, client: Any) -> None:
     """Depths from 1 to 64, lengths, rules, seeds and models side by side: each answer is its own."""
     cases: list[tuple[str, str, int, int, dict[str, Any]]] = []

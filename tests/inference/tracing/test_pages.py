@@ -1,5 +1,6 @@
 """The page holds the numbers of the trace, needs nothing else, and runs nothing but its own script."""
 
+import copy
 import json
 import re
 from base64 import b64decode, b64encode
@@ -119,6 +120,16 @@ def test_a_page_of_traces_made_in_python(parity: LanguageModel, tmp_path: Path) 
     assert not (tmp_path / "none.html").exists()
 
 
+def test_a_page_of_states_that_have_left_the_numbers(parity: LanguageModel, tmp_path: Path) -> None:
+    """It is written, without a path."""
+    broken = copy.deepcopy(parity)
+    with torch.no_grad():
+        broken.get_parameter("embedding.weight").fill_(torch.nan)
+    write_page(tmp_path / "page.html", broken, {"one": trace(broken, "1 0 1", 3, keep_states=True)})
+    [run] = data_of((tmp_path / "page.html").read_text())["runs"]
+    assert "path" not in run and np.isnan(unpacked(run["motion"]["residual"])).all()
+
+
 def test_the_ends_of_a_scale_are_exact() -> None:
     """Guards what is read most: 0 and 1 of a probability, the limits of any other quantity, and what is unknown."""
     values = torch.tensor([0.0, 1.0, 0.25, float("nan")])
@@ -192,7 +203,11 @@ def test_the_plane_is_that_of_the_largest_variance() -> None:
     generator = torch.Generator().manual_seed(0)
     for count, width in ((40, 12), (5, 30), (2, 3), (7, 1)):
         states = torch.randn(count, width, generator=generator) * torch.linspace(5, 1, width)
-        plane = plane_of(states)
+        plane, lost = plane_of(states), torch.full((3, width), torch.nan)
+        assert plane is not None and torch.equal(plane.mean, states.mean(0))
+        lost[0, :] = torch.inf
+        with_lost = plane_of(torch.cat([lost, states]))  # which have left the numbers, and are in no plane
+        assert with_lost is not None and torch.equal(with_lost.axes, plane.axes) and plane_of(lost) is None
         centred = states - states.mean(0)
         _, lengths, axes = torch.linalg.svd(centred, full_matrices=False)
         kept = min(2, len(lengths))
@@ -201,4 +216,5 @@ def test_the_plane_is_that_of_the_largest_variance() -> None:
         torch.testing.assert_close(plane.project(states).abs(), expected.abs(), rtol=1e-3, atol=1e-3)
         assert plane.shares[0] == pytest.approx(float(lengths[0] ** 2 / lengths.square().sum()), rel=1e-4)
     still = plane_of(torch.ones(4, 3))
+    assert still is not None
     assert still.project(torch.ones(4, 3)).abs().max() == 0 and still.shares == (0.0, 0.0)
