@@ -1,6 +1,7 @@
 """The official client against a real server: every answer is what `mull.generate` says alone."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import mull
 from mull.inference.early_exit import run_until
 from mull.inference.exits import as_exit
 from mull.inference.measure.settling import SETTLED
+from mull.inference.serve.replies import Reply
 
 PROMPT = "Tom has 3 apples and"
 
@@ -178,6 +180,8 @@ def test_bytes_that_are_no_character_have_names(client: Any, running: Any) -> No
     names = [model.tokenizer.decode([token]) for token in best.indices.tolist()]
     assert names.count("\ufffd") > 1 and "\ufffd" not in said.top_logprobs[0]
     assert said.tokens[0] == next(iter(said.top_logprobs[0]))
+    alike: Any = SimpleNamespace(token=lambda _: "a")  # as where one begins a word
+    assert Reply.named(alike, [(5, -0.1), (7, -3.0)]) == {"a": -0.1}
 
 
 def test_rows_of_all_kinds_at_once(running: Any, client: Any) -> None:
