@@ -45,6 +45,9 @@ def export(network: nn.Module, data: Any, folder: Path, training: str, device: s
         folder: where the checkpoint goes.
         training: the resolved configuration, as YAML text.
         device: where the thresholds are set: the trainer has brought the network back to the CPU.
+
+    Raises:
+        ValueError: a weight is no finite number, as where an average of weights was told to become none.
     """
     if not isinstance(network, LanguageModel) or type(network) not in FAMILIES.values():
         say(
@@ -52,6 +55,12 @@ def export(network: nn.Module, data: Any, folder: Path, training: str, device: s
             "a family to evaluate it and to generate (@family, docs/extending.md)"
         )
         return
+    lost = [name for name, weight in network.state_dict().items() if not weight.isfinite().all()]
+    if lost:
+        raise ValueError(
+            f"{lost[0]} of what was trained has numbers that are not finite, so {folder} gets no model; look at the "
+            "callbacks that change weights, or lower the learning rate, with another --output"
+        )
     network.to(device).eval()
     if network.config.routed_layers:  # validation batches may take long to make
         calibrate(network, data.val_dataloader())

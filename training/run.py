@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 from torch import nn
 
 from mull.checkpoints.replacing import complete, replace_all
@@ -147,10 +147,10 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
     A mistake that shows only with the first batch leaves the folder as it was.
     """
     before = set(run.states.iterdir())
-    write_configuration(run)
-    choose_threads(run)
-    announce(run, there)
     try:
+        write_configuration(run)
+        choose_threads(run)
+        announce(run, there)
         fit(run, there)
         if (run.states / LAST).exists() and read_state(run.states / LAST)["mull"]["finished"]:
             return True
@@ -159,7 +159,7 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
                 f"not one step was taken after step {there.step}: trainer.max_time and trainer.limit_train_batches "
                 "must leave room for one"
             )
-    except (ValueError, MisconfigurationException):
+    except Exception:
         if there.state is None and not run.trainer.global_step:
             close(run.trainer.loggers)
             for new in set(run.states.iterdir()) - before:
@@ -207,6 +207,7 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         SystemExit: a signal has ended the training.
     """
     begin(run.trainer.loggers, there.step, run.resolved, measures(run))
+    convert(run)
     last = run.states / LAST
     run.saving.take_signals()
     try:
@@ -224,6 +225,14 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         if run.trainer.is_global_zero:
             say(f"{stopped.name}: {run.folder} stopped, step {stopped.step} is saved; the same line goes on")
         raise
+
+
+def convert(run: TrainingCLI) -> None:
+    """Give the weights the number type of training where that is theirs too (64-true, bf16-true). The trainer does so
+    after it has restored a state, which would be rounded on its way."""
+    plugin = run.trainer.precision_plugin
+    if isinstance(plugin, DoublePrecision | HalfPrecision):
+        plugin.convert_module(run.model)
 
 
 def measures(run: TrainingCLI) -> list[str]:
@@ -244,6 +253,7 @@ def final_network(run: TrainingCLI) -> nn.Module:
     but what is frozen is as it was, since an average of equal weights is rounded.
     """
     saved = read_state(run.states / LAST)
+    convert(run)
     run.model.freeze_others()  # this process may not have trained
     every, live = run.model.named_parameters(remove_duplicate=False), saved.get("current_model_state", {})
     frozen = {name: live[name] for name, weight in every if not weight.requires_grad and name in live}

@@ -125,9 +125,9 @@ class Saving(Checkpoint):
         self.leave_if_told()
         if self.making_up:
             self.made_up(trainer)
-            if batch_idx >= trainer.num_training_batches or trainer.global_step >= total_steps(trainer):
-                uncount_batch(trainer)  # this start has no validations, and the epoch or the run is over
-                raise StopIteration  # which is how the trainer's loop over batches is left
+        if batch_idx >= trainer.num_training_batches or trainer.global_step >= total_steps(trainer):
+            uncount_batch(trainer)  # begun where the epoch or the run is over, and has no validation at its end
+            raise StopIteration  # which is how the trainer's loop over batches is left
         self.before = trainer.global_step
 
     def on_train_batch_end(

@@ -57,6 +57,7 @@ def measured(run: TrainingCLI, counts: list[int]) -> dict[int, float]:
     last = run.trainer.max_steps * run.trainer.accumulate_grad_batches - 1
     batch = run.datamodule.training_batch(last)
     training = module.training
+    module.freeze_others()  # as training will: what is not trained has no backward pass
     seconds = dict.fromkeys(counts, float("inf"))
     with torch.random.fork_rng(devices=[]):
         module.train()
@@ -65,7 +66,7 @@ def measured(run: TrainingCLI, counts: list[int]) -> dict[int, float]:
                 torch.set_num_threads(count)
                 start = time.perf_counter()
                 with run.trainer.precision_plugin.train_step_context():
-                    loss = module.loss(module.output_for(batch["input_ids"], last), batch["labels"])
+                    loss = module.loss.of_batch(module.output_for(batch["input_ids"], last), batch)
                 loss.backward()
                 if turn:
                     seconds[count] = min(seconds[count], time.perf_counter() - start)

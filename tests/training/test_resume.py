@@ -367,6 +367,15 @@ def test_a_nan_loss_leaves_the_last_good_state_and_no_checkpoint(tmp_path, monke
     assert [path.name for path in last.parent.parent.iterdir()] == ["trainer"]
 
 
+def test_an_average_that_is_no_number_makes_no_model(tmp_path):
+    """Guards what is exported against what happens to weights behind the gradients: Lightning takes a decay of NaN."""
+    broken = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": float("nan")}}
+    args = configure(tmp_path, {"trainer": {"callbacks": [broken]}})
+    with pytest.raises(ValueError, match=r"numbers that are not finite, so .*out gets no model; look at the callbacks"):
+        train([*args, str(tmp_path / "out")])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["trainer"]
+
+
 def test_a_run_that_saved_nothing_can_be_corrected_in_place(tmp_path):
     """Guards the corrected command line: a mistake found at the first step does not make the folder somebody's run, and
     what was there before stays."""
@@ -375,6 +384,8 @@ def test_a_run_that_saved_nothing_can_be_corrected_in_place(tmp_path):
     (tmp_path / "out" / "trainer" / "notes.md").write_text("mine")
     with pytest.raises(ValueError, match="the network takes 3"):
         train([*args, "--model.network.init_args.config.max_length", "3"])
+    with pytest.raises(OverflowError):  # whatever kind of mistake it is
+        train([*args, "--trainer.limit_train_batches", f"{10**20}"])
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["trainer", "notes.md"]
     train(args)
     assert (tmp_path / "out" / "config.json").exists()

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
+from safetensors.torch import load_file
 
 from mull.cli import main
 from mull.training import run as run_module
@@ -86,6 +87,44 @@ def test_breaks_between_two_steps_are_gone_on_from_whole_steps(whole, reliabilit
                 train([*args, str(tmp_path / "out")])
     train([*args, str(tmp_path / "out")])
     assert reliability.outcome(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_an_epoch_without_a_validation_is_no_longer_for_a_break_at_its_end(reliability, tmp_path, accumulated):
+    """Guards the batches of an epoch: begun anew behind the last of them, a trainer that has nothing to validate there
+    would take one more."""
+    often = {"limit_train_batches": 5, "val_check_interval": None, "check_val_every_n_epoch": 2}
+    variant = {"trainer": {**often, "accumulate_grad_batches": accumulated}, "save_every": 1}
+    args = reliability.arguments(tmp_path, variant)
+    train([*args, str(tmp_path / "whole")])
+    with pytest.MonkeyPatch.context() as patch:
+        at_batch(6, fail, patch)
+        with pytest.raises(Broken):
+            train([*args, str(tmp_path / "out")])
+    train([*args, str(tmp_path / "out")])
+    assert reliability.outcome(tmp_path / "out") == reliability.outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_weights_of_another_type_are_not_rounded_on_their_way(reliability, tmp_path, precision, monkeypatch):
+    """Guards runs in double and half precision, whose state is restored before the trainer converts the network; of one
+    broken in between, and of one that another process exports. The average of the weights is of that type too."""
+    args = reliability.arguments(tmp_path, {"trainer": {"precision": precision, "callbacks": [reliability.EMA]}})
+    train([*args, str(tmp_path / "whole")])
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {weight.dtype for weight in whole.values()} == {torch.float64 if precision == "64-true" else torch.bfloat16}
+    for name in ("broken", "late"):
+        with monkeypatch.context() as patch:
+            if name == "broken":
+                at_batch(3, fail, patch)
+            else:
+                patch.setattr(run_module, "export", fail)
+            with pytest.raises(Broken):
+                train([*args, str(tmp_path / name)])
+        train([*args, str(tmp_path / name)])
+        found = load_file(tmp_path / name / "model.safetensors")
+        assert [key for key, weight in whole.items() if not torch.equal(weight, found[key])] == [], name
+        assert {weight.dtype for weight in found.values()} == {weight.dtype for weight in whole.values()}
 
 
 def test_kills_before_file_operations_change_nothing(whole, reliability, tmp_path):

@@ -59,6 +59,17 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path: Path, two: None) -> None: 
     assert run.model.training == mode and torch.equal(torch.get_rng_state(), random) and torch.get_num_threads() == 2
 
 
+def test_every_loss_is_measured_as_it_trains(tmp_path: Path, two: None) -> None:  # noqa: ARG001
+    """Guards losses that ask for more of a batch than its labels, and runs that train a part of the network."""
+    run = read_configuration([
+        "--from", "reasoner", "--config", str(ROOT / "configs" / "reward.yaml"), "--threads", "null",
+        "--output", str(tmp_path / "run"), "--data.init_args.batch_size", "2",
+    ])  # fmt: skip
+    assert threads.measured(run, [1])[1] < 60
+    trained = [name for name, weight in run.model.named_parameters() if weight.requires_grad]
+    assert trained and all("value_head" in name for name in trained)
+
+
 def test_a_run_keeps_the_number_it_began_with(
     tmp_path: Path, two: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]  # noqa: ARG001
 ) -> None:  # fmt: skip
