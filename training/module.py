@@ -204,8 +204,8 @@ class TrainingModule(pl.LightningModule):
         both weighted by the positions that the batch scores where a step has several (weighting.py).
 
         What is logged is the loss of the batches of all devices together. A batch that scores no position has a loss of
-        0, which is not logged. One whose loss is no finite number spoils the gradient of its step, on all devices, so
-        that the step is skipped.
+        0, of which NaN is logged: the log would repeat what came before. One whose loss is no finite number spoils the
+        gradient of its step, on all devices, so that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         count = total = int(self.loss.counted(batch).sum())  # asked first: later a device would have to finish before
@@ -222,8 +222,7 @@ class TrainingModule(pl.LightningModule):
             rank_zero_warn(f"a training batch {what}, so nothing is learned from it")
         if not torch.isfinite(told):
             self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
-        elif total:
-            self.log("train/loss", told, prog_bar=True)
+        self.log("train/loss", told if total else told * math.nan, prog_bar=True)
         if self.carried is not None:
             self.carried.keep(batch["input_ids"], output.state)
         answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
@@ -325,8 +324,7 @@ class TrainingModule(pl.LightningModule):
             warning = self.skips.skip(self.global_step)
             if warning is not None:
                 rank_zero_warn(warning)
-        if finite:
-            self.log("train/gradient_norm", norm)
+        self.log("train/gradient_norm", norm)
         if self.skips.total:
             self.log("train/skipped_steps", float(self.skips.total))
 
