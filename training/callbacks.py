@@ -11,6 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,6 +29,8 @@ from mull.training.data.traces import NOT_JUDGED
 from mull.training.losses import judgement_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
+
+KINDS = ("loss", "accuracy", "reward_loss", "reward_accuracy")  # of what a validation logs at each count
 
 
 class DepthValidation(pl.Callback):
@@ -124,6 +127,22 @@ class DepthValidation(pl.Callback):
                 f"{number(means['loss'], NATS)} "
                 f"at {mean_count}; use fewer layers outside the loop, a harder task, or a higher minimum of iterations"
             )
+
+
+def check_monitored(callbacks: Iterable[Any], module: TrainingModule) -> None:
+    """Raise a ValueError where a callback goes by a value that no validation logs: it would end the first of them."""
+    sweeps = module.iterations is not None and "read_at" in module.accepted
+    mean = None if module.iterations is None else round(module.iterations.mean)
+    at = [f"@{count}" for count in module.validate_at] if sweeps else []
+    at += [""] if not sweeps or mean in module.validate_at else []
+    logged = [f"val/{kind}{where}" for kind in KINDS for where in at]
+    for callback in callbacks:
+        asked = getattr(callback, "monitor", None)
+        if isinstance(asked, str) and asked not in [*logged, "val/token_correlation"] and asked[:6] != "train/":
+            near = get_close_matches(asked, logged, 1) or logged
+            left_out = asked in [f"val/{kind}" for kind in KINDS]
+            why = f": it is at the mean of {mean} iterations, which validate_at leaves out" if left_out else ""
+            raise ValueError(f"{type(callback).__name__} goes by {asked}, which is not logged{why}; take {near[0]}")
 
 
 def is_repeat(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> bool:

@@ -7,6 +7,7 @@ line; the options after --config override the files, and a later --config overri
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.seed import max_seed_value
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
@@ -25,7 +26,7 @@ from mull.checkpoints.files import path_of
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.alarms import Alarms
-from mull.training.callbacks import Calibration, DepthValidation, Throughput
+from mull.training.callbacks import Calibration, DepthValidation, Throughput, check_monitored
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
 from mull.training.identity import decisive
@@ -81,11 +82,17 @@ def read_configuration(args: list[str]) -> TrainingCLI:
         load_from_checkpoint_support=False,  # nothing of ours is read back from a pickle
     )
     check_epochs(run)
+    callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
+    if not named.plugin:  # which may log what it likes
+        check_monitored(callbacks, run.model)
     if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
         warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)
     if isinstance(run.trainer.strategy, Sharded):
         run.model.check_dividing()  # before further processes are started
+        averages = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
+        if averages:
+            raise ValueError(f"{averages[0]} copies the network, which fsdp2 divides: leave it out, or take ddp")
     else:  # its callback of averages takes our configure_model, which compiles, for one that divides the network
         warnings.filterwarnings("ignore", ".*WeightAveraging doesn't support sharding.*")
     run.start = start
@@ -173,6 +180,11 @@ class TrainingCLI(LightningCLI):
         if self.config.trainer.max_steps != -1 or self.config.trainer.max_epochs is None:  # -1: max_epochs alone
             check_count("trainer.max_steps", self.config.trainer.max_steps)
         check_count("trainer.accumulate_grad_batches", self.config.trainer.accumulate_grad_batches)
+        if self.config.trainer.check_val_every_n_epoch is not None:
+            check_count("trainer.check_val_every_n_epoch", self.config.trainer.check_val_every_n_epoch)
+        devices = self.config.trainer.devices
+        if not isinstance(devices, int | list) and not re.fullmatch(r"auto|-1|\d+( *, *\d+)*", str(devices)):
+            raise ValueError(f"trainer.devices is {devices}; give a number, a list of numbers, or auto")
         limit, every = self.config.trainer.gradient_clip_val, self.config.trainer.val_check_interval
         if limit is not None and not limit >= 0:  # below 0 it would turn gradients round; NaN is no limit either
             raise ValueError(f"trainer.gradient_clip_val is {limit}; give 0 or more, where 0 and null clip nothing")

@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,6 +43,7 @@ LINKED = {  # fields that others fill in -> from where
     "model.network.config.vocab_size": "that of the data: leave it out",
     "model.network.config.stop_tokens": "those of the data: leave it out",
 }
+SECTIONS = ("trainer", "model", "data")
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
 
@@ -81,7 +82,8 @@ def check_mappings(args: Iterable[str]) -> None:
         if option in ("config", "c") or value.endswith(".yaml"):
             text = text_of(value)
             broken = unreadable(text) if option in ("config", "c") else ()
-            for line, mistake in chain(too_deep(text), broken, mistakes(text)):
+            empty = emptied(text) if option in ("config", "c") else ()
+            for line, mistake in chain(too_deep(text), broken, empty, mistakes(text)):
                 raise ValueError(f"{value}, line {line}: {mistake}")
 
 
@@ -166,6 +168,14 @@ def unreadable(text: str) -> Iterator[tuple[int, str]]:
             yield error.problem_mark.line + 1, f"this is no YAML: {context}{error.problem}"
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
         return  # the parser tells
+
+
+def emptied(text: str) -> Iterator[tuple[int, str]]:
+    """The line of each section of a configuration that holds nothing, and what to do."""
+    for mapping in islice(mappings(text), 1):  # the whole
+        for key, held in mapping.value:
+            if held.tag == NULL and getattr(key, "value", None) in SECTIONS:
+                yield key.start_mark.line + 1, f"there is nothing for {key.value}: leave it out, or give its fields"
 
 
 def mistakes(text: str) -> Iterator[tuple[int, str]]:

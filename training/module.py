@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from mull.models import ModelOutput
+from mull.models.config import MAX_CONFIGURED
 from mull.models.loop import check_count, counts_around
 from mull.training.alarms import vital_signs
 from mull.training.capacities import CapacitySampler
@@ -128,6 +129,8 @@ class TrainingModule(pl.LightningModule):
             raise ValueError(f"validate_at {validate_at} needs a sampler of iterations; leave it out")
         if iterations is not None and (not self.validate_at or self.validate_at[0] < 1):
             raise ValueError(f"validate_at must name iteration counts of at least 1, not {validate_at}")
+        if iterations is not None and self.validate_at[-1] > MAX_CONFIGURED:
+            raise ValueError(f"validate_at names {self.validate_at[-1]}, above the limit of {MAX_CONFIGURED:,}")
         self.loss.trained(network)  # says now if the network lacks what the loss trains
 
     def check_network(self, carry: bool) -> None:

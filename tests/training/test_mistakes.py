@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mull.cli import main
+from mull.training.cli import read_configuration
 from mull.training.data.batches import check_workers
 from mull.training.mistakes import check_mappings, check_nulls
 
@@ -57,6 +58,10 @@ from mull.training.mistakes import check_mappings, check_nulls
         ),
         ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
         ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
+        ("trainer.check_val_every_n_epoch", "0", "trainer.check_val_every_n_epoch must be at least 1, not 0"),
+        ("trainer.devices", "x", "trainer.devices is x; give a number, a list of numbers, or auto"),
+        ("trainer.devices", "null", "trainer.devices is null; give a number, a list of numbers, or auto"),
+        ("model.validate_at", "[1, 10001]", "validate_at names 10001, above the limit of 10,000"),
         (
             "data.init_args.batch_size",
             f"{2**31}",
@@ -81,6 +86,51 @@ def test_a_wrong_field_in_a_persons_words(
     """The parser's own message names unions, subtypes and class objects, and not what would be right."""
     assert main(["train", "--config", "parity", "--output", "nowhere", f"--{field}", value]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
+
+
+STOPPING = "[{{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: {{monitor: {}}}}}]"
+AVERAGE = "[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_args: {decay: 0.9}}]"
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--trainer.callbacks", STOPPING.format("val/loss@27")],
+            "EarlyStopping goes by val/loss@27, which is not logged; take val/loss@26",
+        ),
+        (
+            ["--trainer.callbacks", STOPPING.format("val/loss"), "--model.validate_at", "[1, 3]"],
+            "EarlyStopping goes by val/loss, which is not logged: it is at the mean of 26 iterations, which "
+            "validate_at leaves out; take val/loss@3",
+        ),
+        (
+            ["--trainer.callbacks", AVERAGE, "--trainer.devices", "2", "--trainer.strategy", "fsdp2"],
+            "EMAWeightAveraging copies the network, which fsdp2 divides: leave it out, or take ddp",
+        ),
+    ],
+)
+def test_callbacks_that_would_end_a_training_are_told_before_it(
+    options: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards what Lightning finds out at the first validation, or in the processes of a divided network."""
+    named = ["--config", "parity", "--output", "nowhere", "--model.validate_at", "[1, 26]"]
+    assert main(["train", *named, *options]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.parametrize("name", ["val/loss", "val/accuracy@8", "val/token_correlation", "train/loss"])
+def test_what_is_logged_may_be_gone_by(name: str) -> None:
+    named = ["--config", "parity", "--model.validate_at", "[8, 26]"]
+    assert read_configuration([*named, "--trainer.callbacks", STOPPING.format(name)])
+
+
+def test_a_section_without_anything_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 3\nmodel:\n")
+    assert main(["train", "--config", "parity", "--config", str(tmp_path / "mine.yaml")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("mine.yaml, line 3: there is nothing for model: leave it out, or give its fields")
 
 
 def test_null_is_for_arguments_that_say_so() -> None:
