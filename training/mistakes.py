@@ -27,6 +27,9 @@ from mull.checkpoints.files import shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
+GROUP = re.compile(r"Group '([\w.]+)' does not accept option '([\w.]+)'")
+MISSING = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+WANTED = r"Expected a (?:<class '(\w+)'>|typing\.Literal\[([^\]]*)\])(?:\. Got value: \S*)?"  # one type of several
 FREE = re.compile(r"unrecognized arguments?: (.*)")
 FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option whose name is left out most easily
 OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value that may stand behind it
@@ -43,6 +46,7 @@ LINKED = {  # fields that others fill in -> from where
     "model.network.config.vocab_size": "that of the data: leave it out",
     "model.network.config.stop_tokens": "those of the data: leave it out",
 }
+NOTHING = "''"  # an empty text
 SECTIONS = ("trainer", "model", "data")
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
@@ -50,10 +54,11 @@ KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str":
 
 def in_words(error: ArgumentError, parser: ArgumentParser) -> ValueError:
     """The error of a parser as one that a person understands."""
-    said = " ".join((error.message or "").split())
+    said = GROUP.sub(r"Option '\1.\2' is not accepted", " ".join((error.message or "").split()))
     unknown, free = UNKNOWN.search(said), FREE.match(said)
-    if unknown and unknown[2] and not CLASS.search(said):
-        return ValueError(f"there is no option --{unknown[2]}; {instead(unknown[2], parser)}")
+    if unknown and not CLASS.search(said):
+        asked = unknown[1] or unknown[2]
+        return ValueError(f"there is no option --{asked}; {instead(asked, parser)}")
     if free:
         return ValueError(f"{free[1]!r} belongs to no option; {written_out(free[1], parser)}")
     if unknown and CLASS.search(said):
@@ -81,6 +86,8 @@ def check_mappings(args: Iterable[str]) -> None:
             raise ValueError(f"{option}: {mistake}")
         if option in ("config", "c") or value.endswith(".yaml"):
             text = text_of(value)
+            if option in ("config", "c") and Path(value).is_file() and not text.strip():
+                raise ValueError(f"{value} holds no text: give fields and their values, as YAML in UTF-8")
             broken = unreadable(text) if option in ("config", "c") else ()
             empty = emptied(text) if option in ("config", "c") else ()
             for line, mistake in chain(too_deep(text), broken, empty, mistakes(text)):
@@ -287,23 +294,32 @@ def plain(said: str) -> str:
     """A message without the parser's types: `model.warmup_steps: abc is not an integer`."""
     said = " ".join(said.split())
     given = re.search(r" Given value: (?:NestedArg\(key='[\w.]*', val='?([^']*?)'?\)|(.*?))(?: - Expected a |$)", said)
-    value = shown((given[1] or given[2] or "") if given else "", 60)
+    value = shown((given[1] or given[2] or "''") if given else "", 60)
     for pattern in (
         r"Does not validate against any of the Union subtypes Subtypes: \[.*?\] Errors: ",
         r" Given value type: .*",
         r"[-\s]*Expected a <class 'NoneType'>",
-        r"[-\s]*Expected a path but \S+ either not accessible or invalid",
+        r"[-\s]*Expected a path but .*? either not accessible or invalid",
+        r"[-\s]*Not a valid subclass of .*",
     ):
         said = re.sub(pattern, "", said)
     said = re.sub(r'Parser key "([\w.]+)"', r"\1", CLASS.sub(r"\1: ", said))
-    said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value: (.*)", r"\2 is not one of \1", said)
-    said = re.sub(r"Expected a <class '(\w+)'>\. Got value: (.*)", lambda it: f"{it[2]} is not {kind(it[1])}", said)
     said = re.sub(r"(^|: )(?:- )+", r"\1", said.strip())
-    wanted = re.fullmatch(r"(.*?): ((?:[-\s]*Expected a <class '\w+'>)+)", said)  # a union, of which none fits
-    if wanted is None or not value:
-        return said
-    kinds = [kind(name) for name in re.findall(r"<class '(\w+)'>", wanted[2])]
-    return f"{wanted[1]}: {value} is not {' or '.join(kinds)}"
+    union = re.fullmatch(rf"(.*?): ((?:[-\s]*{WANTED})+)", said)  # of which no type fits
+    if union is not None and value:
+        kinds = [kind(name) if name else f"one of {words}" for name, words in re.findall(WANTED, union[2])]
+        return f"{union[1]}: {value} is not {' or '.join(kinds)}"
+    said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value:\s*(.*)", r"\2 is not one of \1", said)
+    said = re.sub(
+        r"Expected a <class '(\w+)'>\. Got value:\s*(.*)", lambda it: f"{it[2] or NOTHING} is not {kind(it[1])}", said
+    )
+    return MISSING.sub(lambda it: f"{it[1]} has no {it[2]}; {nearest(it[1], it[2])}", said)
+
+
+def nearest(module: str, asked: str) -> str:
+    """The name of a module that somebody may have meant."""
+    near = get_close_matches(asked, dir(import_module(module)), 1)
+    return f"do you mean {near[0]}?" if near else "`mull train --help` lists what there is"
 
 
 def kind(name: str) -> str:

@@ -58,6 +58,25 @@ from mull.training.mistakes import check_mappings, check_nulls
         ),
         ("data.init_args.curriculum", "{5: 0}", "length 0 is too small for the parity task: use 1 or more"),
         ("data.init_args.repeat", "0", "repeat is 0: it must be 1 or more"),
+        ("save_every", "", "save_every: '' is not an integer"),
+        (
+            "trainer.precision",
+            "abc",
+            "trainer.precision: abc is not an integer or one of 'transformer-engine', 'transformer-engine-float16', "
+            "'16-true', '16-mixed', 'bf16-true', 'bf16-mixed', '32-true', '64-true' or one of '64', '32', '16', 'bf16'",
+        ),
+        (
+            "model.network",
+            "mull.RecurentDepthTransformer",
+            "model.network: mull.RecurentDepthTransformer: mull has no RecurentDepthTransformer; do you mean "
+            "RecurrentDepthTransformer?",
+        ),
+        (
+            "trainer.callbacks",
+            "[{class_path: lightning.pytorch.callbacks.EarlyStoping, init_args: {monitor: val/loss}}]",
+            "trainer.callbacks: lightning.pytorch.callbacks.EarlyStoping: lightning.pytorch.callbacks has no "
+            "EarlyStoping; do you mean EarlyStopping?",
+        ),
         ("trainer.check_val_every_n_epoch", "0", "trainer.check_val_every_n_epoch must be at least 1, not 0"),
         ("trainer.devices", "x", "trainer.devices is x; give a number, a list of numbers, or auto"),
         ("trainer.devices", "null", "trainer.devices is null; give a number, a list of numbers, or auto"),
@@ -111,19 +130,38 @@ AVERAGE = "[{class_path: lightning.pytorch.callbacks.EMAWeightAveraging, init_ar
     ],
 )
 def test_callbacks_that_would_end_a_training_are_told_before_it(
-    options: list[str], line: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards what Lightning finds out at the first validation, or in the processes of a divided network."""
-    named = ["--config", "parity", "--output", "nowhere", "--model.validate_at", "[1, 26]"]
+    named = ["--config", "parity", "--output", str(tmp_path / "nowhere"), "--model.validate_at", "[1, 26]"]
     assert main(["train", *named, *options]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line}"
-    assert not Path("nowhere").exists()
+    assert not (tmp_path / "nowhere").exists()
 
 
 @pytest.mark.parametrize("name", ["val/loss", "val/accuracy@8", "val/token_correlation", "train/loss"])
 def test_what_is_logged_may_be_gone_by(name: str) -> None:
     named = ["--config", "parity", "--model.validate_at", "[8, 26]"]
     assert read_configuration([*named, "--trainer.callbacks", STOPPING.format(name)])
+
+
+@pytest.mark.parametrize(
+    ("written", "line"),
+    [
+        (b"trainer: {max_step: 3}", "there is no option --trainer.max_step; do you mean --trainer.max_steps?"),
+        (b"sede_everything: 3", "there is no option --sede_everything; do you mean --seed_everything?"),
+        (b"", "{} holds no text: give fields and their values, as YAML in UTF-8"),
+        (b"\xa3\x00\xff", "{} holds no text: give fields and their values, as YAML in UTF-8"),
+    ],
+)
+def test_a_wrong_file_in_a_persons_words(
+    written: bytes, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Names in a file are told their nearest as those of the command line are; what is no text is named."""
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(written)
+    assert main(["train", "--config", "parity", "--config", str(file), "--output", str(tmp_path / "nowhere")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"mull: error: {line.format(file)}"
 
 
 def test_a_section_without_anything_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
