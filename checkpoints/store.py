@@ -172,8 +172,13 @@ def load(
     folder = existing(path)
     model, tensors = prepared(folder)
     model.load_state_dict(read_tensors(tensors, place, dtype, mapped), assign=True)
-    if is_there(folder / TOKENIZER) or read_fields(folder).get(TOKENIZER_SUM) is not None:
-        model.tokenizer = load_tokenizer(folder)  # one that is vouched for and not there is missing
+    if is_there(folder / TOKENIZER):
+        model.tokenizer = load_tokenizer(folder)
+    elif read_fields(folder).get(TOKENIZER_SUM) is not None:
+        raise FileNotFoundError(
+            f"{folder / TOKENIZER} is missing, and {CONFIG} vouches for it: copy the folder again, or remove "
+            f"{TOKENIZER_SUM} and {CONFIG_SUM} from {CONFIG} to use it without text"
+        )
     return model.eval()
 
 

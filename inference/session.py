@@ -194,9 +194,9 @@ class Session:
     @staticmethod
     def gathered(rows: Sequence[tuple[Session, int]]) -> Session:
         """A session of its own with copies of rows of several sessions, (session, row) each, in this order; a row may
-        be named more than once. They must hold something. Raises ValueError where they differ in model, depth (but for
-        a count of each row's own) or exit rule, where they start warm, and where their caches cannot be joined
-        (models/cache.py)."""
+        be named more than once. They must hold something. Rows with counts of their own keep them. Raises ValueError
+        where they differ in model, in a count for all rows or in exit rule, where they start warm, and where their
+        caches cannot be joined (models/cache.py)."""
         first, by_row = rows[0][0], object()
         ways = {
             (id(each.model), by_row if isinstance(each.iterations, Tensor) else each.iterations, each.exit)

@@ -296,7 +296,8 @@ class Cache:
         depths = [cache.depth_of(row) for cache, row in rows]
         new.total = max(cache.total for cache in caches) if like.policy == "deepest" else max(depths)
         alike = all(isinstance(cache.depth, int | None) and cache.depth == like.depth for cache in caches)
-        if like.capacity is not None and like.policy == "full" and not alike:
+        counts = {*depths, *(cache.total for cache in caches)}
+        if like.capacity is not None and like.policy == "full" and len(counts) > 1:
             raise ValueError("rows of caches of inner thinking cannot be joined where their counts differ")
         new.depth = like.depth if alike else torch.tensor(depths, dtype=torch.int64, device=like.device)
         new.max_length = max(cache.max_length for cache in caches) if max_length is None else max_length

@@ -16,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -30,7 +31,7 @@ from mull.training.losses import judgement_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
 
-KINDS = ("loss", "accuracy", "reward_loss", "reward_accuracy")  # of what a validation logs at each count
+KINDS = ("loss", "accuracy", "reward_loss", "reward_accuracy")  # logged at each count; the last two of a process reward
 
 
 class DepthValidation(pl.Callback):
@@ -130,17 +131,23 @@ class DepthValidation(pl.Callback):
 
 
 def check_monitored(callbacks: Iterable[Any], module: TrainingModule) -> None:
-    """Raise a ValueError where a callback goes by a value that no validation logs: it would end the first of them."""
+    """Raise a ValueError where a callback goes by a value that no validation logs: it would end the first of them.
+    Callbacks of somebody's own may log what they like: where there are such, nothing is said."""
+    callbacks = list(callbacks)
+    if any(type(each).__module__.partition(".")[0] not in ("lightning", "mull") for each in callbacks):
+        return
     sweeps = module.iterations is not None and "read_at" in module.accepted
     mean = None if module.iterations is None else round(module.iterations.mean)
     at = [f"@{count}" for count in module.validate_at] if sweeps else []
     at += [""] if not sweeps or mean in module.validate_at else []
-    logged = [f"val/{kind}{where}" for kind in KINDS for where in at]
-    for callback in callbacks:
-        asked = getattr(callback, "monitor", None)
-        if isinstance(asked, str) and asked not in [*logged, "val/token_correlation"] and asked[:6] != "train/":
+    kinds = KINDS if getattr(module.network, "value_head", None) is not None else KINDS[:2]
+    logged = [f"val/{kind}{where}" for kind in kinds for where in at]
+    strict = [each for each in callbacks if isinstance(each, ModelCheckpoint) or getattr(each, "strict", False)]
+    for callback in strict:
+        asked = str(getattr(callback, "monitor", None))
+        if asked.startswith("val/") and asked not in [*logged, "val/token_correlation"]:
             near = get_close_matches(asked, logged, 1) or logged
-            left_out = asked in [f"val/{kind}" for kind in KINDS]
+            left_out = asked in [f"val/{kind}" for kind in kinds]
             why = f": it is at the mean of {mean} iterations, which validate_at leaves out" if left_out else ""
             raise ValueError(f"{type(callback).__name__} goes by {asked}, which is not logged{why}; take {near[0]}")
 

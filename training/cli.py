@@ -183,7 +183,7 @@ class TrainingCLI(LightningCLI):
         if self.config.trainer.check_val_every_n_epoch is not None:
             check_count("trainer.check_val_every_n_epoch", self.config.trainer.check_val_every_n_epoch)
         devices = self.config.trainer.devices
-        if not isinstance(devices, int | list) and not re.fullmatch(r"auto|-1|\d+( *, *\d+)*", str(devices)):
+        if not isinstance(devices, int | list) and not re.fullmatch(r"auto|-1|\d+( *, *\d+)*,?", str(devices)):
             raise ValueError(f"trainer.devices is {devices}; give a number, a list of numbers, or auto")
         limit, every = self.config.trainer.gradient_clip_val, self.config.trainer.val_check_interval
         if limit is not None and not limit >= 0:  # below 0 it would turn gradients round; NaN is no limit either
@@ -212,6 +212,10 @@ class TrainingCLI(LightningCLI):
         except ValueError as error:
             if "Union subtypes" in str(error):  # what a class refuses, as the parser hands it on
                 raise ValueError(plain_words(str(error))) from error
+            raise
+        except TypeError as error:
+            if "`devices`" in str(error):  # a list of them on CPUs
+                raise ValueError(f"trainer.devices is {self.config.trainer.devices}: {error}") from error
             raise
 
     def resolve(self, config: Any) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import signature
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError
@@ -47,6 +48,7 @@ LINKED = {  # fields that others fill in -> from where
     "model.network.config.stop_tokens": "those of the data: leave it out",
 }
 NOTHING = "''"  # an empty text
+PLAIN = (bool, int, float, str, list, tuple, dict)
 SECTIONS = ("trainer", "model", "data")
 MERGE = "tag:yaml.org,2002:merge"  # the key <<
 KINDS = {"int": "an integer", "float": "a number", "bool": "true, false", "str": "text"}
@@ -140,11 +142,12 @@ def check_nulls(held: Any, where: str = "") -> None:
 
 
 def may_be_null(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class says that it may be None; one that says nothing may."""
-    with suppress(NameError, TypeError, KeyError):  # hints of somebody's own may name what is not there
+    """Whether an argument of a class may be None: unless it is said to be a number, a list or the like, or one of some
+    of these."""
+    with suppress(Exception):  # signatures of somebody's own may name what is not there, or be none
         given = signature(class_of(class_path), eval_str=True).parameters[argument]
-        anything = given.annotation in (Any, Parameter.empty)
-        return anything or given.default is None or type(None) in get_args(given.annotation)
+        wanted = get_args(given.annotation) if isinstance(given.annotation, UnionType) else (given.annotation,)
+        return given.default is None or not all((get_origin(each) or each) in PLAIN for each in wanted)
     return True
 
 
@@ -307,7 +310,9 @@ def plain(said: str) -> str:
     said = re.sub(r"(^|: )(?:- )+", r"\1", said.strip())
     union = re.fullmatch(rf"(.*?): ((?:[-\s]*{WANTED})+)", said)  # of which no type fits
     if union is not None and value:
-        kinds = [kind(name) if name else f"one of {words}" for name, words in re.findall(WANTED, union[2])]
+        found = re.findall(WANTED, union[2])
+        words = ", ".join(listed for _, listed in found if listed)
+        kinds = [*(kind(name) for name, _ in found if name), *([f"one of {words}"] if words else [])]
         return f"{union[1]}: {value} is not {' or '.join(kinds)}"
     said = re.sub(r"Expected a typing.Literal\[(.*?)\]\. Got value:\s*(.*)", r"\2 is not one of \1", said)
     said = re.sub(

@@ -207,8 +207,8 @@ class TrainingModule(pl.LightningModule):
         both weighted by the positions that the batch scores where a step has several (weighting.py).
 
         What is logged is the loss of the batches of all devices together. A batch that scores no position has a loss of
-        0, of which NaN is logged: the log would repeat what came before. One whose loss is no finite number spoils the
-        gradient of its step, on all devices, so that the step is skipped.
+        0, which is not logged. One whose loss is no finite number spoils the gradient of its step, on all devices, so
+        that the step is skipped.
         """
         index = self.batch_index(batch_idx)
         count = total = int(self.loss.counted(batch).sum())  # asked first: later a device would have to finish before
@@ -225,7 +225,10 @@ class TrainingModule(pl.LightningModule):
             rank_zero_warn(f"a training batch {what}, so nothing is learned from it")
         if not torch.isfinite(told):
             self.skips.reason, loss = f"the loss is {told.item()}", loss * math.nan
-        self.log("train/loss", told if total else told * math.nan, prog_bar=True)
+        if total and torch.isfinite(told):
+            self.log("train/loss", told, prog_bar=True)
+        else:
+            self.unlog("train/loss")
         if self.carried is not None:
             self.carried.keep(batch["input_ids"], output.state)
         answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
@@ -240,6 +243,12 @@ class TrainingModule(pl.LightningModule):
         if self._trainer is None or devices == self.trainer.accumulate_grad_batches == 1:
             return loss
         return loss * self.weighting.weight(count, total, devices)
+
+    def unlog(self, name: str) -> None:
+        """Leave a value out of the log of this step, which would repeat that of an earlier one."""
+        logged: Any = {} if self._trainer is None else self.trainer._results or {}
+        for key in [key for key in logged if key.endswith(f".{name}")]:
+            del logged[key]
 
     def batch_index(self, batch_idx: int) -> int:
         """Number of this batch, counted from the first step of the run, also where the run was resumed."""
@@ -327,7 +336,10 @@ class TrainingModule(pl.LightningModule):
             warning = self.skips.skip(self.global_step)
             if warning is not None:
                 rank_zero_warn(warning)
-        self.log("train/gradient_norm", norm)
+        if finite:
+            self.log("train/gradient_norm", norm)
+        else:
+            self.unlog("train/gradient_norm")
         if self.skips.total:
             self.log("train/skipped_steps", float(self.skips.total))
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,10 @@ def go_on(run: TrainingCLI, there: Standing) -> bool:
             )
     except Exception:
         if there.state is None and not run.trainer.global_step:
-            close(run.trainer.loggers)
-            for new in set(run.states.iterdir()) - before:
-                shutil.rmtree(new) if new.is_dir() else new.unlink()
+            with suppress(Exception):  # what is told is what went wrong first
+                close(run.trainer.loggers)
+                for new in set(run.states.iterdir()) - before:
+                    shutil.rmtree(new) if new.is_dir() else new.unlink()
         raise
     step = run.trainer.global_step
     say(f"{run.folder} is unfinished: stopped at step {step} of {run.model.total_steps}; the same line goes on")
@@ -207,7 +209,8 @@ def fit(run: TrainingCLI, there: Standing) -> None:
         SystemExit: a signal has ended the training.
     """
     begin(run.trainer.loggers, there.step, run.resolved, measures(run))
-    convert(run)
+    if isinstance(run.trainer.precision_plugin, DoublePrecision):
+        convert(run)  # halves fit into the single precision that they are restored in, where averages of them are kept
     last = run.states / LAST
     run.saving.take_signals()
     try:

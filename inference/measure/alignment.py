@@ -59,15 +59,16 @@ def aligned(
     draws = torch.Generator(model.device).manual_seed(0) if generator is None else generator
     counts = sorted({result.iterations for result in results if result.iterations is not None})
     told: dict[tuple[int | None, int | None], tuple[float, float | None, float | None]] = {}
+    begun = draws.get_state()
     for difficulty, pairs in batches.items():
+        draws.set_state(begun)  # so that no difficulty depends on those before it
         sums: dict[int, list[float]] = {count: [] for count in counts}
         sizes: list[int] = []
-        own = draws.clone_state()
         for input_ids, labels in pairs:
             counted = scored(labels).to(model.device)
             kept = counted.any(dim=1)
             sizes += counted[kept].sum(dim=1).tolist()
-            for count, cosine in cosines(iterated, input_ids.to(model.device), counts, own):
+            for count, cosine in cosines(iterated, input_ids.to(model.device), counts, draws):
                 sums[count] += (cosine * counted)[kept].sum(dim=1).tolist()
         for count in counts:
             low, high = clustered_mean(sums[count], sizes) or (None, None)

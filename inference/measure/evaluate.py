@@ -160,15 +160,16 @@ def evaluate(
             f"restarts={restarts} chooses after the last iteration, and exit {exit} has none: leave one out"
         )
     draws = torch.Generator(model.device).manual_seed(0) if generator is None else generator
-    results = []
+    begun, results = draws.get_state(), []
     for difficulty, pairs in batches.items():
-        tallies, own = {count: Tally() for count in counts}, draws.clone_state()
+        draws.set_state(begun)  # so that no difficulty depends on those before it
+        tallies = {count: Tally() for count in counts}
         frequencies = torch.zeros(model.config.vocab_size, dtype=torch.int64)
         for input_ids, labels in pairs:
             check_batch(model, input_ids, labels)
             frequencies += torch.bincount(labels[scored(labels)].cpu(), minlength=len(frequencies))
             ids, told = input_ids.to(model.device), labels.to(model.device)
-            runs = None if many is None else restarted(many, ids, counts, restarts, own, scored(told), choose)
+            runs = None if many is None else restarted(many, ids, counts, restarts, draws, scored(told), choose)
             sweep(model, ids, told, tallies, options, rule, runs, restarts)
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"

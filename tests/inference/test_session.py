@@ -359,6 +359,11 @@ def test_passes_of_inner_thinking_are_joined_where_their_counts_are_one(make_mod
 
     one, other = begun(3)
     same(Session.gathered([(other, 0), (one, 1)]).read(more), anew(model, prompts, more, iterations=3))
+    one, other = begun(torch.tensor([3, 3]))
+    same(Session.gathered([(other, 0), (one, 1)]).read(more), anew(model, prompts, more, iterations=3))
+    one, other = (each.fork([0]) for each in begun(torch.tensor([2, 4])))  # of one count, beside keys of deeper rows
+    with pytest.raises(ValueError, match="inner thinking cannot be joined where their counts differ"):
+        Session.gathered([(one, 0), (other, 0)])
     one, other = begun(torch.tensor([2, 4]))
     with pytest.raises(ValueError, match="inner thinking cannot be joined where their counts differ"):
         Session.gathered([(one, 0), (other, 1)])

@@ -1,8 +1,9 @@
 """Wrong fields of a run are one line in a person's words, which names the field, the value and what would be right."""
 
-import os
 from pathlib import Path
+from typing import Annotated, Literal
 
+import lightning.pytorch as pl
 import pytest
 
 from mull.cli import main
@@ -63,7 +64,7 @@ from mull.training.mistakes import check_mappings, check_nulls
             "trainer.precision",
             "abc",
             "trainer.precision: abc is not an integer or one of 'transformer-engine', 'transformer-engine-float16', "
-            "'16-true', '16-mixed', 'bf16-true', 'bf16-mixed', '32-true', '64-true' or one of '64', '32', '16', 'bf16'",
+            "'16-true', '16-mixed', 'bf16-true', 'bf16-mixed', '32-true', '64-true', '64', '32', '16', 'bf16'",
         ),
         (
             "model.network",
@@ -79,6 +80,11 @@ from mull.training.mistakes import check_mappings, check_nulls
         ),
         ("trainer.check_val_every_n_epoch", "0", "trainer.check_val_every_n_epoch must be at least 1, not 0"),
         ("trainer.devices", "x", "trainer.devices is x; give a number, a list of numbers, or auto"),
+        (
+            "trainer.devices",
+            "1,",
+            "trainer.devices is 1,: `devices` selected with `CPUAccelerator` should be an int > 0.",
+        ),
         ("trainer.devices", "null", "trainer.devices is null; give a number, a list of numbers, or auto"),
         ("model.validate_at", "[1, 10001]", "validate_at names 10001, above the limit of 10,000"),
         (
@@ -139,10 +145,34 @@ def test_callbacks_that_would_end_a_training_are_told_before_it(
     assert not (tmp_path / "nowhere").exists()
 
 
-@pytest.mark.parametrize("name", ["val/loss", "val/accuracy@8", "val/token_correlation", "train/loss"])
-def test_what_is_logged_may_be_gone_by(name: str) -> None:
+class Mine(pl.Callback):
+    """Logs what it likes."""
+
+    class Inner:
+        """What may be null in any way of saying so, or says nothing."""
+
+        def __init__(
+            self, one: Literal["a", None] = "a", other: Annotated[int | None, ""] = 3, any: object = 1
+        ) -> None:
+            pass
+
+
+CHECKPOINT = "[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {monitor: step, mode: max}}]"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        *map(STOPPING.format, ("val/loss", "val/accuracy@8", "val/token_correlation", "train/loss")),
+        STOPPING.format("val/mine, strict: false"),
+        CHECKPOINT,
+        STOPPING.format("val/mine").removesuffix("]") + f", {{class_path: {__name__}.Mine}}]",
+    ],
+)
+def test_what_is_logged_may_be_gone_by(said: str) -> None:
+    """And what is not, where a callback does without it, or one of somebody's own may log it."""
     named = ["--config", "parity", "--model.validate_at", "[8, 26]"]
-    assert read_configuration([*named, "--trainer.callbacks", STOPPING.format(name)])
+    assert read_configuration([*named, "--trainer.callbacks", said])
 
 
 @pytest.mark.parametrize(
@@ -181,6 +211,9 @@ def test_null_is_for_arguments_that_say_so() -> None:
         check_nulls({"data": said, "trainer": {"callbacks": [stops], "precision": None}})
 
     trains(difficulty=None, curriculum=None)
+    for kind in ("Mine.Inner", "Mine", "Nothing"):
+        said = {"class_path": f"{__name__}.{kind}", "init_args": dict.fromkeys(("one", "other", "any", "more"))}
+        check_nulls({"model": said})
     trains(seed=None)  # that of the whole run, linked in later
     for name in ("batch_size", "workers"):
         with pytest.raises(ValueError, match=rf"^data\.init_args\.{name} is null: "):
@@ -195,9 +228,8 @@ def test_null_is_for_arguments_that_say_so() -> None:
 def test_more_workers_than_any_machine_has_a_use_for_are_none() -> None:
     """Each is a process: a slip of the finger, as 100000, would take all memory of a machine, and of all who use it."""
     check_workers(16, advances=False)
-    most = max(32, os.cpu_count() or 1)
-    with pytest.raises(ValueError, match=f"^workers is {most + 1}, above the limit of {most} processes: give fewer"):
-        check_workers(most + 1, advances=False)
+    with pytest.raises(ValueError, match=r"^workers is 257, above the limit of 256 processes: give fewer"):
+        check_workers(257, advances=False)
 
 
 @pytest.mark.parametrize("value", ["{50:4}", "{b: {50:4}}", "{b: {c: 1}, 50:4}", "[{50:4}]"])

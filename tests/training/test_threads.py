@@ -65,7 +65,7 @@ def test_every_loss_is_measured_as_it_trains(tmp_path: Path, two: None) -> None:
         "--from", "reasoner", "--config", str(ROOT / "configs" / "reward.yaml"), "--threads", "null",
         "--output", str(tmp_path / "run"), "--data.init_args.batch_size", "2",
     ])  # fmt: skip
-    assert threads.measured(run, [1])[1] < 60
+    assert list(threads.measured(run, [1])) == [1]  # and no line that the loss needs judgements of steps
     trained = [name for name, weight in run.model.named_parameters() if weight.requires_grad]
     assert trained and all("value_head" in name for name in trained)
 

@@ -1,7 +1,6 @@
 """Batches: what one is, and an endless row of them."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 Batch: TypeAlias = dict[str, Tensor]
 
 MAX_SIZE = 2**31 - 1  # rows of a batch, tokens of a row, held-out examples: 32 bits
-MAX_WORKERS = 32  # on any machine: each is a whole process, and those beyond its cores only wait
+MAX_WORKERS = 256  # each is a whole process
 
 
 class EndlessBatches(IterableDataset[Batch]):
@@ -48,9 +47,8 @@ def check_workers(workers: int, advances: bool) -> None:
     answers to those before them."""
     if workers < 0:
         raise ValueError(f"workers is {workers}: it must be 0, for none, or more")
-    most = max(MAX_WORKERS, os.cpu_count() or 1)
-    if workers > most:
-        raise ValueError(f"workers is {workers}, above the limit of {most} processes: give fewer")
+    if workers > MAX_WORKERS:
+        raise ValueError(f"workers is {workers}, above the limit of {MAX_WORKERS} processes: give fewer")
     if workers and advances:
         raise ValueError(f"workers is {workers}, and none of them would know what advance has let in: leave it out")
     if workers and "fork" not in multiprocessing.get_all_start_methods():

@@ -119,6 +119,9 @@ def test_an_evaluation_tells_how_far_states_moved_and_charges_every_run(make_mod
     assert several[1].residual < one[1].residual
     again = evaluate(model, {8: [(ids, labels)], 9: [(ids, labels)]}, [1, 3], restarts=4)  # none draws for another
     assert [result.loss for result in again] == 2 * [result.loss for result in several]
+    draws = torch.Generator().manual_seed(0)
+    one, other = (evaluate(model, {8: [(ids, labels)]}, [3], restarts=4, generator=draws)[0] for _ in range(2))
+    assert one.loss == several[1].loss != other.loss  # whoever measures again draws others
 
 
 def test_runs_that_are_lost_have_no_vote() -> None:
