@@ -153,8 +153,7 @@ def evaluate(
         raise ValueError("iterations is empty; give at least one count")
     counts = sorted({model.check_depth(count) for count in ([None] if iterations is None else iterations)})
     options = routing_options(model, capacity=capacity, selection=selection)
-    rule = choose_exit(model, exit)
-    many = check_restarts(model, restarts, choose)
+    rule, many = choose_exit(model, exit), check_restarts(model, restarts, choose)
     if many is not None and rule is not None:
         raise ValueError(
             f"restarts={restarts} chooses after the last iteration, and exit {exit} has none: leave one out"
@@ -174,8 +173,8 @@ def evaluate(
         if not tallies[counts[0]].scored:
             where = "the batches have" if difficulty is None else f"difficulty {difficulty} has"
             raise ValueError(f"{where} no scored token: give examples with labels other than {IGNORE}")
-        found = results_of(model, tallies, difficulty, bytes_per_token, capacity)
         guess = best_guess(frequencies, bytes_per_token)
+        found = results_of(model, tallies, difficulty, bytes_per_token, capacity)
         results += [replace(result, guess=guess) for result in found]
     return results
 
