@@ -136,7 +136,8 @@ class Session:
 
     @torch.inference_mode()
     def think(self, tokens: Tensor, mask: Tensor | None = None) -> ModelOutput:
-        """The model's answers at all of these tokens. Rows may have none, but where the session starts warm."""
+        """The model's answers at all of these tokens. A row may have no token, unless the session starts warm: then a
+        ValueError names it."""
         return self.thought(tokens, mask)[0]
 
     def thought(self, tokens: Tensor, mask: Tensor | None) -> tuple[ModelOutput, Tensor | None]:

@@ -142,8 +142,7 @@ def check_nulls(held: Any, where: str = "") -> None:
 
 
 def may_be_null(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class may be None: unless it is said to be a number, a list or the like, or one of some
-    of these."""
+    """Whether an argument of a class may be None: unless its type is one of PLAIN, or a union of such."""
     with suppress(Exception):  # signatures of somebody's own may name what is not there, or be none
         given = signature(class_of(class_path), eval_str=True).parameters[argument]
         wanted = get_args(given.annotation) if isinstance(given.annotation, UnionType) else (given.annotation,)

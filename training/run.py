@@ -231,8 +231,8 @@ def fit(run: TrainingCLI, there: Standing) -> None:
 
 
 def convert(run: TrainingCLI) -> None:
-    """Give the weights the number type of training where that is theirs too (64-true, bf16-true). The trainer does so
-    after it has restored a state, which would be rounded on its way."""
+    """Give the weights the number type of the precision, where that is not of computing alone: 64-true, bf16-true and
+    16-true. The trainer does it too, but only after it has restored a state, whose doubles are rounded on their way."""
     plugin = run.trainer.precision_plugin
     if isinstance(plugin, DoublePrecision | HalfPrecision):
         plugin.convert_module(run.model)

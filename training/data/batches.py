@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 Batch: TypeAlias = dict[str, Tensor]
 
 MAX_SIZE = 2**31 - 1  # rows of a batch, tokens of a row, held-out examples: 32 bits
-MAX_WORKERS = 256  # each is a whole process
+MAX_WORKERS = 256  # each is a process with memory of its own: a slip of the finger must not take all there is
 
 
 class EndlessBatches(IterableDataset[Batch]):
