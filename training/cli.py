@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.seed import max_seed_value
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from yaml.representer import RepresenterError
 
 from mull.checkpoints.files import path_of
 from mull.checkpoints.plugins import import_plugins
@@ -85,6 +87,10 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     if not named.plugin:  # which may log what it likes
         check_monitored(callbacks, run.model)
+    for finder in (each for each in callbacks if isinstance(each, BatchSizeFinder | LearningRateFinder)):
+        raise ValueError(
+            f"{type(finder).__name__} changes what a run is as it trains: leave it out, and give the value yourself"
+        )
     if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
         warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)
@@ -220,7 +226,12 @@ class TrainingCLI(LightningCLI):
 
     def resolve(self, config: Any) -> dict[str, Any]:
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
-        fields = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_validation=True))  # parsing did it
+        try:
+            fields = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_validation=True))  # parsing did it
+        except RepresenterError as error:  # what a class of others has by itself, as Interval.step
+            raise ValueError(
+                f"{error.args[-1]!r} cannot be kept in a file: give that field as a text or a number"
+            ) from error
         return {name: value for name, value in fields.items() if name not in ("config", "output", "plugin", "from")}
 
     def completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
@@ -280,6 +291,10 @@ def check_overfitting(run: TrainingCLI, few: int) -> None:
 def check_epochs(run: TrainingCLI) -> None:
     """Raise a ValueError if epochs are to be counted, or a share is to be taken, where the data never ends."""
     trainer, data = run.config.trainer, run.datamodule
+    if (trainer.limit_train_batches or 0) > sys.maxsize:
+        raise ValueError(
+            f"trainer.limit_train_batches is {trainer.limit_train_batches}, above {sys.maxsize:,}: give less"
+        )
     if not isinstance(data, StreamData):
         return
     never_ends = f"and the data of {type(data).__name__} never ends"

@@ -251,3 +251,28 @@ def test_few_batches_over_and_over_are_trained_on_or_refused(tmp_path, reliabili
     train([*args, str(tmp_path / "out")])
     losses = (tmp_path / "out" / "trainer" / "logs" / "version_0" / "metrics.csv").read_text()
     assert "train/loss" in losses and (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--trainer.limit_train_batches=1e20"],
+            r"limit_train_batches is 1e\+20, above 9,223,372,036,854,775,807",
+        ),
+        (
+            ["--trainer.callbacks+=Timer"],
+            r"<Interval.step: 'step'> cannot be kept in a file: give that field",
+        ),
+        (["--trainer.callbacks+=BatchSizeFinder"], "BatchSizeFinder changes what a run is as it trains: leave it out"),
+        (
+            ["--trainer.callbacks+=LearningRateFinder"],
+            "LearningRateFinder changes what a run is as it trains: leave",
+        ),
+    ],
+)
+def test_what_a_trainer_of_others_takes_and_a_run_cannot_is_refused(options, said, tmp_path, reliability):
+    """Guards the start against errors that end a training later, and a run against fields that change as it trains."""
+    with pytest.raises(ValueError, match=said):
+        train([*reliability.arguments(tmp_path, {}), str(tmp_path / "out"), *options])
+    assert not (tmp_path / "out").exists()
