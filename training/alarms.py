@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from mull.models import ModelOutput
+from mull.training.iterations import IterationSampler
 
 DEVIATIONS = 6.0  # running deviations that are far
 KNOWN = 100  # values that must have been seen before one is far from them
@@ -34,7 +35,10 @@ FLAT = 1e-4  # standard deviation of a router's logits below which it tells no t
 
 def vital_signs(loss: Tensor, output: ModelOutput) -> dict[str, Tensor]:
     """What the alarms look at, as small tensors without gradient: scalars, and (thinking layers, passes) of routers."""
-    signs = {"loss": loss, "iterations": output.iterations.double().mean()}
+    depth = output.iterations.double().mean()
+    if output.selected is not None:  # positions that are not selected take fewer of the passes that there are
+        depth = depth.new_tensor(1.0 + output.selected.shape[-1])
+    signs = {"loss": loss, "iterations": depth}
     signs["state"] = output.state.float().square().mean().sqrt()
     if output.residual is not None:
         signs["residual"] = output.residual.mean()
@@ -82,7 +86,7 @@ class Alarms(pl.Callback):
         if signs is not None:
             sampler = pl_module.iterations
             values = dict(zip(signs, read(signs), strict=True))
-            if sampler is None or values["iterations"][0] >= sampler.mean:  # type: ignore[operator]
+            if sampler is None or values["iterations"][0] >= usual_depth(sampler):  # type: ignore[arg-type]
                 for kind, words in self.look(values, signs):
                     self.sound(kind, words, trainer.global_step)
             for kind, count in self.counts.items():
@@ -144,6 +148,11 @@ class Alarms(pl.Callback):
             vars(self.running[name]).update(values)
         self.first_size = state_dict["first_size"]
         self.broken, self.counts, self.told = (dict(state_dict[name]) for name in ("broken", "counts", "told"))
+
+
+def usual_depth(sampler: IterationSampler) -> float:
+    """A sampler's mean, or the count nearest to it that it can draw."""
+    return min(max(sampler.mean, sampler.minimum), sampler.maximum or math.inf)
 
 
 def read(signs: dict[str, Tensor]) -> list[list[float]]:

@@ -16,7 +16,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -152,6 +159,26 @@ def check_monitored(callbacks: Iterable[Any], module: TrainingModule) -> None:
             raise ValueError(f"{type(callback).__name__} goes by {asked}, which is not logged{why}; take {near[0]}")
 
 
+def check_callbacks(callbacks: Iterable[Any], max_steps: int) -> None:
+    """Raise a ValueError for a callback of Lightning that would make another run of this one, or none at all.
+
+    Args:
+        callbacks: those of the trainer.
+        max_steps: its optimizer steps; -1 where epochs are counted.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise ValueError(f"{name} changes what a run is as it trains: leave it out, and give the value yourself")
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise ValueError(f"{name} would train on batches again: leave it out, and set accumulate_grad_batches")
+        if isinstance(callback, StochasticWeightAveraging):
+            raise ValueError(f"{name} keeps its average to itself: take EMAWeightAveraging, whose average is exported")
+        start = getattr(callback, "update_starting_at_step", None)
+        if isinstance(callback, WeightAveraging) and start is not None and 0 < max_steps <= start:
+            raise ValueError(f"{name} begins at step {start}, and the run has {max_steps}: nothing would be averaged")
+
+
 def is_repeat(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> bool:
     """Whether another device was dealt this validation batch too.
 
@@ -185,10 +212,11 @@ def token_correlation(state: Tensor) -> Tensor:
 class Calibration(pl.Callback):
     """Sets the thresholds of routers before each validation, so that tokens are selected as they are in inference.
 
-    The trained weights do not depend on the thresholds.
+    The trained weights do not depend on the thresholds; an average of weights has thresholds of its own.
     """
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # Behind on_validation_start, in which nobody has averaged weights in place yet (lightning's WeightAveraging).
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network = pl_module.network
         if isinstance(network, LanguageModel):
             calibrate(network, trainer.val_dataloaders or [], n_tokens=4096)

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 
 from mull.models.selection import check_capacity
 from mull.training.data.streams import Stream
+from mull.training.iterations import IterationSampler
 
 
 class CapacitySampler(ABC):
@@ -24,6 +25,9 @@ class CapacitySampler(ABC):
     @abstractmethod
     def __call__(self, seed: int, index: int, n_passes: int) -> tuple[float, ...]:
         """The shares of training batch `index`, each from 0 to 1, one for each of its n_passes routed passes."""
+
+    def check(self, sampler: IterationSampler | None) -> None:  # noqa: B027
+        """Raise a ValueError, before anything is trained, where it has no share for a count that a sampler draws."""
 
 
 class Constant(CapacitySampler):
@@ -36,6 +40,16 @@ class Constant(CapacitySampler):
     def __init__(self, capacity: float | list[float]) -> None:
         check_capacity(capacity, len(capacity) if isinstance(capacity, list) else 1)
         self.capacity = capacity
+
+    def check(self, sampler: IterationSampler | None) -> None:
+        if sampler is not None and isinstance(self.capacity, list):
+            count = 1 + len(self.capacity)
+            if not sampler.minimum == count == sampler.maximum:
+                raise ValueError(
+                    f"capacity has a share for each of {count - 1} routed passes, and {type(sampler).__name__} draws "
+                    f"{sampler.minimum} to {sampler.maximum or 'any number of'} iterations: take Fixed with mean "
+                    f"{count}, or one share for all passes"
+                )
 
     def __call__(self, seed: int, index: int, n_passes: int) -> tuple[float, ...]:  # noqa: ARG002
         return check_capacity(self.capacity, n_passes)

@@ -38,6 +38,10 @@ class Carried:
         """Remember where a batch ended."""
         self.input_ids, self.state = input_ids, state.detach()
 
+    def drop(self) -> None:
+        """Forget it: the next batch begins anew."""
+        self.input_ids = self.state = None
+
     def state_dict(self) -> dict[str, Any]:
         return {"input_ids": self.input_ids, "state": self.state}
 

@@ -19,7 +19,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.seed import max_seed_value
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from yaml.representer import RepresenterError
@@ -28,7 +28,7 @@ from mull.checkpoints.files import path_of
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.alarms import Alarms
-from mull.training.callbacks import Calibration, DepthValidation, Throughput, check_monitored
+from mull.training.callbacks import Calibration, DepthValidation, Throughput, check_callbacks, check_monitored
 from mull.training.data.stream_data import StreamData
 from mull.training.help import page_of_train
 from mull.training.identity import decisive
@@ -87,10 +87,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     if not named.plugin:  # which may log what it likes
         check_monitored(callbacks, run.model)
-    for finder in (each for each in callbacks if isinstance(each, BatchSizeFinder | LearningRateFinder)):
-        raise ValueError(
-            f"{type(finder).__name__} changes what a run is as it trains: leave it out, and give the value yourself"
-        )
+    check_callbacks(callbacks, run.trainer.max_steps)
     if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
         warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)

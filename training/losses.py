@@ -162,6 +162,11 @@ class FixedPoint(Loss):
             raise ValueError(f"weight must be a number of at least 0, not {weight}")
         self.weight = weight
 
+    def check(self, sampler: IterationSampler | None) -> None:
+        super().check(sampler)
+        if sampler is None:
+            raise ValueError("a fixed point is one of a recurrent-depth model: take another loss for this family")
+
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         losses = token_losses(output.logits, labels)
         residual, moved = output.residual, scored(labels) & (output.iterations > 1)

@@ -230,7 +230,10 @@ class TrainingModule(pl.LightningModule):
         else:
             self.unlog("train/loss")
         if self.carried is not None:
-            self.carried.keep(batch["input_ids"], output.state)
+            if torch.isfinite(told):
+                self.carried.keep(batch["input_ids"], output.state)
+            else:  # what comes next would be lost with this batch
+                self.carried.drop()
         answered = getattr(getattr(self._trainer, "datamodule", None), "answered", None)  # without one, nobody asks
         if answered is not None:
             self.log_dict(answered(index, output.logits.detach(), batch["labels"]))

@@ -124,6 +124,8 @@ def check_together(run: TrainingCLI) -> None:
     check_carry(run.model.carried is not None, run.datamodule, run.trainer.world_size)
     check_labels(run.model.loss, run.datamodule)
     run.model.loss.check(run.model.iterations)
+    if run.model.capacity is not None:
+        run.model.capacity.check(run.model.iterations)
     check_finished(run.model, run.start)
 
 

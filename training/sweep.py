@@ -14,6 +14,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import shlex
 import signal
@@ -34,6 +35,7 @@ from mull.inference.measure.table import standard_output
 from mull.training.progress import say
 
 Cluster = Literal["slurm", "local", "debug"]
+LONGEST = 255  # bytes of a file's name
 MEASURES = ("accuracy", "exact_match", "loss", "bits_per_byte")  # what is averaged over seeds
 OWN = (
     "output",
@@ -149,6 +151,11 @@ def planned(
         for seed in numbers:
             parts = [f"{short[name]}={value}" for name, value in settings.items()] + [f"seed={seed}"]
             place = folder / re.sub(r"[^\w.=+-]+", "_", "-".join(parts))
+            if len(os.fsencode(place.name)) > LONGEST:
+                raise ValueError(
+                    f"the folder of a run would be called {place.name[:40]}..., which is longer than "
+                    f"{LONGEST} bytes: give shorter values, or a file each instead of a sweep"
+                )
             command = ["train", *(word for plugin in plugins for word in ("--plugin", plugin))]
             command += [word for config in configs for word in ("--config", config)]
             command += [f"--{name}={value}" for name, value in settings.items()]

@@ -51,10 +51,11 @@ def can_be_measured(run: TrainingCLI) -> bool:
 def measured(run: TrainingCLI, counts: list[int]) -> dict[int, float]:
     """Seconds of forward and backward of the last training batch, by number of threads; the run is left as it was.
 
-    The last batch, since a curriculum begins with small ones. The numbers take turns, after one round of warm-up.
+    The last batch, since a curriculum begins with small ones; the first where epochs are counted. The numbers take
+    turns, after one round of warm-up.
     """
     module, own = run.model, torch.get_num_threads()
-    last = run.trainer.max_steps * run.trainer.accumulate_grad_batches - 1
+    last = max(0, run.trainer.max_steps * run.trainer.accumulate_grad_batches - 1)
     batch = run.datamodule.training_batch(last)
     training = module.training
     module.freeze_others()  # as training will: what is not trained has no backward pass

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, ModelOutput
-from mull.training.alarms import Alarms, vital_signs
-from mull.training.iterations import Fixed
+from mull.training.alarms import Alarms, usual_depth, vital_signs
+from mull.training.iterations import Fixed, LogNormalPoisson
 from mull.training.module import TrainingModule
 from mull.training.skips import NonFiniteLossError, Skips
 
@@ -107,6 +107,22 @@ def test_a_broken_router_is_told_of(broken: str | None) -> None:
     assert module.logged == ({} if broken is None else {"alarms/router": 2.0})  # one layer of two passes
     told = f"the router of pass 2 in thinking layer 1 {words}"
     assert len(lines) == (broken is not None) and all(told in line for line in lines)
+
+
+def test_batches_are_looked_at_whoever_left_them_early() -> None:
+    """Guards the depth of a batch: positions that are not selected take fewer passes, and the batch all of them; and
+    of a sampler that never draws its mean, the nearest that it draws is the usual one."""
+    shape = {"vocab_size": 8, "d_model": 16, "n_heads": 2, "d_ff": 16, "max_length": 32, "n_layers": 2}
+    model = InnerThinkingTransformer(InnerThinkingConfig(**shape, capacity=0.5)).train()
+    output = model(torch.randint(8, (3, 12)), 4)
+    assert output.iterations.double().mean() < 3 and vital_signs(output.logits.mean(), output)["iterations"] == 4
+    for sampler, usual_one in (
+        (Fixed(3), 3),
+        (LogNormalPoisson(8), 8),
+        (LogNormalPoisson(8, maximum=4), 4),
+        (LogNormalPoisson(3, minimum=6), 6),
+    ):
+        assert usual_depth(sampler) == usual_one
 
 
 def test_a_run_that_goes_on_warns_as_one_without_a_stop() -> None:

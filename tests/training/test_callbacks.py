@@ -8,6 +8,7 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
 
@@ -251,6 +252,28 @@ def test_thresholds_are_set_before_a_validation():
     assert not torch.equal(before, network.layers[1].thresholds)
     met = network.eval()(batch["input_ids"], capacity=0.5).selected.float().mean(dim=(0, 1))
     assert (met - 0.5).abs().max() < 0.04  # 64 positions, calibrated on the same
+
+
+def test_averaged_weights_are_validated_at_the_capacity_asked_for():
+    """Guards what early stopping goes by: the average has thresholds of its own, not those of the live weights."""
+    module, batch = inner_thinking_run(0.001)
+    seen = []
+
+    class Far(EMAWeightAveraging):  # the live routers are far from their average
+        def on_train_batch_end(self, trainer, pl_module, *rest):
+            super().on_train_batch_end(trainer, pl_module, *rest)
+            pl_module.network.layers[1].router.data.mul_(-3)
+
+        def on_validation_batch_start(self, _, pl_module, *__):
+            seen.append(pl_module.network(batch["input_ids"], capacity=0.5).selected.float().mean(dim=(0, 1)))
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, max_steps=2,
+        enable_model_summary=False, val_check_interval=1, callbacks=[Far(decay=0.5), Calibration()],
+    )  # fmt: skip
+    batches = torch.utils.data.DataLoader([batch] * 2, batch_size=None)
+    trainer.fit(module, batches, torch.utils.data.DataLoader([batch], batch_size=None))
+    assert len(seen) == 3 and all((met - 0.5).abs().max() < 0.04 for met in seen), seen
 
 
 def test_thresholds_are_of_all_difficulties():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, Transformer, TransformerConfig
 from mull.training.capacities import Constant, Uniform, WarmUp
-from mull.training.iterations import Fixed
+from mull.training.iterations import Fixed, LogNormalPoisson
 from mull.training.module import TrainingModule
 
 SHAPE = {"vocab_size": 7, "d_model": 8, "n_heads": 2}
@@ -18,6 +18,17 @@ def test_constant_names_one_share_or_one_for_each_pass():
     assert Constant([0.9, 0.0])(0, 5, 2) == (0.9, 0.0)
     with pytest.raises(ValueError, match="names 2 routed passes and there are 3"):
         Constant([0.9, 0.0])(0, 5, 3)
+
+
+def test_shares_by_pass_need_that_many_passes_in_every_batch():
+    """Guards the start of a run: a count that has no shares would end it at whichever batch first draws it."""
+    shares = Constant([0.5, 0.4, 0.3])
+    for few in (LogNormalPoisson(4), Fixed(3)):
+        with pytest.raises(ValueError, match=rf"each of 3 routed passes, and {type(few).__name__} draws .* mean 4"):
+            shares.check(few)
+    for fine in (shares, Constant(0.5), WarmUp(0.5, 3), Uniform()):
+        fine.check(Fixed(4))
+    Constant(0.5).check(LogNormalPoisson(4))
 
 
 def test_warm_up_falls_along_half_a_cosine_and_stays():

@@ -87,6 +87,18 @@ def test_the_first_segment_starts_at_random_and_later_ones_draw_their_noise():
     assert not torch.equal(second.state, calm.state)
 
 
+def test_a_batch_that_is_lost_takes_no_other_with_it():
+    """Guards the segments behind a batch whose loss is no number: they begin anew, and are trained on."""
+    module = TrainingModule(build(), Fixed(2), carry=True)
+    module.batch_index, module.log = lambda number: number, lambda *_, **__: None  # there is no trainer
+    batch, weight = {"input_ids": ids(), "labels": ids(2)}, module.network.embedding.weight
+    kept = weight.detach().clone()
+    weight.data.fill_(torch.nan)
+    assert torch.isnan(module.training_step(batch, 0))
+    weight.data.copy_(kept)
+    assert torch.isfinite(module.training_step(batch, 1)) and module.carried.state_for(ids()) is not None
+
+
 def test_a_batch_is_given_again_and_is_a_function_of_its_number():
     """Guards repeat: the items are those of a run without it, each batch three times; a change of difficulty, by number
     or by mastery, waits for the next items."""

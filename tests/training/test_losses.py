@@ -216,6 +216,12 @@ def test_a_gate_that_has_no_next_iteration_is_refused_before_training():
         HaltOnImprovement().check(more)
 
 
+def test_a_fixed_point_needs_a_loop():
+    """Guards against a term that is never there: a network without a sampler has no last iteration."""
+    with pytest.raises(ValueError, match="a fixed point is one of a recurrent-depth model: take another loss"):
+        FixedPoint().check(None)
+
+
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_expected_loss_refuses_a_weight_that_is_none(weight):
     """Guards the entropy term's sign: below 0 it would draw the gate to one count."""

@@ -253,6 +253,9 @@ def test_few_batches_over_and_over_are_trained_on_or_refused(tmp_path, reliabili
     assert "train/loss" in losses and (tmp_path / "out" / "config.json").exists()
 
 
+LATE = "[{class_path: EMAWeightAveraging, init_args: {update_starting_at_step: 8}}]"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -265,6 +268,18 @@ def test_few_batches_over_and_over_are_trained_on_or_refused(tmp_path, reliabili
             r"<Interval.step: 'step'> cannot be kept in a file: give that field",
         ),
         (["--trainer.callbacks+=BatchSizeFinder"], "BatchSizeFinder changes what a run is as it trains: leave it out"),
+        (
+            ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"],
+            "take EMAWeightAveraging",
+        ),
+        (
+            ["--trainer.callbacks+=GradientAccumulationScheduler", "--trainer.callbacks.scheduling={1: 2}"],
+            "train on batches again: leave it out, and set accumulate_grad_batches",
+        ),
+        (
+            ["--trainer.max_steps=8", f"--trainer.callbacks={LATE}"],
+            "begins at step 8, and the run has 8: nothing would be averaged",
+        ),
         (
             ["--trainer.callbacks+=LearningRateFinder"],
             "LearningRateFinder changes what a run is as it trains: leave",

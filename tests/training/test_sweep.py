@@ -163,6 +163,7 @@ def test_values_may_have_commas_inside() -> None:
         (["--set", "seed_everything=1,2"], "give --seeds"),
         (["--set", "data.init_args.seed=1,2"], "--set data.init_args.seed is not for a sweep: give --seeds"),
         (["--set", "model.warmup_steps=1,1"], "has a value twice"),
+        (["--set", f"model.validate_at={[*range(1, 120)]}".replace(" ", "")], "is longer than 255 bytes: give shorter"),
         (["--set", "model.warmup_steps=1, 1"], "has a value twice"),
         (["--set", "model.warmup_steps=1,01"], "warmup_steps=01 and model.warmup_steps=1 are one configuration: leave"),
         (["--set", "model.warmup_steps=1", "--set", "model.warmup_steps=2"], "a field is set twice"),

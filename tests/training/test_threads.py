@@ -59,6 +59,13 @@ def test_measuring_leaves_the_run_as_it_was(tmp_path: Path, two: None) -> None: 
     assert run.model.training == mode and torch.equal(torch.get_rng_state(), random) and torch.get_num_threads() == 2
 
 
+def test_epochs_are_measured_by_their_first_batch(tmp_path: Path, two: None) -> None:  # noqa: ARG001
+    """Guards runs that count epochs, whose steps nobody knows beforehand."""
+    epochs = ["--trainer.max_steps", "-1", "--trainer.max_epochs", "2", "--trainer.limit_train_batches", "4"]
+    seconds = threads.measured(read_configuration([*arguments(tmp_path / "run"), *epochs]), [1])
+    assert 0 < seconds[1] < 60
+
+
 def test_every_loss_is_measured_as_it_trains(tmp_path: Path, two: None) -> None:  # noqa: ARG001
     """Guards losses that ask for more of a batch than its labels, and runs that train a part of the network."""
     run = read_configuration([
