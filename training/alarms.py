@@ -6,9 +6,10 @@
     alarms/router        a router that tells no token from another, or picks the same places in every row
 
 Each compares a value of the batch with the running mean and deviation of the latest hundred or so. Batches of fewer
-iterations than the sampler's mean are left out: they answer worse and move more by design. At most one line for each
-alarm in 100 steps; all of them are counted. The running values are part of the resumable state, so that a run that goes
-on warns as one without a stop would. Of several processes the first one's batches are looked at.
+iterations than the sampler's mean (or the most that it draws, where that is less) are left out: they answer worse and
+move more by design. At most one line for each alarm in 100 steps; all of them are counted. The running values are part
+of the resumable state, so that a run that goes on warns as one without a stop would. Of several processes the first
+one's batches are looked at.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ FLAT = 1e-4  # standard deviation of a router's logits below which it tells no t
 
 def vital_signs(loss: Tensor, output: ModelOutput) -> dict[str, Tensor]:
     """What the alarms look at, as small tensors without gradient: scalars, and (thinking layers, passes) of routers."""
-    depth = output.iterations.double().mean()
-    if output.selected is not None:  # positions that are not selected take fewer of the passes that there are
+    depth = output.iterations.max().double()  # of the row that takes most
+    if output.selected is not None:  # and no position need take all passes that there are
         depth = depth.new_tensor(1.0 + output.selected.shape[-1])
     signs = {"loss": loss, "iterations": depth}
     signs["state"] = output.state.float().square().mean().sqrt()
@@ -151,7 +152,7 @@ class Alarms(pl.Callback):
 
 
 def usual_depth(sampler: IterationSampler) -> float:
-    """A sampler's mean, or the count nearest to it that it can draw."""
+    """A sampler's mean, within the least and the most that it draws."""
     return min(max(sampler.mean, sampler.minimum), sampler.maximum or math.inf)
 
 

@@ -164,19 +164,27 @@ def check_callbacks(callbacks: Iterable[Any], max_steps: int) -> None:
 
     Args:
         callbacks: those of the trainer.
-        max_steps: its optimizer steps; -1 where epochs are counted.
+        max_steps: its optimizer steps; -1 where their number is not known.
     """
     for callback in callbacks:
         name = type(callback).__name__
         if isinstance(callback, BatchSizeFinder | LearningRateFinder):
-            raise ValueError(f"{name} changes what a run is as it trains: leave it out, and give the value yourself")
+            value = "the learning rate" if isinstance(callback, LearningRateFinder) else "data.init_args.batch_size"
+            raise ValueError(f"{name} changes what a run is as it trains: leave it out, and give {value} yourself")
         if isinstance(callback, GradientAccumulationScheduler):
-            raise ValueError(f"{name} would train on batches again: leave it out, and set accumulate_grad_batches")
+            raise ValueError(
+                f"{name} would train on batches again, which are numbered by steps times accumulated ones: leave it "
+                "out, and set trainer.accumulate_grad_batches"
+            )
         if isinstance(callback, StochasticWeightAveraging):
             raise ValueError(f"{name} keeps its average to itself: take EMAWeightAveraging, whose average is exported")
-        start = getattr(callback, "update_starting_at_step", None)
-        if isinstance(callback, WeightAveraging) and start is not None and 0 < max_steps <= start:
-            raise ValueError(f"{name} begins at step {start}, and the run has {max_steps}: nothing would be averaged")
+        if isinstance(callback, WeightAveraging) and max_steps > 0:
+            by_step = any(callback.should_update(step_idx=step) for step in range(max_steps))
+            if not by_step and not callback.should_update(epoch_idx=max_steps):
+                raise ValueError(
+                    f"{name} averages at none of the {max_steps} steps, 0 to {max_steps - 1}, and the initial weights "
+                    "would be exported: begin earlier, or average more often"
+                )
 
 
 def is_repeat(trainer: pl.Trainer, batch_idx: int, dataloader_idx: int) -> bool:
@@ -215,7 +223,8 @@ class Calibration(pl.Callback):
     The trained weights do not depend on the thresholds; an average of weights has thresholds of its own.
     """
 
-    # Behind on_validation_start, in which nobody has averaged weights in place yet (lightning's WeightAveraging).
+    # Not in on_validation_start: averaged weights are put in place behind it, by a callback of the configuration, which
+    # stands before ours (`TrainingCLI.instantiate_trainer`).
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         network = pl_module.network
         if isinstance(network, LanguageModel):

@@ -46,8 +46,8 @@ class Constant(CapacitySampler):
             count = 1 + len(self.capacity)
             if not sampler.minimum == count == sampler.maximum:
                 raise ValueError(
-                    f"capacity has a share for each of {count - 1} routed passes, and {type(sampler).__name__} draws "
-                    f"{sampler.minimum} to {sampler.maximum or 'any number of'} iterations: take Fixed with mean "
+                    f"capacity has a share for every routed pass of {count} iterations, and {type(sampler).__name__} "
+                    f"may draw others (minimum {sampler.minimum}, maximum {sampler.maximum}): take Fixed with mean "
                     f"{count}, or one share for all passes"
                 )
 

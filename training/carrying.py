@@ -3,7 +3,8 @@
     segment 1   s = R iterations from a new state;            step on the loss of its answer
     segment n   s = R iterations more from detach(s);         step on the loss of its answer
 
-A segment is a training batch, and goes on where it has the same input_ids as the batch before it; data that gives each
+A segment is a training batch, and goes on where it has the same input_ids as the batch before it and that one's loss
+was a number; data that gives each
 batch N times in a row (`repeat: N`) has N segments for each. Thinking for n R iterations is then trained at the memory
 and the gradient of R (HRM, arXiv 2506.21734; TRM, arXiv 2510.04871). In inference nothing changes: since a and then b
 iterations are a + b iterations, n segments are one run of n R.

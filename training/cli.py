@@ -87,7 +87,7 @@ def read_configuration(args: list[str]) -> TrainingCLI:
     callbacks: list[pl.Callback] = run.trainer.callbacks  # type: ignore[attr-defined]
     if not named.plugin:  # which may log what it likes
         check_monitored(callbacks, run.model)
-    check_callbacks(callbacks, run.trainer.max_steps)
+    check_callbacks(callbacks, -1 if run.trainer.fast_dev_run else run.trainer.max_steps)  # type: ignore[attr-defined]
     if isinstance(run.datamodule, StreamData):  # which is never shuffled; the trainer takes it for that
         warnings.filterwarnings("ignore", ".*requested to overfit but enabled train dataloader shuffling.*")
     expect_unused(run.trainer, run.model.may_leave_out)
@@ -203,6 +203,11 @@ class TrainingCLI(LightningCLI):
             if check_count("threads", self.config.threads) > MAX_THREADS:
                 raise ValueError(f"threads is {self.config.threads}, above the limit of {MAX_THREADS:,}: give fewer")
             torch.set_num_threads(self.config.threads)
+        if (self.config.trainer.limit_train_batches or 0) > sys.maxsize:
+            raise ValueError(
+                f"trainer.limit_train_batches is {self.config.trainer.limit_train_batches}, above {sys.maxsize:,}: "
+                "give less"
+            )
         asked = self.config.output
         self.folder = default_folder(self.config) if asked is None else path_of(asked, "--output")
         self.states = self.folder / "trainer"
@@ -227,7 +232,8 @@ class TrainingCLI(LightningCLI):
             fields = yaml.safe_load(self.parser.dump(config, skip_unset=False, skip_validation=True))  # parsing did it
         except RepresenterError as error:  # what a class of others has by itself, as Interval.step
             raise ValueError(
-                f"{error.args[-1]!r} cannot be kept in a file: give that field as a text or a number"
+                f"{error.args[-1]!r}, which a class has by itself, cannot be kept in a file: give that argument, as a "
+                "text or a number"
             ) from error
         return {name: value for name, value in fields.items() if name not in ("config", "output", "plugin", "from")}
 
@@ -247,7 +253,7 @@ class TrainingCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """The trainer of the configuration with our checkpoints, logger and callbacks; nothing is written yet."""
         self.saving = Saving(self.states, self.config.save_every, lambda: self.identity)
-        # They stand beside those of the configuration. The trainer moves `saving` to the end, so that a saved state
+        # They stand behind those of the configuration. The trainer moves `saving` to the end, so that a saved state
         # holds what the other callbacks did at that step.
         self.trainer_defaults["callbacks"] = [Calibration(), DepthValidation(), Throughput(), Alarms(), self.saving]
         ours = make_loggers(
@@ -288,10 +294,6 @@ def check_overfitting(run: TrainingCLI, few: int) -> None:
 def check_epochs(run: TrainingCLI) -> None:
     """Raise a ValueError if epochs are to be counted, or a share is to be taken, where the data never ends."""
     trainer, data = run.config.trainer, run.datamodule
-    if (trainer.limit_train_batches or 0) > sys.maxsize:
-        raise ValueError(
-            f"trainer.limit_train_batches is {trainer.limit_train_batches}, above {sys.maxsize:,}: give less"
-        )
     if not isinstance(data, StreamData):
         return
     never_ends = f"and the data of {type(data).__name__} never ends"

@@ -35,6 +35,8 @@ from mull.models.loop import Iterations
 from mull.models.precision import wide
 from mull.training.iterations import IterationSampler
 
+NO_FIXED_POINT = "a fixed point is one of a recurrent-depth model: take another loss for this family"
+
 
 class Loss(ABC):
     """A loss names the counts it reads answers at, and turns the output into a scalar in nats per scored token."""
@@ -103,9 +105,7 @@ class SeveralIterations(Loss):
 
     def __init__(self, weights: dict[float, float]) -> None:
         if not weights or not all(0 < share <= 1 and 0 <= weight < math.inf for share, weight in weights.items()):
-            raise ValueError(
-                f"weights must name shares above 0 and at most 1, with weights of at least 0, not {weights}"
-            )
+            raise ValueError(f"weights must name shares above 0, at most 1, and weights of at least 0, not {weights}")
         if sum(weights.values()) == 0:
             raise ValueError(f"weights must not all be 0: {weights}")
         self.weights = {float(share): float(weight) for share, weight in weights.items()}
@@ -162,10 +162,9 @@ class FixedPoint(Loss):
             raise ValueError(f"weight must be a number of at least 0, not {weight}")
         self.weight = weight
 
-    def check(self, sampler: IterationSampler | None) -> None:
-        super().check(sampler)
-        if sampler is None:
-            raise ValueError("a fixed point is one of a recurrent-depth model: take another loss for this family")
+    def trained(self, network: nn.Module) -> None:
+        if isinstance(network, LanguageModel) and not isinstance(network, IteratedModel):
+            raise ValueError(NO_FIXED_POINT)
 
     def __call__(self, output: ModelOutput, labels: Tensor) -> Tensor:
         losses = token_losses(output.logits, labels)
@@ -173,7 +172,7 @@ class FixedPoint(Loss):
         if residual is not None:
             losses = losses + self.weight * residual.square() * moved
         elif bool(moved.any()):
-            raise ValueError("a fixed point is one of a recurrent-depth model: take another loss for this family")
+            raise ValueError(NO_FIXED_POINT)
         return losses.sum() / number_scored(labels)
 
 

@@ -154,7 +154,7 @@ def planned(
             if len(os.fsencode(place.name)) > LONGEST:
                 raise ValueError(
                     f"the folder of a run would be called {place.name[:40]}..., which is longer than "
-                    f"{LONGEST} bytes: give shorter values, or a file each instead of a sweep"
+                    f"{LONGEST} bytes: give shorter values, or write a file for each run yourself"
                 )
             command = ["train", *(word for plugin in plugins for word in ("--plugin", plugin))]
             command += [word for config in configs for word in ("--config", config)]

@@ -109,7 +109,7 @@ def test_a_broken_router_is_told_of(broken: str | None) -> None:
     assert len(lines) == (broken is not None) and all(told in line for line in lines)
 
 
-def test_batches_are_looked_at_whoever_left_them_early() -> None:
+def test_batches_are_looked_at_whoever_left_them_early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the depth of a batch: positions that are not selected take fewer passes, and the batch all of them; and
     of a sampler that never draws its mean, the nearest that it draws is the usual one."""
     shape = {"vocab_size": 8, "d_model": 16, "n_heads": 2, "d_ff": 16, "max_length": 32, "n_layers": 2}
@@ -123,6 +123,10 @@ def test_batches_are_looked_at_whoever_left_them_early() -> None:
         (LogNormalPoisson(3, minimum=6), 6),
     ):
         assert usual_depth(sampler) == usual_one
+    monkeypatch.setattr(Module, "iterations", LogNormalPoisson(8, maximum=4))
+    healthy = [usual(number) | {"iterations": 4.0} for number in range(150)]
+    lines, logged = sounded([*healthy, {**healthy[-1], "loss": 9.0}, {**healthy[-1], "loss": 9.0, "iterations": 3.0}])
+    assert len(lines) == 1 and logged == {"alarms/loss": 1.0}
 
 
 def test_a_run_that_goes_on_warns_as_one_without_a_stop() -> None:

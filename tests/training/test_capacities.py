@@ -1,5 +1,7 @@
 """Samplers of the capacity: pure functions of (seed, index), within their limits, and used by the training step."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, Transformer, TransformerConfig
 from mull.training.capacities import Constant, Uniform, WarmUp
+from mull.training.data import Parity, TaskData
 from mull.training.iterations import Fixed, LogNormalPoisson
 from mull.training.module import TrainingModule
+from mull.training.run import check_together
 
 SHAPE = {"vocab_size": 7, "d_model": 8, "n_heads": 2}
 
@@ -24,11 +28,20 @@ def test_shares_by_pass_need_that_many_passes_in_every_batch():
     """Guards the start of a run: a count that has no shares would end it at whichever batch first draws it."""
     shares = Constant([0.5, 0.4, 0.3])
     for few in (LogNormalPoisson(4), Fixed(3)):
-        with pytest.raises(ValueError, match=rf"each of 3 routed passes, and {type(few).__name__} draws .* mean 4"):
+        with pytest.raises(
+            ValueError, match=rf"every routed pass of 4 iterations, and {type(few).__name__} may draw .* mean 4"
+        ):
             shares.check(few)
     for fine in (shares, Constant(0.5), WarmUp(0.5, 3), Uniform()):
         fine.check(Fixed(4))
     Constant(0.5).check(LogNormalPoisson(4))
+    network = InnerThinkingTransformer(InnerThinkingConfig(**SHAPE))
+    module = TrainingModule(network, LogNormalPoisson(4), capacity=shares)
+    run = SimpleNamespace(
+        model=module, datamodule=TaskData(Parity(8)), trainer=SimpleNamespace(world_size=1), start=None
+    )
+    with pytest.raises(ValueError, match="take Fixed with mean 4, or one share for all passes"):
+        check_together(run)
 
 
 def test_warm_up_falls_along_half_a_cosine_and_stays():

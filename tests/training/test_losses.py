@@ -16,6 +16,8 @@ from mull.models import (
     Reading,
     RecurrentDepthConfig,
     RecurrentDepthTransformer,
+    Transformer,
+    TransformerConfig,
 )
 from mull.models.labels import IGNORE
 from mull.training.data import Parity, TaskData
@@ -217,9 +219,15 @@ def test_a_gate_that_has_no_next_iteration_is_refused_before_training():
 
 
 def test_a_fixed_point_needs_a_loop():
-    """Guards against a term that is never there: a network without a sampler has no last iteration."""
-    with pytest.raises(ValueError, match="a fixed point is one of a recurrent-depth model: take another loss"):
-        FixedPoint().check(None)
+    """Guards against a term that is never there, and a refusal in the first batch: only a loop has a last iteration. A
+    network of one's own may have one."""
+    small = {"vocab_size": 5, "d_model": 8, "n_heads": 2}
+    others = (Transformer(TransformerConfig(**small)), InnerThinkingTransformer(InnerThinkingConfig(**small)))
+    for other in others:
+        with pytest.raises(ValueError, match="a fixed point is one of a recurrent-depth model: take another loss"):
+            TrainingModule(other, Fixed(2), loss=FixedPoint())
+    for fine in (RecurrentDepthTransformer(RecurrentDepthConfig(**small)), torch.nn.Linear(2, 2)):
+        assert FixedPoint().trained(fine) is None
 
 
 @pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
