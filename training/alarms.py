@@ -38,7 +38,7 @@ def vital_signs(loss: Tensor, output: ModelOutput) -> dict[str, Tensor]:
     """What the alarms look at, as small tensors without gradient: scalars, and (thinking layers, passes) of routers."""
     depth = output.iterations.max().double()  # of the row that takes most
     if output.selected is not None:  # and no position need take all passes that there are
-        depth = depth.new_tensor(1.0 + output.selected.shape[-1])
+        depth = torch.full_like(depth, 1.0 + output.selected.shape[-1])
     signs = {"loss": loss, "iterations": depth}
     signs["state"] = output.state.float().square().mean().sqrt()
     if output.residual is not None:

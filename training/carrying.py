@@ -4,10 +4,9 @@
     segment n   s = R iterations more from detach(s);         step on the loss of its answer
 
 A segment is a training batch, and goes on where it has the same input_ids as the batch before it and that one's loss
-was a number; data that gives each
-batch N times in a row (`repeat: N`) has N segments for each. Thinking for n R iterations is then trained at the memory
-and the gradient of R (HRM, arXiv 2506.21734; TRM, arXiv 2510.04871). In inference nothing changes: since a and then b
-iterations are a + b iterations, n segments are one run of n R.
+was a number; data that gives each batch N times in a row (`repeat: N`) has N segments for each. Thinking for n R
+iterations is then trained at the memory and the gradient of R (HRM, arXiv 2506.21734; TRM, arXiv 2510.04871). In
+inference nothing changes: since a and then b iterations are a + b iterations, n segments are one run of n R.
 
 The answer that TRM feeds back beside the state is an option of the model here (`answer_feedback`), read out of it
 in every iteration, so that nothing but the state is carried.

@@ -4,6 +4,7 @@ import itertools
 import math
 import types
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, ModelOutput, Reading
 from mull.training import callbacks
 from mull.training.callbacks import Calibration, DepthValidation, Throughput, calibrate, token_correlation
+from mull.training.cli import read_configuration
 from mull.training.iterations import Fixed
 from mull.training.module import TrainingModule
 
@@ -275,6 +277,14 @@ def test_averaged_weights_are_validated_at_the_capacity_asked_for():
     batches = torch.utils.data.DataLoader([batch] * 2, batch_size=None)
     trainer.fit(module, batches, torch.utils.data.DataLoader([batch], batch_size=None))
     assert len(seen) == 2 and all((met - 0.2).abs().max() < 0.04 for met in seen), seen
+
+
+def test_averages_are_put_in_place_before_thresholds_are_set(tmp_path):
+    """Guards the order of callbacks: thresholds are set for the weights that stand there then."""
+    reference = Path(__file__).parents[2] / "configs" / "reference.yaml"  # which averages weights
+    run = read_configuration(["--config", str(reference), "--output", str(tmp_path / "run")])
+    order = [type(each) for each in run.trainer.callbacks]
+    assert order.index(EMAWeightAveraging) < order.index(Calibration)
 
 
 def test_thresholds_are_of_all_difficulties():
