@@ -6,6 +6,7 @@ or a new family is tested without a new line here.
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
@@ -34,9 +35,11 @@ def said(values: dict[str, Any]) -> str:
     return ",".join(f"{field}={value}" for field, value in values.items())
 
 
+@cache
 def options(family: type[ModelConfig]) -> dict[str, tuple[Any, ...]]:
     """The closed options of a family, {field: values}: Literal and bool annotations, and words of a registry."""
-    hints = {f.name: get_type_hints(family)[f.name] for f in fields(family)}
+    every = get_type_hints(family)
+    hints = {f.name: every[f.name] for f in fields(family)}
     closed = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     closed |= {name: tuple(registry) for name, registry in family.choices.items()}
     return closed | {name: (False, True) for name, hint in hints.items() if hint is bool}
