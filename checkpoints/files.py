@@ -24,7 +24,8 @@ from tokenizers import Tokenizer
 AGAIN = "copy the folder again from its source, or save the model again with mull.save"
 MAX_LINE = 300  # characters of a message about a file that somebody else made
 MAX_JSON, MAX_YAML, MAX_TOKENIZER = 4 << 20, 1 << 20, 64 << 20  # bytes; published tokenizers reach 35 MB
-MAX_NODES = 20_000  # of a YAML file: some two seconds of reading
+MAX_VALUES = 20_000  # of a YAML file: some two seconds of reading, without libyaml
+DEEPEST = 100  # its mappings and lists inside each other
 MAX_INTEGER = 2**63 - 1
 MAX_GROWTH = 1_000
 VOCABULARIES = ("BPE", "WordPiece", "WordLevel", "Unigram")  # types of tokenizer models, which replace nothing
@@ -217,29 +218,47 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     data = read_bytes(path, MAX_YAML)
     with trouble_of(path, "cannot be read as YAML"):
-        found = yaml.load(data.decode("utf-8"), plain_loader())
+        text = data.decode("utf-8")
+        check_yaml(text)
+        found = yaml.load(text, plain_loader())
     if not isinstance(found, dict):
         raise damaged(path, "must hold one YAML mapping")
     return found
 
 
-@cache
-def plain_loader() -> Any:
-    """A SafeLoader for files of strangers: no aliases, by which a short file becomes an endless tree; limited size."""
+def check_yaml(text: str) -> None:
+    """Raise a ValueError for what a file of a stranger may not hold, before anything is built of it.
+
+    An anchor, by whose aliases a short file becomes an endless tree; more values, or more of them inside each other,
+    than a configuration has: libyaml goes down by calls.
+    """
     import yaml
 
-    class PlainLoader(yaml.SafeLoader):
-        nodes = 0
+    values = depth = 0
+    for event in yaml.parse(text, quick_loader()):
+        if getattr(event, "anchor", None) is not None:  # an alias has one too
+            raise ValueError("it holds an anchor or an alias; write what it stands for")
+        values += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if values > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES:,} values")
+        if depth > DEEPEST:
+            raise ValueError(f"it is more than {DEEPEST} mappings and lists deep")
 
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            event = self.peek_event()
-            if getattr(event, "anchor", None) is not None:  # an alias has one too
-                raise ValueError("it holds an anchor or an alias; write what it stands for")
-            self.nodes += 1
-            if self.nodes > MAX_NODES:
-                raise ValueError(f"it holds more than {MAX_NODES:,} values")
-            return super().compose_node(parent, index)
 
+@cache
+def quick_loader() -> Any:
+    """PyYAML's SafeLoader, where possible the one of libyaml, which is ten times as fast."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@cache
+def plain_loader() -> Any:
+    """A loader that takes no key twice, and numbers that a computer has."""
+
+    class PlainLoader(quick_loader()):  # type: ignore[misc]
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             del deep  # always
             keys = [self.construct_object(key, True) for key, _ in node.value]

@@ -89,6 +89,7 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9
         ("json", b"\xff", "cannot be read as JSON"),
         ("json", b" " * (5 << 20), "is longer than 4,194,304 bytes"),
         ("yaml", NESTED_YAML.encode(), "cannot be read as YAML"),
+        ("yaml", b"a: " + b"[" * 200 + b"]" * 200, "it is more than 100 mappings and lists deep"),
         ("yaml", BOMB.encode(), "it holds an anchor or an alias"),
         ("yaml", b"a: &a [*a]", "it holds an anchor or an alias"),
         ("yaml", b"a: 1\na: 2", "the key a is there twice"),
