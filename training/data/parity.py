@@ -11,11 +11,12 @@ one answer. That alone caps the accuracy at 1 - (1/4 + 1/16 + ...) / length, 0.9
 """
 
 from collections.abc import Iterable
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
 
-from mull.training.data.task import IGNORE, START, Task
+from mull.training.data.task import IGNORE, START, Split, Task
 
 
 class Parity(Task):
@@ -46,6 +47,10 @@ class Parity(Task):
 
     def draw(self, rng: np.random.Generator, difficulty: int) -> np.ndarray:
         return rng.integers(0, 2, difficulty)
+
+    def number_of(self, split: Split, difficulty: int) -> int:
+        beginnings = np.array(list(product((0, 1), repeat=min(difficulty, self.decided_by))))
+        return sum(self.split_of(bits) == split for bits in beginnings) * 2 ** max(difficulty - self.decided_by, 0)
 
     def is_seen(self, difficulty: int, trained: Iterable[int]) -> bool:
         return difficulty < self.decided_by and any(length > difficulty for length in trained)

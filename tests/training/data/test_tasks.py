@@ -413,8 +413,9 @@ def test_any_seed_and_index_is_an_address(length: int, seed: int, index: int) ->
 
 
 def test_items_that_are_not_there_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the time of small tasks: that no more items are found takes 32,768 draws, and each batch would ask again.
-    What is found stays the same."""
+    """Guards the time of small tasks: that no more items are found takes 32,768 draws, where nobody knows their number,
+    and each batch would ask again. What is found stays the same."""
+    monkeypatch.setattr(Parity, "number_of", Task.number_of)
     task, calls, real = Parity(4), [], Parity.draw
 
     def counted(self: Parity, rng: np.random.Generator, difficulty: int) -> np.ndarray:
@@ -427,3 +428,16 @@ def test_items_that_are_not_there_are_looked_for_once(monkeypatch: pytest.Monkey
     assert found < 16 and looked > 10_000
     assert task.available("test", 0, 1000) == task.available("test", 0, 2000) == found and len(calls) == looked
     assert task.available("test", 1, 1000) > 0 and len(calls) > looked  # another stream is another matter
+
+
+@pytest.mark.parametrize("length", (1, 4, 8, 10))
+def test_the_rows_of_parity_are_counted(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the time of its short rows: where all have been found nobody looks for more, and none is left out."""
+    task, calls, real = Parity(length), [], Parity.draw
+    every = [task.split_of(np.array(bits)) for bits in itertools.product((0, 1), repeat=length)]
+    monkeypatch.setattr(Parity, "draw", lambda self, *how: calls.append(1) or real(self, *how))
+    for split in SPLITS[1:]:
+        assert task.number_of(split, length) == every.count(split)
+        if every.count(split):
+            calls.clear()
+            assert task.available(split, 0, 1000) == every.count(split) and 2048 <= len(calls) < 20_000
