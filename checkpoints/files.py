@@ -220,7 +220,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     with trouble_of(path, "cannot be read as YAML"):
         text = data.decode("utf-8")
         check_yaml(text)
-        found = yaml.load(text, plain_loader())
+        found = yaml.load(text, plain_loader(quick_loader(text)))
     if not isinstance(found, dict):
         raise damaged(path, "must hold one YAML mapping")
     return found
@@ -235,7 +235,7 @@ def check_yaml(text: str) -> None:
     import yaml
 
     values = depth = 0
-    for event in yaml.parse(text, quick_loader()):
+    for event in yaml.parse(text, quick_loader(text)):
         if getattr(event, "anchor", None) is not None:  # an alias has one too
             raise ValueError("it holds an anchor or an alias; write what it stands for")
         values += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
@@ -246,19 +246,22 @@ def check_yaml(text: str) -> None:
             raise ValueError(f"it is more than {DEEPEST} mappings and lists deep")
 
 
-@cache
-def quick_loader() -> Any:
-    """PyYAML's SafeLoader, where possible the one of libyaml, which is ten times as fast."""
+def quick_loader(text: str = "") -> Any:
+    """PyYAML's SafeLoader for a text, where possible the one of libyaml, which is ten times as fast.
+
+    That one takes tabs, as in JSON, and no escapes of lone surrogates, which names of files can have: a text with
+    escapes is left to the other.
+    """
     import yaml
 
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.SafeLoader if "\\" in text else getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @cache
-def plain_loader() -> Any:
-    """A loader that takes no key twice, and numbers that a computer has."""
+def plain_loader(base: Any) -> Any:
+    """A loader of YAML like `base` that takes no key twice, and only numbers that a computer has."""
 
-    class PlainLoader(quick_loader()):  # type: ignore[misc]
+    class PlainLoader(base):
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             del deep  # always
             keys = [self.construct_object(key, True) for key, _ in node.value]

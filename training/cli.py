@@ -230,7 +230,7 @@ class TrainingCLI(LightningCLI):
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
         try:
             text = self.parser.dump(config, skip_unset=False, skip_validation=True)  # parsing did it
-            fields = yaml.load(text, quick_loader())
+            fields = yaml.load(text, quick_loader(text))
         except RepresenterError as error:  # what a class of others has by itself, as Interval.step
             raise ValueError(
                 f"{error.args[-1]!r}, which a class has by itself, cannot be kept in a file: give that argument, as a "

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import mull
@@ -112,10 +113,13 @@ def test_files_that_are_no_data(kind: str, data: bytes, says: str, tmp_path: Pat
 
 
 def test_yaml_as_a_training_writes_it_is_read(tmp_path: Path) -> None:
-    """Guards against refusing too much: nested mappings, lists, infinite numbers, keys that are no text."""
+    """Guards against refusing too much: nested mappings, lists, infinite numbers, keys that are no text, and names of
+    files that are no UTF-8, which libyaml does not read."""
     (tmp_path / "file").write_text("a: {b: [1, .inf, null, 'x: y']}\n8: 2.5e-3\nlong: " + "x" * 5_000)
     expected = {"a": {"b": [1, float("inf"), None, "x: y"]}, 8: 2.5e-3, "long": "x" * 5_000}
     assert read_yaml(tmp_path / "file") == expected
+    (tmp_path / "file").write_text(yaml.safe_dump({"path": "x\udcff"}))
+    assert read_yaml(tmp_path / "file") == {"path": "x\udcff"}
 
 
 def pipe(path: Path) -> None:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 import mull
 from mull.checkpoints import huginn
+from mull.checkpoints.files import read_yaml
 from mull.cli import main
 from mull.training.callbacks import Throughput
 from mull.training.data import Parity, TaskData
@@ -291,3 +292,10 @@ def test_what_a_trainer_of_others_takes_and_a_run_cannot_is_refused(options, sai
     with pytest.raises(ValueError, match=said):
         train([*reliability.arguments(tmp_path, {}), str(tmp_path / "out"), *options])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_no_utf8_is_kept(tmp_path, reliability):
+    """Guards the record of a run, which comes through YAML: libyaml does not read such names."""
+    name = str(tmp_path / "x\udcff")
+    folder = train([*reliability.arguments(tmp_path, {}), str(tmp_path / "run"), "--trainer.default_root_dir", name])
+    assert read_yaml(folder / "training.yaml")["trainer"]["default_root_dir"] == name
