@@ -25,7 +25,7 @@ AGAIN = "copy the folder again from its source, or save the model again with mul
 MAX_LINE = 300  # characters of a message about a file that somebody else made
 MAX_JSON, MAX_YAML, MAX_TOKENIZER = 4 << 20, 1 << 20, 64 << 20  # bytes; published tokenizers reach 35 MB
 MAX_VALUES = 20_000  # of a YAML file: some two seconds of reading, without libyaml
-DEEPEST = 100  # its mappings and lists inside each other
+DEEPEST = 100  # of them inside each other: parsers go down by calls, and would run out of stack
 MAX_INTEGER = 2**63 - 1
 MAX_GROWTH = 1_000
 VOCABULARIES = ("BPE", "WordPiece", "WordLevel", "Unigram")  # types of tokenizer models, which replace nothing
@@ -220,7 +220,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     with trouble_of(path, "cannot be read as YAML"):
         text = data.decode("utf-8")
         check_yaml(text)
-        found = yaml.load(text, plain_loader(quick_loader(text)))
+        found = yaml.load(text, plain_loader(safe_loader(text)))
     if not isinstance(found, dict):
         raise damaged(path, "must hold one YAML mapping")
     return found
@@ -229,13 +229,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def check_yaml(text: str) -> None:
     """Raise a ValueError for what a file of a stranger may not hold, before anything is built of it.
 
-    An anchor, by whose aliases a short file becomes an endless tree; more values, or more of them inside each other,
-    than a configuration has: libyaml goes down by calls.
+    That is an anchor, by whose aliases a short file becomes an endless tree; more than `MAX_VALUES` values; or mappings
+    and lists more than `DEEPEST` deep.
     """
     import yaml
 
     values = depth = 0
-    for event in yaml.parse(text, quick_loader(text)):
+    for event in yaml.parse(text, safe_loader(text)):
         if getattr(event, "anchor", None) is not None:  # an alias has one too
             raise ValueError("it holds an anchor or an alias; write what it stands for")
         values += isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent)
@@ -246,11 +246,12 @@ def check_yaml(text: str) -> None:
             raise ValueError(f"it is more than {DEEPEST} mappings and lists deep")
 
 
-def quick_loader(text: str = "") -> Any:
-    """PyYAML's SafeLoader for a text, where possible the one of libyaml, which is ten times as fast.
+def safe_loader(text: str = "") -> Any:
+    """The loader of PyYAML that builds plain values alone and can read a text: where possible that of libyaml, which is
+    ten times as fast.
 
-    That one takes tabs, as in JSON, and no escapes of lone surrogates, which names of files can have: a text with
-    escapes is left to the other.
+    It takes tabs, as in JSON, and refuses escapes of lone surrogates, which names of files can have: a text with
+    escapes is left to the loader in Python.
     """
     import yaml
 

@@ -24,7 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from yaml.representer import RepresenterError
 
-from mull.checkpoints.files import path_of, quick_loader
+from mull.checkpoints.files import path_of, safe_loader
 from mull.checkpoints.plugins import import_plugins
 from mull.models.loop import check_count
 from mull.training.alarms import Alarms
@@ -230,7 +230,7 @@ class TrainingCLI(LightningCLI):
         """All fields of a parsed configuration but its places: moved files are no other run, no record has plugins."""
         try:
             text = self.parser.dump(config, skip_unset=False, skip_validation=True)  # parsing did it
-            fields = yaml.load(text, quick_loader(text))
+            fields = yaml.load(text, safe_loader(text))
         except RepresenterError as error:  # what a class of others has by itself, as Interval.step
             raise ValueError(
                 f"{error.args[-1]!r}, which a class has by itself, cannot be kept in a file: give that argument, as a "

@@ -24,7 +24,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError
 
-from mull.checkpoints.files import DEEPEST, quick_loader, shown
+from mull.checkpoints.files import DEEPEST, safe_loader, shown
 
 CLASS = re.compile(r"Problem with given class_path '([\w.]+)': ")
 UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments?: --([\w.-]+)\S*")
@@ -36,7 +36,7 @@ FREE_TEXT = {"mull train": "config", "mull generate": "prompt"}  # the option wh
 OPTION = re.compile(r"(--[\w.-]+|-c)(?:=(.*))?", re.DOTALL)  # with the value that may stand behind it
 FORMAT = re.compile(r"[\w.]*:[^a-zA-Z]*[a-zA-Z%]")  # of a number in the name of a file, as in {epoch:02d}
 NULL, TEXT, INTEGER = (f"tag:yaml.org,2002:{kind}" for kind in ("null", "str", "int"))  # what YAML takes a scalar for
-LOADER = quick_loader()  # the parser's: its library takes tabs, as in JSON
+LOADER = safe_loader()  # the parser's: its library takes tabs, as in JSON
 LINKED = {  # fields that others fill in -> from where
     "data.init_args.seed": "that of the whole run: leave it out, and set seed_everything",
     "data.seed": "that of the whole run: leave it out, and set seed_everything",
