@@ -1,6 +1,7 @@
 """What every test shares: one thread, little collecting of garbage, no waiting for the disk, hypothesis without chance,
 deadlines or files, and a second device."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -44,6 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     if "mull.training.cli" in sys.modules:
         keep_parsers()
+    lookup: Any = sys.modules.get("lightning.fabric.utilities.registry")
+    if lookup is not None:  # each trainer looks through all that is installed, which stays the same
+        lookup.entry_points = functools.cache(lookup.entry_points)
     gc.collect()
     gc.freeze()
 

@@ -340,7 +340,7 @@ def decode(model: Any, prompt: Tensor, decoder: str | None = None, **options: An
 
 def written(name: str, **options: Any) -> Answer:
     """Texts from three prompts, and the iterations of every token."""
-    given: dict[str, Any] = {"max_new_tokens": 14, **options}
+    given: dict[str, Any] = {"max_new_tokens": 10, **options}
     if "stop_tokens" in given:
         given["stop_tokens"] = STOP_TOKENS.get(name, given["stop_tokens"])
     if "generator" in given:

@@ -96,7 +96,8 @@ class Browser:
     def open(self) -> None:
         self.driver = self.start().start()
         try:
-            self.browser = self.driver.chromium.launch(executable_path=self.path, args=["--no-sandbox"])
+            started = {"executable_path": self.path, "args": ["--no-sandbox", "--disable-gpu"]}
+            self.browser = self.driver.chromium.launch(**started)
         except BaseException:
             self.driver.stop()
             raise

@@ -256,6 +256,7 @@ def test_thresholds_are_set_before_a_validation():
     assert (met - 0.5).abs().max() < 0.04  # 64 positions, calibrated on the same
 
 
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging doesn't support sharding")  # as a run does
 def test_averaged_weights_are_validated_at_the_capacity_asked_for():
     """Guards what early stopping goes by: the average has thresholds of its own, not those of the live weights."""
     module, batch = inner_thinking_run(0.001)
