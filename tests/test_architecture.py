@@ -232,7 +232,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tiny")
     mull.save(mull.Transformer(mull.TransformerConfig(vocab_size=3, d_model=8, n_heads=2, n_layers=1)), folder)
     script = """
-import importlib, json, sys
+import contextlib, importlib, io, json, sys
 import mull
 report = {"import": sorted(sys.modules)}
 import torch
@@ -250,6 +250,12 @@ report["measure"] = sorted(sys.modules)
 import mull.training.data
 mull.training.data.Parity()
 report["tasks"] = sorted(sys.modules)
+from mull import cli
+for command in cli.COMMANDS:
+    if command != "train":
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            cli.main([command, "--help"])
+report["help"] = sorted(sys.modules)
 if state() != before:
     changed["mull.load"], before = [before, state()], state()
 for name in sys.argv[2:]:
@@ -304,6 +310,13 @@ def test_tasks_need_no_trainer(fresh: dict[str, Any]) -> None:
     """Guards who only evaluates: tasks come without Lightning; the data modules are loaded on first use."""
     assert "mull.training.data.parity" in fresh["tasks"] and "lightning" not in fresh["tasks"]
     assert TaskData.__module__ == "mull.training.data.module"
+
+
+def test_help_needs_no_trainer(fresh: dict[str, Any]) -> None:
+    """Guards who asks for a page of help, or mistypes an option: Lightning takes seconds to import, and only a command
+    that trains, or measures on a run's own data, has use for it."""
+    assert {"mull.training.measuring", "mull.training.comparing.command", "mull.training.sweep"} <= set(fresh["help"])
+    assert not {"lightning", "wandb", "transformers", "torch._dynamo"} & set(fresh["help"])
 
 
 def test_imports_leave_torch_as_it_was(fresh: dict[str, Any]) -> None:

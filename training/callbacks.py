@@ -7,7 +7,6 @@ shows both at little cost (Huginn, arXiv 2502.05171, sections 4.2 and 4.3).
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,17 +25,16 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data.distributed import DistributedSampler
 
 from mull.checkpoints.quantities import NATS, number
-from mull.inference.mode import in_eval
 from mull.models import LanguageModel, ModelOutput, Reading
 from mull.models.labels import scored, token_losses
 from mull.training.data.traces import NOT_JUDGED
 from mull.training.losses import judgement_losses
 from mull.training.module import Batch, TrainingModule
 from mull.training.ranks import over_ranks
+from mull.training.thresholds import calibrate
 
 KINDS = ("loss", "accuracy", "reward_loss", "reward_accuracy")  # logged at each count; the last two of a process reward
 
@@ -229,37 +227,6 @@ class Calibration(pl.Callback):
         network = pl_module.network
         if isinstance(network, LanguageModel):
             calibrate(network, trainer.val_dataloaders or [], n_tokens=4096)
-
-
-def calibrate(network: LanguageModel, batches: Iterable[Batch], n_tokens: int = 32768) -> None:
-    """Set the thresholds of a network's routers on about n_tokens tokens of held-out batches.
-
-    Rows are taken from all batches, evenly: batches come difficulty by difficulty, and routers that have seen the first
-    ones only would send too many tokens of the others through a pass. A network without routers is left as it is.
-
-    Args:
-        network: the network; left in the mode that it is in.
-        batches: held-out batches; of more than 64 n_tokens tokens the first ones are looked at.
-        n_tokens: how many tokens are wanted; there may be fewer.
-    """
-    if not network.config.routed_layers:
-        return
-    rows: list[Tensor] = []
-    seen = 0
-    for batch in batches:
-        rows += batch["input_ids"]
-        seen += batch["input_ids"].numel()
-        if seen >= 64 * n_tokens:
-            break
-    wanted = min(len(rows), math.ceil(len(rows) * n_tokens / max(1, seen)))
-    taken = [rows[i * len(rows) // wanted] for i in range(wanted)]
-    if not taken:
-        return
-    ids = pad_sequence(taken, batch_first=True)
-    lengths = torch.tensor([len(row) for row in taken])
-    there = torch.arange(ids.shape[1])[None] < lengths[:, None]
-    with in_eval(network):
-        network.calibrate(ids.to(network.device), None if bool(there.all()) else there.long().to(network.device))
 
 
 class Throughput(pl.Callback):

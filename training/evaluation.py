@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
 from mull.checkpoints.files import damaged, is_there, read_yaml, shown
 from mull.checkpoints.names import folder_of
 from mull.checkpoints.plugins import import_plugins
@@ -52,6 +50,8 @@ def data_of(
         arguments = asked_for(folder, arguments, paths, trust)
         if "tokenizer" in arguments or str(description["class_path"]).startswith("mull."):  # not all others have one
             arguments["tokenizer"] = own_tokenizer(folder, arguments.get("tokenizer"))
+    import lightning.pytorch as pl  # takes seconds, which those who ask for help, or are refused, need not wait for
+
     try:
         data = build({**description, "init_args": arguments}, pl.LightningDataModule)
     except ValueError as error:

@@ -29,9 +29,9 @@ from mull.inference.measure.results import Result, from_json, to_json
 from mull.inference.measure.table import print_table
 from mull.models import LanguageModel
 from mull.models.families import FAMILIES
-from mull.training.callbacks import calibrate
 from mull.training.evaluation import data_of
-from mull.training.progress import measuring, say
+from mull.training.saying import measuring, say
+from mull.training.thresholds import calibrate
 
 LONGEST_ANSWER = 80  # tokens of the example on a card
 

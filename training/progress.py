@@ -1,4 +1,4 @@
-"""What a user sees while a run trains and is measured: a bar on a terminal, now and then a line elsewhere.
+"""What a user sees while a run trains: a bar on a terminal, now and then a line elsewhere.
 
 Both count optimizer steps of the whole run, whatever is accumulated and wherever it was gone on from. Of several
 processes only the first one shows anything.
@@ -6,35 +6,16 @@ processes only the first one shows anything.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
-from torch import Tensor
 
 from mull.checkpoints.quantities import NATS, number
+from mull.training.saying import on_terminal, say
 
 EVERY = 30.0  # seconds between two lines
-
-Batches = Mapping[int | None, Iterable[tuple[Tensor, Tensor]]]
-
-
-def on_terminal() -> bool:
-    """Whether a person watches."""
-    return sys.stdout.isatty()
-
-
-def say(text: str) -> None:
-    """Print a line at once. A reader who has gone, as `| head -1` does, ends no run: the rest goes nowhere."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_progress() -> ProgressBar:
@@ -105,28 +86,3 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-@contextmanager
-def measuring(batches: Batches, examples: int) -> Iterator[Batches]:
-    """The same batches, while a bar or a line says that they are being measured on.
-
-    Args:
-        batches: the batches (input_ids, labels) of each difficulty.
-        examples: most examples of a difficulty.
-    """
-    if not on_terminal():
-        say(f"measuring on at most {examples} examples of each difficulty")
-        yield batches
-        return
-    from rich.progress import Progress
-
-    with Progress(transient=True) as bar:
-        task = bar.add_task("measuring", total=examples * len(batches))
-
-        def watched(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-            for pair in pairs:
-                yield pair
-                bar.advance(task, len(pair[0]))
-
-        yield {difficulty: watched(pairs) for difficulty, pairs in batches.items()}

@@ -37,9 +37,9 @@ from mull.training.export import export, measure, measured_examples
 from mull.training.identity import Identity, Standing, check_place, identity_of, is_finished, standing
 from mull.training.lock import only_run
 from mull.training.losses import check_labels
-from mull.training.progress import say
 from mull.training.records import begin, close, conclude, label
 from mull.training.saving import Stopped
+from mull.training.saying import say
 from mull.training.sharding import is_sharded
 from mull.training.skips import NonFiniteLossError
 from mull.training.start import check_finished

@@ -22,7 +22,7 @@ from lightning.fabric.plugins import CheckpointIO
 
 from mull.checkpoints.replacing import sync_folder
 from mull.checkpoints.store import CONFIG
-from mull.training.progress import say
+from mull.training.saying import say
 
 LAST, PREVIOUS, NEXT = "last.ckpt", "previous.ckpt", "next.ckpt"
 PART = ".part"  # ends the name of a state that is being written

@@ -32,7 +32,7 @@ from mull.checkpoints.store import DEPTH
 from mull.inference.arguments import output_folder
 from mull.inference.measure.inspect import read_depth
 from mull.inference.measure.table import standard_output
-from mull.training.progress import say
+from mull.training.saying import say
 
 Cluster = Literal["slurm", "local", "debug"]
 LONGEST = 255  # bytes of a file's name

@@ -13,7 +13,7 @@ import torch
 
 from mull.checkpoints.replacing import replace_all
 from mull.training.cli import TrainingCLI
-from mull.training.progress import say
+from mull.training.saying import say
 from mull.training.states import LAST
 
 RECORD = "threads.txt"  # in the folder of the trainer's state

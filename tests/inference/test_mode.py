@@ -21,7 +21,7 @@ from mull.inference.measure.tokens import token_uses
 from mull.inference.mode import in_eval
 from mull.inference.session import Session
 from mull.models import LanguageModel
-from mull.training.callbacks import calibrate
+from mull.training.thresholds import calibrate
 
 MakeModel = Callable[..., LanguageModel]
 IDS = torch.randint(11, (4, 9), generator=torch.Generator().manual_seed(1))

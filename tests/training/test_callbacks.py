@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from mull.models import InnerThinkingConfig, InnerThinkingTransformer, ModelOutput, Reading
 from mull.training import callbacks
-from mull.training.callbacks import Calibration, DepthValidation, Throughput, calibrate, token_correlation
+from mull.training.callbacks import Calibration, DepthValidation, Throughput, token_correlation
 from mull.training.cli import read_configuration
 from mull.training.iterations import Fixed
 from mull.training.module import TrainingModule
+from mull.training.thresholds import calibrate
 
 
 class Staged(nn.Module):
