@@ -37,7 +37,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in TEXTS.items():
         (home / name).write_bytes(text)
     server = HTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(home)))
-    Thread(target=server.serve_forever, daemon=True).start()
+    Thread(target=server.serve_forever, daemon=True, args=(0.05,)).start()
     source = corpora.Source("two plays, public domain", f"http://127.0.0.1:{server.server_port}/", FILES)
     monkeypatch.setattr(corpora, "SOURCES", {"plays": source})
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
