@@ -136,7 +136,7 @@ class RoutedLayer(Layer):
             self.router = nn.Parameter(torch.empty(n_routed, config.d_model))
             # h, (routed passes, G earlier, G)
             fresh = expected_thresholds(config.router_temperature)
-            self.register_buffer("thresholds", fresh.repeat(n_routed, len(GRID), 1))
+            self.register_buffer("thresholds", fresh.expand(n_routed, len(GRID), -1).contiguous())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
         """As torch has it; thresholds that an earlier version saved, (routed passes, G), hold behind any capacity."""

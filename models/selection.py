@@ -99,8 +99,9 @@ SELECTIONS: dict[Selection, Select] = {"top_k": top_k, "threshold": over_thresho
 
 def expected_thresholds(temperature: float = 1.0) -> Tensor:
     """h on the grid, (G,), before any calibration: logits of a fresh router are normal with variance 2/5, divided by
-    the temperature of the router. No tensor is computed with: on the meta device, where models are built to be loaded
-    into, torch would import its compiler for it (a second)."""
+    the temperature of the router."""
+    # Scaled in Python: models are built on the meta device to be loaded into, and for arithmetic there torch imports
+    # its compiler.
     scale = math.sqrt(2 / 5) / temperature
     return torch.tensor([scale * normal_threshold(share) for share in GRID])
 

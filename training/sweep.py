@@ -36,6 +36,7 @@ from mull.training.saying import say
 
 Cluster = Literal["slurm", "local", "debug"]
 LONGEST = 255  # bytes of a file's name
+LARGEST_SEED = 2**32 - 1  # that a run takes: Lightning's limit, which takes seconds to import
 MEASURES = ("accuracy", "exact_match", "loss", "bits_per_byte")  # what is averaged over seeds
 OWN = (
     "output",
@@ -91,14 +92,12 @@ def add_options(parser: Any) -> None:
 
 def seeds(text: str) -> list[int]:
     """`0,1,2` as a list of different integers of at least 0."""
-    from lightning.fabric.utilities.seed import max_seed_value
-
     words = text.split(",")
     if not all(word.strip().isdecimal() for word in words):
         raise ValueError(f"--seeds {text!r} is no list of integers of at least 0; write seeds as 0,1,2")
     found = [int(word) for word in words]
-    if max(found) > max_seed_value:
-        raise ValueError(f"--seeds {text!r}: {max(found)} is above the limit of {max_seed_value:,}")
+    if max(found) > LARGEST_SEED:
+        raise ValueError(f"--seeds {text!r}: {max(found)} is above the limit of {LARGEST_SEED:,}")
     if len(set(found)) < len(found):
         raise ValueError(f"a seed is there twice in --seeds {text!r}: equal seeds give equal runs")
     return found

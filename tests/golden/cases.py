@@ -340,7 +340,8 @@ def decode(model: Any, prompt: Tensor, decoder: str | None = None, **options: An
 
 def written(name: str, **options: Any) -> Answer:
     """Texts from three prompts, and the iterations of every token."""
-    given: dict[str, Any] = {"max_new_tokens": 10, **options}
+    # where tokens may end a row, it is seen to go on until most rows have met one
+    given: dict[str, Any] = {"max_new_tokens": 14 if "stop_tokens" in options else 10, **options}
     if "stop_tokens" in given:
         given["stop_tokens"] = STOP_TOKENS.get(name, given["stop_tokens"])
     if "generator" in given:

@@ -96,8 +96,8 @@ class Browser:
     def open(self) -> None:
         self.driver = self.start().start()
         try:
-            started = {"executable_path": self.path, "args": ["--no-sandbox", "--disable-gpu"]}
-            self.browser = self.driver.chromium.launch(**started)
+            options = ["--no-sandbox", "--disable-gpu"]  # a graphics card that is made up costs time
+            self.browser = self.driver.chromium.launch(executable_path=self.path, args=options)
         except BaseException:
             self.driver.stop()
             raise

@@ -105,8 +105,8 @@ def test_a_resumed_run_sees_the_rest(data: StreamData, tmp_path: Path, options: 
     assert len(whole.seen) == 7 * options.get("accumulate_grad_batches", 1)
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # as above
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")  # as a run does
 def test_the_first_batches_come_over_and_over(data: StreamData, tmp_path: Path) -> None:
     """Guards trainer.overfit_batches, resumed in the midst of a round too, and with several batches to a step."""
     first = [data.training_batch(i)["input_ids"] for i in range(3)]

@@ -103,7 +103,7 @@ def test_no_item_is_in_two_splits(task: Task) -> None:
     """Whatever the seeds, an item met in one split is never met in another."""
     met: dict[str, set[bytes]] = {split: set() for split in SPLITS}
     for split, seed in itertools.product(SPLITS, (0, 1)):
-        met[split] |= {row.tobytes() for row in task.batch(split, seed, range(few(task, 60)))[0]}
+        met[split] |= {row.tobytes() for row in task.batch(split, seed, range(few(task, 100)))[0]}
     assert all(len(items) >= 5 for items in met.values())
     assert not met["train"] & met["validation"] and not met["train"] & met["test"]
     assert not met["validation"] & met["test"]
@@ -127,7 +127,7 @@ def test_splits_share_out_the_whole_space() -> None:
 @pytest.mark.parametrize("split", SPLITS[1:])
 def test_held_out_items_are_different_and_addressed(task: Task, split: Split) -> None:
     """No repeats, which would count as independent; and item i is item i, whatever was asked for before."""
-    count = few(task, 60)
+    count = few(task, 150)
     rows = task.batch(split, 0, range(count))[0]
     assert len({row.tobytes() for row in rows}) == count
     again = copy.deepcopy(task)
