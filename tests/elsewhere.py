@@ -3,8 +3,8 @@
 Its tensors hold their numbers on the CPU, say that they are elsewhere (`meta`, which torch lets anybody claim), and
 refuse what a GPU refuses: to be computed with tensors that are on the CPU, or with a generator of the CPU, and to be
 numpy's. Unlike torch's fake tensors and its own meta device they have numbers, so that everything runs: routing, which
-asks which tokens are selected, and sampling too. Answers are those of the CPU to rounding: on other devices torch
-writes attention out, so that sums run in another order.
+asks which tokens are selected, and sampling too. Answers are those of the CPU to rounding: where a gradient is asked
+for, torch writes attention out on other devices, so that sums run in another order.
 """
 
 import copy
@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,6 +24,8 @@ from mull.models import LanguageModel
 Fields = dict[str, Any]
 
 ELSEWHERE, CPU = torch.device("meta"), torch.device("cpu")
+# What torch makes of a dozen operations: one here, where nobody asks for its gradient.
+WHOLE = (F.rms_norm, F.linear, F.scaled_dot_product_attention)
 COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)  # from one device to the other
 
 
@@ -89,6 +92,9 @@ class Numbers(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in WHOLE and not torch.is_grad_enabled():
+            with torch._C._DisableTorchDispatch():
+                return computed(function, args, kwargs)
         if function in (torch.tensor, torch.as_tensor) and is_elsewhere(kwargs.get("device")):
             if isinstance(args[0], Tensor):
                 return args[0].to(ELSEWHERE, kwargs.get("dtype"))
@@ -147,7 +153,8 @@ def computed(function: Any, args: Any, kwargs: Fields) -> Any:
     given = numbers(args, here, away)
     named = {name: numbers(value, here, away) for name, value in kwargs.items()} if kwargs else {}
     if away and here and function not in COPIES:
-        left = [tuple(x.shape) for x in here if x.dim() or torch.Tag.pointwise not in function.tags]  # not x * 2
+        tags = getattr(function, "tags", ())
+        left = [tuple(x.shape) for x in here if x.dim() or torch.Tag.pointwise not in tags]  # not x * 2
         if left:
             raise RuntimeError(f"{function}: {left} on the CPU beside {len(away)} elsewhere")
     there = isinstance(args[0], Elsewhere) if function is COPIES[1] else bool(away)

@@ -6,6 +6,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 
 def test_a_tensor_left_on_the_cpu_is_found_a_number_is_none_and_a_copy_is_allowed(elsewhere: ModuleType) -> None:
@@ -29,6 +30,25 @@ def test_a_tensor_left_on_the_cpu_is_found_a_number_is_none_and_a_copy_is_allowe
         assert (there > 0).nonzero().shape == (12, 2) and there[0].tolist() == [1, 1, 1, 1]
         twin = copy.deepcopy(there)
         assert isinstance(twin, Elsewhere) and twin.held is not there.held and torch.equal(twin.held, there.held)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_operations_made_of_many_answer_and_refuse_as_others(elsewhere: ModuleType, gradient: bool) -> None:
+    """Without a gradient each is one step, with one it is a dozen."""
+    away = elsewhere.Elsewhere
+    x, w = torch.randn(1, 2, 3, 4), torch.randn(4, 4)
+    calls = (
+        lambda x, w: F.linear(x, w),
+        lambda x, w: F.rms_norm(x, (4,), w[0], 1e-6),
+        lambda x, w: F.scaled_dot_product_attention(x, x @ w, x),
+    )
+    for call in calls:
+        with elsewhere.second_device(), torch.set_grad_enabled(gradient):
+            found = call(away(x), away(w))
+            with pytest.raises(RuntimeError, match="on the CPU beside"):
+                call(away(x), w)
+        assert isinstance(found, away)
+        torch.testing.assert_close(found.held, call(x, w))
 
 
 def test_numpy_takes_no_tensor_of_another_device(elsewhere: ModuleType) -> None:

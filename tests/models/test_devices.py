@@ -160,7 +160,8 @@ def test_every_call_runs_elsewhere_and_says_the_same(
 
     def answers(model: LanguageModel, to: To) -> list[tuple[str, Tensor | None]]:
         ids = to(tokens(config, 2, 6))
-        found = list(uncached(model, ids, to))
+        with torch.set_grad_enabled(training):
+            found = list(uncached(model, ids, to))
         if not training and config.causal:
             if number in CALIBRATED:  # many runs of the layers, which say nothing new of a pass
                 model.calibrate(ids)
