@@ -36,7 +36,7 @@ from mull.training.saying import say
 
 Cluster = Literal["slurm", "local", "debug"]
 LONGEST = 255  # bytes of a file's name
-LARGEST_SEED = 2**32 - 1  # that a run takes: Lightning's limit, which takes seconds to import
+LARGEST_SEED = 2**32 - 1  # that a run takes; written here, since to import Lightning, whose limit it is, takes seconds
 MEASURES = ("accuracy", "exact_match", "loss", "bits_per_byte")  # what is averaged over seeds
 OWN = (
     "output",

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.seed import max_seed_value
 
 from mull.cli import main
 from mull.training import sweep
@@ -183,6 +184,11 @@ def test_a_mistake_is_one_line_and_trains_nothing(
     errors = capsys.readouterr().err
     assert re.search(said, errors), errors
     assert errors.count("mull: error:") == 1 and not list(tmp_path.glob("all/*/*"))
+
+
+def test_the_largest_seed_is_that_of_a_run() -> None:
+    """Guards the number that stands in sweep.py in place of Lightning's own."""
+    assert max_seed_value == sweep.LARGEST_SEED
 
 
 def test_jobs_are_submitted_as_an_array(tmp_path: Path) -> None:
